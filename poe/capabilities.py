@@ -1,0 +1,91 @@
+"""What an energy can do, as small protocols.
+
+A method of drawing never asks what class an energy is; it asks `energy.can(Samples)`. An expert
+answers by having the methods of the protocol; a composition answers from its parts. A stranger's
+expert therefore gets every method of this library by implementing the right protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Exact, independent draws: `sample(n) -> (n, *event)`; n is an int or a shape."""
+
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """A bijection to standard normal noise of the same event shape (normalizing flows).
+
+    `to_noise(x) -> (z, log|det dz/dx|)` and `from_noise(z) -> (x, log|det dx/dz|)`, determinants in nats, of shape (*batch).
+    """
+
+    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class Sequential(Protocol):
+    """A density that factorises along `order`, one position at a time (autoregressive models).
+
+    `next_logits(prefix)` takes the values at the first t positions of `order`, (*batch, t), and describes the
+    conditional density of the next one: (*batch, categories) normalised log-probabilities for a discrete
+    expert; the parameters of the conditional, documented by the expert, for a continuous one.
+    """
+
+    order: Tensor
+
+    def next_logits(self, prefix: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class BlockGibbs(Protocol):
+    """Blocks of coordinates whose conditional given all others can be drawn exactly.
+
+    `blocks` lists index tensors into the flattened event; `sample_block(x, block, uniforms)` returns x with that
+    block redrawn from the given uniforms (*batch, len(block)), so that a step is a pure function of its noise.
+    """
+
+    blocks: tuple[Tensor, ...]
+
+    def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """Takes a context: `given(context)` binds it and returns an unconditional energy."""
+
+    takes_context: bool
+
+
+@runtime_checkable
+class NoiseConditional(Protocol):
+    """An energy with noise levels (in units of x): `at(sigma)` returns the energy at that level, `at(0)` the target's."""
+
+    sigma_range: tuple[float, float]
+
+
+@runtime_checkable
+class Enumerates(Protocol):
+    """A small discrete space: `enumerate() -> (states, *event)`, every point of the support once."""
+
+    def enumerate(self) -> Tensor: ...
+
+
+CAPABILITIES: dict[str, Any] = {
+    "sample": Samples,
+    "transport": Transport,
+    "sequential": Sequential,
+    "blocks": BlockGibbs,
+    "context": Conditional,
+    "noise levels": NoiseConditional,
+    "enumerate": Enumerates,
+}

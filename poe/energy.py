@@ -1,0 +1,1149 @@
+"""The algebra of energies: one base class, five kinds of composition, and the functions that build them.
+
+An energy is E(x) in nats; its density is p(x) = exp(-E(x)) / Z. With densities that need not be normalised:
+
+| you write | density                   | energy                      | node          |
+|-----------|---------------------------|-----------------------------|---------------|
+| `a & b`   | p_a p_b                   | E_a + E_b                   | Product       |
+| `a \\| b`  | exp(-E_a) + exp(-E_b)     | -logsumexp(-E_a, -E_b)      | Mixture       |
+| `a ** t`  | p_a^t                     | t E_a                       | Product       |
+| `a / b`   | p_a / p_b                 | E_a - E_b                   | Product       |
+| `~a`      | 1 / p_a                   | -E_a                        | Product       |
+| `a - b`   | p_a · p_a / (p_a + p_b)   | E_a + softplus(E_a - E_b)   | Contrast      |
+| `a @ f`   | exp(-E_a(f(x)))           | E_a(f(x)), no Jacobian      | Pullback      |
+
+The whole algebra stands in this one file so that its laws hold by construction: a product is always a flat
+sum Σ powerᵢ·Eᵢ merged by identity, whatever operators built it.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from poe import support as sets
+from poe.capabilities import Conditional, Samples
+
+Power = float | nn.Parameter
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error, 0 where the number is exact. `float(estimate)` is the number."""
+
+    value: float
+    standard_error: float = 0.0
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g}" + (f" ± {self.standard_error:.2g}" if self.standard_error else " (exact)")
+
+
+class Energy(nn.Module, ABC):
+    """A function E(x) in nats that stands for the density exp(-E(x)) / Z.
+
+    Arguments:
+        event_shape: shape of one x.
+        support: where the density may be non-zero, a constraint of `torch.distributions`; all of R^n by default.
+        name: how the energy prints inside expressions.
+
+    A subclass implements `forward(x)`, which is only ever called through `energy(x)` and then sees points of the
+    support alone: outside it the energy is +inf. Calling an energy raises ValueError where the trailing axes of
+    x are not the event shape.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        support: sets.Constraint | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._event_shape = torch.Size(event_shape)
+        self._support = sets.canonical(support, self._event_shape)
+        self._name: str | None = None
+        self.name = name
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        """The energy of each point, in nats, with its graph."""
+
+    # ---- facts, propagated from the leaves; None means unknown
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one x."""
+        return self._event_shape
+
+    @property
+    def support(self) -> sets.Constraint:
+        """Where the density may be non-zero; acts on whole events."""
+        return self._support
+
+    @property
+    def log_z(self) -> Estimate | None:
+        """log of the integral (or sum) of exp(-E), or None where nobody knows it."""
+        return None
+
+    @property
+    def proper(self) -> bool | None:
+        """Whether 0 < Z < infinity; None where unknown."""
+        return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
+
+    @property
+    def bounded(self) -> bool | None:
+        """Whether the density is bounded above (the energy below); None where unknown."""
+        return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
+
+    @property
+    def name(self) -> str | None:
+        """How the energy prints inside expressions; a dotted Python name."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        if name is not None and (
+            not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name) or any(map(keyword.iskeyword, name.split(".")))
+        ):
+            raise ValueError(f"{name!r} cannot stand in an expression; give a dotted Python name such as 'digits.even'")
+        self._name = name
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        """The energies this one is composed of; none for an expert."""
+        return ()
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        """The same composition over other parts."""
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which the energy works: that of its first floating tensor."""
+        return self._like().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of its first floating tensor."""
+        return self._like().device
+
+    def _like(self) -> Tensor:
+        for group in (self.parameters(), self.buffers()):
+            for tensor in group:
+                if tensor.is_floating_point():
+                    return tensor
+        return torch.empty(())
+
+    # ---- evaluation
+
+    def __call__(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        batch = self._batch_shape(x)
+        if sets.is_real(self._support):
+            energy = super().__call__(x)
+        else:
+            inside, safe = self._inside(x)
+            energy = torch.where(inside, super().__call__(safe), math.inf)
+        if energy.shape != batch:
+            raise ValueError(
+                f"the energy {self} returned shape {tuple(energy.shape)} for x of shape {tuple(x.shape)}: forward must give one "
+                f"number for each event of shape {tuple(self.event_shape)}, here {tuple(batch)}"
+            )
+        return energy
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch), (*batch, *event)
+        """E(x) in nats and its gradient, without a graph. Where the density is 0: +inf and 0.
+
+        Raises TypeError where E does not depend on x through differentiable operations.
+        """
+        self._batch_shape(x)
+        if not x.is_floating_point():
+            raise TypeError(f"the energy {self} has no gradient on {x.dtype} points; x.float() gives points that have one")
+        x = x.detach()
+        if sets.is_real(self._support):
+            energy, gradient = self._value_and_grad(x)
+        else:
+            inside, safe = self._inside(x)
+            energy, gradient = self._value_and_grad(safe)
+            energy = torch.where(inside, energy, math.inf)
+        void = (energy == math.inf).reshape(energy.shape + (1,) * len(self.event_shape))
+        return energy, torch.where(void, 0, gradient)
+
+    def score(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, *event)
+        """-∇E(x) = ∇ log p(x), in nats per unit of x."""
+        return -self.value_and_grad(x)[1]
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `value_and_grad` calls, x inside the support and detached; an expert with its own gradient overrides it."""
+        with torch.enable_grad():
+            x = x.requires_grad_() if x.is_leaf else x.detach().requires_grad_()
+            energy = nn.Module.__call__(self, x)
+            if not energy.requires_grad:
+                raise TypeError(
+                    f"the energy {self} does not depend on x through torch operations, so it has no gradient here; "
+                    "use a kernel that needs none, or override _value_and_grad"
+                )
+            (gradient,) = torch.autograd.grad(energy.sum(), x, materialize_grads=True)
+        return energy.detach(), gradient
+
+    def _batch_shape(self, x: Tensor) -> torch.Size:
+        k = len(self._event_shape)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"the energy {self} takes a torch tensor, not {type(x).__name__}; torch.as_tensor(x) makes one")
+        if x.ndim < k or x.shape[x.ndim - k :] != self._event_shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but {self} takes (*batch, *event) with event shape {tuple(self._event_shape)}"
+            )
+        return x.shape[: x.ndim - k]
+
+    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Which points lie in the support, and x with the others moved to a point of it, so that no NaN arises."""
+        inside = sets.contains(self._support, x)
+        anchor = sets.inside_point(self._support, x, self._event_shape)
+        if anchor is None:
+            return inside, x
+        mask = inside.reshape(inside.shape + (1,) * len(self._event_shape))
+        return inside, torch.where(mask, x, anchor)
+
+    # ---- capabilities and bindings
+
+    def can(self, capability: type) -> bool:
+        """Whether this energy has a capability of `poe.capabilities`."""
+        return isinstance(self, capability)
+
+    def given(self, context: Any) -> Energy:
+        """Binds a context: a composition binds it in every part that takes one. Raises TypeError where none does."""
+        if not any(leaf.can(Conditional) for leaf in leaves(self)):
+            raise TypeError(f"no expert in {self} takes a context; .given() needs a conditional expert")
+        return self.rebuild([p.given(context) if any(q.can(Conditional) for q in leaves(p)) else p for p in self.parts])
+
+    def at(self, sigma: float) -> Energy:
+        """The energy at noise level sigma (units of x). Unnoised experts are the same at every level."""
+        return self.rebuild([part.at(sigma) for part in self.parts])
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON arguments from which `from_config` rebuilds an expert of this shape, to be filled by `load_state_dict`."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be saved: give it a method config() that returns plain JSON arguments "
+            "and register the class with @poe.register"
+        )
+
+    @classmethod
+    def from_config(cls, **config: Any) -> Energy:
+        """An expert of the shape that `config()` of another one states."""
+        return cls(**config)
+
+    # ---- the algebra
+
+    def __and__(self, other: Energy) -> Energy:
+        return product([self, _energy(other, self, "&")])
+
+    def __or__(self, other: Energy) -> Energy:
+        return mixture([self, _energy(other, self, "|")])
+
+    def __pow__(self, power: Power) -> Energy:
+        return product([self], [power])
+
+    def __truediv__(self, other: Energy) -> Energy:
+        return product([self, _energy(other, self, "/")], [1.0, -1.0])
+
+    def __invert__(self) -> Energy:
+        return product([self], [-1.0])
+
+    def __sub__(self, other: Energy) -> Energy:
+        return contrast(self, _energy(other, self, "-"))
+
+    def __matmul__(self, function: Callable[[Tensor], Tensor]) -> Energy:
+        return pullback(self, function)
+
+    # ---- what is refused because it could mean two things
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"the truth of an energy is ambiguous ({self}): write `a & b` for a product, `a | b` for a mixture, `a - b` for "
+            "a but not b, `~a` for 1/p_a; Python's `and`, `or`, `not` and `if` do not compose energies"
+        )
+
+    def __add__(self, other: Any) -> Energy:
+        raise TypeError(
+            f"{self} + {other} is ambiguous: write `a & b` for the product (energies add) or `a | b` for the mixture "
+            "(densities add)"
+        )
+
+    __radd__ = __add__
+
+    def __mul__(self, other: Any) -> Energy:
+        raise TypeError(
+            f"{self} * {other} is ambiguous: write `a & b` for the product of densities, `a ** 2` to weigh an energy by 2, "
+            "or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Energy:
+        raise TypeError(f"-({self}) is ambiguous: write `~a` for 1/p_a (the energy negated), or `b - a` for b but not a")
+
+    def __rsub__(self, other: Any) -> Energy:
+        raise TypeError(f"{other!r} - {self}: both sides of `-` must be energies; poe.as_energy(model) wraps a model")
+
+    def __xor__(self, other: Any) -> Energy:
+        raise TypeError(f"{self} ^ {other} is ambiguous: write `a ** 2` for a power, `(a - b) | (b - a)` for either but not both")
+
+    # ---- printing: str is the algebra, repr the facts
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        """(text, precedence) with the given labels of leaves."""
+        return label[id(self)], _ATOM
+
+    def __str__(self) -> str:
+        return self._format({id(leaf): label for label, leaf in names(self).items()})[0]
+
+    def __repr__(self) -> str:
+        log_z = "unknown" if self.log_z is None else str(self.log_z)
+        lines = [
+            str(self),
+            f"  event_shape  {tuple(self.event_shape)}",
+            f"  support      {self.support!r}",
+            f"  log_z        {log_z}",
+            f"  proper       {'unknown' if self.proper is None else self.proper}",
+            f"  parameters   {sum(p.numel() for p in self.parameters()):,}",
+        ]
+        lines += [f"  note         {note}" for note in caveats(self)]
+        return "\n".join(lines + [f"  plan         {_plan_line(self)}"])
+
+
+class Density(Energy):
+    """An energy that is normalised, log_z = 0 exactly, and that draws independent samples: a base class for authors.
+
+    A subclass implements `log_prob` and `sample`.
+    """
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        """log p(x) in nats, x inside the support."""
+
+    @abstractmethod
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        """n independent draws, (n, *event); n an int or a shape."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        return -self.log_prob(x)
+
+    @property
+    def log_z(self) -> Estimate | None:
+        return Estimate(0.0)
+
+    @property
+    def proper(self) -> bool | None:
+        return True
+
+
+# ---------------------------------------------------------------- compositions
+
+
+class Product(Energy):
+    """Π p_i^{w_i}: the energy Σ wᵢ·Eᵢ(x), flat, each expert evaluated once. Built by `product`, `&`, `**`, `/` and `~`.
+
+    A power is a float, or a float times an `nn.Parameter` that is learnable. The support is the intersection over all
+    factors, whatever the sign of their powers; a power of 0 keeps the support and is not evaluated. Where some factor
+    has energy +inf the product has too (0/0 counts as 0).
+    """
+
+    def __init__(self, terms: Sequence[_Term]) -> None:
+        super().__init__(terms[0].energy.event_shape, support=sets.intersect([t.energy.support for t in terms]))
+        self.energies = nn.ModuleList([term.energy for term in terms])
+        self.coefficients = tuple(term.coefficient for term in terms)
+        self.learnable = nn.ParameterList([term.parameter for term in terms if term.parameter is not None])
+        slots = iter(range(len(self.learnable)))
+        self._slots = tuple(None if term.parameter is None else next(slots) for term in terms)
+
+    @property
+    def terms(self) -> tuple[_Term, ...]:
+        """(energy, coefficient, parameter or None) of each factor; the power is coefficient times parameter."""
+        parameters = (None if slot is None else self.learnable[slot] for slot in self._slots)
+        return tuple(map(_Term, self.parts, self.coefficients, parameters))
+
+    @property
+    def powers(self) -> tuple[float, ...]:
+        """The powers as numbers."""
+        return tuple(term.coefficient * (1.0 if term.parameter is None else term.parameter.item()) for term in self.terms)
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        return tuple(self.energies)  # type: ignore[return-value]
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        return _flat([_Term(part, t.coefficient, t.parameter) for part, t in zip(parts, self.terms, strict=True)])
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        total = x.new_zeros((), dtype=self.dtype)
+        for term in self._evaluated:
+            total = _add(total, term.weigh(term.energy(x)))
+        return total if self._evaluated else total.expand(self._batch_shape(x))
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total, gradient = x.new_zeros(self._batch_shape(x)), torch.zeros_like(x)
+        for term in self._evaluated:  # one expert's graph alive at a time
+            energy, slope = term.energy.value_and_grad(x)
+            total = _add(total, term.weigh(energy).detach())
+            gradient = gradient.add_(slope.to(gradient), alpha=term.power)
+        return total, gradient
+
+    @property
+    def _evaluated(self) -> list[_Term]:
+        return [term for term in self.terms if term.coefficient]
+
+    @property
+    def log_z(self) -> Estimate | None:
+        closed = _rules().simplify(self)
+        return None if isinstance(closed, Product) else closed.log_z
+
+    @property
+    def proper(self) -> bool | None:
+        """True where Hölder's inequality bounds Z: powers are positive, those of proper factors sum to 1 or more, and what
+        exceeds 1 falls on factors bounded above. False where a closed form diverges, the support is empty, or every power is
+        negative on a support of infinite volume. None otherwise.
+        """
+        if sets.is_empty(self.support) or _rules().is_improper(self):
+            return False
+        closed = _rules().simplify(self)
+        if not isinstance(closed, Product):
+            return closed.proper
+        if any(term.parameter is not None for term in self.terms):
+            return super().proper
+        known = [(term.coefficient, term.energy) for term in self.terms if term.coefficient]
+        if all(power < 0 for power, _ in known) and sets.is_infinite(self.support):
+            # 1/p has infinite mass on infinite volume: vol <= (∫p)^(w/(1+w)) (∫p^-w)^(1/(1+w)), and zero powers add nothing
+            return False if all(self._is_mass(e) for _, e in known) else None
+        if any(power < 0 for power, _ in known):
+            return super().proper
+        loose = [power for power, e in known if not e.bounded]
+        if all(self._is_mass(e) or e.bounded for _, e in known):
+            anchored = sum(power for power, e in known if self._is_mass(e))
+            if sets.is_bounded(self.support) and sum(loose) <= 1:
+                return True
+            if anchored >= 1 - 1e-12 and sum(loose) <= 1 + 1e-12:
+                return True
+        return super().proper
+
+    def _is_mass(self, energy: Energy) -> bool:
+        """Whether a factor is known to be proper in the measure of the product: a continuous one says nothing about sums."""
+        return energy.proper is True and sets.is_discrete(energy.support) == sets.is_discrete(self.support)
+
+    @property
+    def bounded(self) -> bool | None:
+        positive = all(t.parameter is None and t.coefficient >= 0 for t in self.terms)
+        if positive and all(t.energy.bounded for t in self.terms if t.coefficient):
+            return True
+        closed = _rules().simplify(self)
+        return super().bounded if isinstance(closed, Product) else closed.bounded
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        chunks: list[tuple[str, int]] = []
+        for term in self.terms:
+            negative = term.coefficient < 0
+            if negative and chunks:
+                left, right = _wrap(chunks[-1], _SLASH), _wrap(term.format(label, divided=True), _SLASH + 1)
+                chunks[-1] = (f"{left} / {right}", _SLASH)
+            else:
+                chunks.append(term.format(label))
+        if len(chunks) == 1:
+            return chunks[0]
+        joined = " & ".join(_wrap(chunk, _AND) for chunk in chunks)
+        shared = {term.coefficient for term in self.terms}
+        if len(shared) == 1 and not self.learnable and joined.count("(") > 1:
+            power = shared.pop()
+            factored = f"({' & '.join(_wrap(_child(t.energy, label), _AND) for t in self.terms)}) ** {_number(power)}"
+            if factored.count("(") <= joined.count("("):
+                return factored, _POWER
+        return joined, _AND
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """a + b of energies, where +inf wins over -inf: a density that is 0 stays 0, whatever multiplies it."""
+    clash = ((a == math.inf) & (b == -math.inf)) | ((a == -math.inf) & (b == math.inf))
+    return torch.where(clash, math.inf, a + b)
+
+
+class _Term(NamedTuple):
+    """One factor of a product: p ** (coefficient · parameter)."""
+
+    energy: Energy
+    coefficient: float
+    parameter: nn.Parameter | None = None
+
+    @property
+    def power(self) -> float:
+        return self.coefficient if self.parameter is None else self.coefficient * self.parameter.item()
+
+    def weigh(self, energy: Tensor) -> Tensor:
+        """power · E, and +inf where E is, whatever the sign."""
+        if self.parameter is None and self.coefficient == 1:
+            return energy
+        weighted = energy * (self.coefficient if self.parameter is None else self.coefficient * self.parameter)
+        return weighted if self.parameter is None and self.coefficient > 0 else weighted.where(energy != math.inf, math.inf)
+
+    def scaled(self, factor: float) -> _Term:
+        return self._replace(coefficient=self.coefficient * factor)
+
+    def format(self, label: dict[int, str], *, divided: bool = False) -> tuple[str, int]:
+        child, coefficient = _child(self.energy, label), self.coefficient
+        if self.parameter is not None:
+            text = f"{_wrap(child, _POWER + 1)} ** Parameter(tensor({self.parameter.item()!r}))"
+            if coefficient in (1.0, -1.0):
+                return (text if divided or coefficient > 0 else f"~{text}"), _POWER if divided or coefficient > 0 else _TILDE
+            return f"({text}) ** {_number(abs(coefficient) if divided else coefficient)}", _POWER
+        if coefficient == 1 or (divided and coefficient == -1):
+            return child
+        if coefficient == -1:
+            return f"~{_wrap(child, _TILDE)}", _TILDE
+        return f"{_wrap(child, _POWER + 1)} ** {_number(abs(coefficient) if divided else coefficient)}", _POWER
+
+
+class Mixture(Energy):
+    """Sum of densities, built by `|` and `mixture`.
+
+    Raw (weights None): E = -log Σ exp(-E_i). Weighted: E = -log Σ w_i exp(-E_i) / Z_i, over the normalised parts, log Z = 0.
+    """
+
+    def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | None) -> None:
+        super().__init__(energies[0].event_shape, support=sets.union([e.support for e in energies]))
+        self.energies = nn.ModuleList(energies)
+        self.weights = None if weights is None else tuple(weights)
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        return tuple(self.energies)  # type: ignore[return-value]
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        return mixture(parts, self.weights)
+
+    @property
+    def log_weights(self) -> tuple[float, ...]:
+        """What each exp(-E_i) is multiplied by, on the log scale: 0 for a raw mixture, log(w_i / Z_i) for a weighted one."""
+        if self.weights is None:
+            return (0.0,) * len(self.parts)
+        return tuple(
+            (math.log(w) if w else -math.inf) - float(_known_log_z(e)) for w, e in zip(self.weights, self.parts, strict=True)
+        )
+
+    @property
+    def _weighted(self) -> list[tuple[float, Energy]]:
+        """(log weight, part) of each part that weighs anything."""
+        return [(w, e) for w, e in zip(self.log_weights, self.parts, strict=True) if w > -math.inf]
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """The probability of each part, summing to 1; None where a log Z is unknown."""
+        if self.weights is not None:
+            return self.weights
+        known = [part.log_z for part in self.parts]
+        if any(z is None for z in known):
+            return None
+        return tuple(torch.tensor([float(z) for z in known], dtype=torch.float64).softmax(0).tolist())  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        logs = torch.stack([w - part(x) for w, part in self._weighted])
+        top = logs.detach().amax(0)
+        top = torch.where(top.isfinite(), top, 0)  # all parts at -inf: keep the graph free of inf - inf
+        total = (logs - top).exp().sum(0)
+        return torch.where(total > 0, -(torch.where(total > 0, total, 1).log() + top), math.inf).where(~total.isnan(), total)
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # the running log-sum-exp L and ∇E = Σ softmax_i ∇E_i are updated part by part, so memory does not grow with their number
+        axes = (1,) * len(self.event_shape)
+        log_p: Tensor | None = None
+        gradient = torch.zeros_like(x)
+        for weight, part in self._weighted:
+            energy, slope = part.value_and_grad(x)
+            new = weight - energy
+            total = new if log_p is None else torch.logaddexp(log_p, new)
+            share = torch.where(new == total, 1, (new - total).exp())  # inf - inf where a density is infinite
+            share = torch.where(new == -math.inf, 0, share)
+            share = share.reshape(share.shape + axes)
+            gradient = torch.where(share > 0, gradient + share * (slope - gradient), gradient).where(~share.isnan(), share)
+            log_p = total
+        assert log_p is not None
+        return -log_p, gradient
+
+    @property
+    def log_z(self) -> Estimate | None:
+        known = [part.log_z for part in self.parts]
+        shares = self.shares
+        if shares is None or any(z is None for z in known):
+            return None
+        error = math.sqrt(sum((s * z.standard_error) ** 2 for s, z in zip(shares, known, strict=True)))  # type: ignore[union-attr]
+        if self.weights is not None:
+            return Estimate(0.0, error)
+        return Estimate(torch.tensor([float(z) for z in known], dtype=torch.float64).logsumexp(0).item(), error)  # type: ignore[arg-type]
+
+    @property
+    def proper(self) -> bool | None:
+        if sets.is_empty(self.support):
+            return False
+        return _all(part.proper for part in self.parts if not sets.is_empty(part.support))  # an empty part adds no mass
+
+    @property
+    def bounded(self) -> bool | None:
+        return True if all(part.bounded for part in self.parts) else super().bounded
+
+    def can(self, capability: type) -> bool:
+        if capability is Samples:
+            return self.shares is not None and all(part.can(Samples) for part in self.parts)
+        return super().can(capability)
+
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        """Exact ancestral draws, (n, *event): first the part, then a draw from it. Raises TypeError where a part cannot draw."""
+        shares = self.shares
+        if shares is None or not self.can(Samples):
+            raise TypeError(f"{self} has no exact draws: each part must draw and know its log Z; use poe.sample")
+        shape = torch.Size([n] if isinstance(n, int) else n)
+        which = torch.multinomial(
+            torch.tensor(shares, dtype=torch.float64, device=self.device), max(shape.numel(), 1), replacement=True, generator=generator
+        )[: shape.numel()]
+        drawn = [
+            part.sample(int((which == i).sum()), generator=generator)  # type: ignore[operator]
+            for i, part in enumerate(self.parts)
+        ]
+        # drawn part by part, then put back at the places of `which`
+        order = which.argsort(stable=True).argsort()
+        return torch.cat(drawn)[order].reshape(shape + self.event_shape)
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        texts = [_child(part, label) for part in self.parts]
+        if self.weights is None and len(texts) > 1:
+            wrapped = [_wrap(texts[0], _OR)] + [_wrap(text, _OR + 1) for text in texts[1:]]
+            return " | ".join(wrapped), _OR
+        inner = ", ".join(text for text, _ in texts)
+        weights = "" if self.weights is None else f", weights=[{', '.join(repr(w) for w in self.weights)}]"
+        return f"poe.mixture([{inner}]{weights})", _ATOM
+
+
+class Contrast(Energy):
+    """a but not b: E = E_a + s·softplus(E_a - E_b), density p_a (p_a / (p_a + p_b))^s <= p_a. Built by `-` and `contrast`."""
+
+    def __init__(self, wanted: Energy, unwanted: Energy, strength: float) -> None:
+        super().__init__(wanted.event_shape, support=wanted.support)
+        self.wanted, self.unwanted, self.strength = wanted, unwanted, strength
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        return self.wanted, self.unwanted
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        return contrast(parts[0], parts[1], self.strength)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        wanted, unwanted = self.wanted(x), self.unwanted(x)
+        void, gap = self._gap(wanted, unwanted)
+        return wanted + torch.where(void, 0, self.strength * softplus(gap, threshold=40))
+
+    def _gap(self, wanted: Tensor, unwanted: Tensor) -> tuple[Tensor, Tensor]:
+        """E_a - E_b, and where it decides nothing: p_a = 0, strength 0, or both densities infinite. No inf - inf arises."""
+        void = (wanted == math.inf) | ((wanted == -math.inf) & (unwanted == -math.inf))
+        if self.strength == 0:
+            void = torch.ones_like(void)
+        return void, torch.where(void, 0, wanted) - torch.where(void, 0, unwanted)
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        wanted, slope_a = self.wanted.value_and_grad(x)
+        unwanted, slope_b = self.unwanted.value_and_grad(x)
+        void, gap = self._gap(wanted, unwanted)
+        energy = wanted + torch.where(void, 0, self.strength * softplus(gap, threshold=40))
+        pull = (self.strength * gap.sigmoid()).reshape(gap.shape + (1,) * len(self.event_shape))
+        return energy, slope_a + torch.where(pull == 0, 0, pull * (slope_a - slope_b))
+
+    @property
+    def proper(self) -> bool | None:
+        return False if sets.is_empty(self.support) else True if self.wanted.proper else super().proper
+
+    @property
+    def bounded(self) -> bool | None:
+        return True if self.wanted.bounded else super().bounded
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        wanted, unwanted = _child(self.wanted, label), _child(self.unwanted, label)
+        if self.strength == 1:
+            return f"{_wrap(wanted, _MINUS)} - {_wrap(unwanted, _MINUS + 1)}", _MINUS
+        return f"poe.contrast({wanted[0]}, {unwanted[0]}, strength={_number(self.strength)})", _ATOM
+
+
+class Pullback(Energy):
+    """A factor on f(x): E(x) = E_a(f(x)), with no Jacobian. Built by `@`, `pullback` and `on`."""
+
+    def __init__(self, energy: Energy, function: Callable[[Tensor], Tensor], event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape, support=_preimage(energy.support, function, event_shape))
+        self.energy, self.function = energy, function
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        return (self.energy,)
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        return pullback(parts[0], self.function, self.event_shape)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        return self.energy(self.function(x))
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = self.function(x)
+        energy, slope = self.energy.value_and_grad(y.detach())
+        if not y.requires_grad:
+            raise TypeError(f"{_function_name(self.function)} in {self} does not depend on x through torch operations")
+        (gradient,) = torch.autograd.grad(y, x, slope, materialize_grads=True)
+        return energy, gradient
+
+    @property
+    def proper(self) -> bool | None:
+        if sets.is_empty(self.support):
+            return False
+        finite = sets.is_bounded(self.support) and self.energy.bounded
+        return True if finite else super().proper
+
+    @property
+    def bounded(self) -> bool | None:
+        return True if self.energy.bounded else super().bounded
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        child = _child(self.energy, label)
+        if isinstance(self.function, Select):
+            return f"poe.on({child[0]}, {self.function.index.tolist()}, {tuple(self.event_shape)})", _ATOM
+        function = label[id(self.function)]
+        if _stated_shape(self.function) is None and self.event_shape != self.energy.event_shape:
+            return f"poe.pullback({child[0]}, {function}, {tuple(self.event_shape)})", _ATOM
+        return f"{_wrap(child, _SLASH)} @ {function}", _SLASH
+
+
+class Shifted(Energy):
+    """The same density with another constant: E + offset. Built by `shift` and by `normalize`.
+
+    `log_z` is that of the energy less the offset, or what is stated: `normalize` states 0 with the standard error of its estimate.
+    """
+
+    def __init__(self, energy: Energy, offset: float, log_z: Estimate | None) -> None:
+        super().__init__(energy.event_shape, support=energy.support)
+        self.energy, self.offset, self.stated = energy, offset, log_z
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        return (self.energy,)
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        return shift(parts[0], self.offset, log_z=self.stated)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        return self.energy(x) + self.offset
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, gradient = self.energy.value_and_grad(x)
+        return energy + self.offset, gradient
+
+    @property
+    def log_z(self) -> Estimate | None:
+        known = self.energy.log_z
+        if self.stated is not None or known is None:
+            return self.stated
+        return Estimate(known.value - self.offset, known.standard_error)
+
+    @property
+    def proper(self) -> bool | None:
+        return True if self.stated is not None else self.energy.proper
+
+    @property
+    def bounded(self) -> bool | None:
+        return self.energy.bounded
+
+    def can(self, capability: type) -> bool:
+        return self.energy.can(Samples) if capability is Samples else super().can(capability)
+
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        """Exact draws of the energy that was shifted. Raises TypeError where it has none."""
+        if not self.can(Samples):
+            raise TypeError(f"{self.energy} has no exact draws; use poe.sample")
+        return self.energy.sample(n, generator=generator)  # type: ignore[operator]
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        log_z = "" if self.stated is None else f", log_z=Estimate({self.stated.value!r}, {self.stated.standard_error!r})"
+        return f"poe.shift({_child(self.energy, label)[0]}, {self.offset!r}{log_z})", _ATOM
+
+
+# ---------------------------------------------------------------- functions that build them
+
+
+def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None = None) -> Energy:
+    """Π p_i^{w_i}. `powers`: one for all, or one each; 1 by default.
+
+    Flat and merged by identity, so `product([a, a])` is `a ** 2` with one evaluation, and a single factor of power 1 is itself.
+    An `nn.Parameter` as a power stays its own, learnable term.
+    """
+    energies = _energies(energies, "product")
+    if powers is None:
+        powers = 1.0
+    if isinstance(powers, (int, float, nn.Parameter)):
+        powers = [powers] * len(energies)
+    if isinstance(powers, (str, bytes)) or len(powers) != len(energies):
+        raise ValueError(f"{len(energies)} energies need as many powers, not {len(powers)}")
+    terms: list[_Term] = []
+    for energy, power in zip(energies, powers, strict=True):
+        if isinstance(power, nn.Parameter):
+            nested = energy.terms if isinstance(energy, Product) and not energy.learnable else (_Term(energy, 1.0),)
+            terms += [term._replace(parameter=power) for term in nested]
+        else:
+            inner = energy.terms if isinstance(energy, Product) else (_Term(energy, 1.0),)
+            terms += [term.scaled(_checked_power(power, energy)) for term in inner]
+    return _flat(terms)
+
+
+def _flat(terms: Sequence[_Term]) -> Energy:
+    """The product of these terms: nested products opened, equal experts merged, cancelled ones dropped where nothing is lost."""
+    opened: list[_Term] = []
+    for term in terms:
+        if isinstance(term.energy, Product) and (term.parameter is None or not term.energy.learnable):
+            opened += [t.scaled(term.coefficient)._replace(parameter=t.parameter or term.parameter) if term.parameter is None
+                       else t.scaled(term.coefficient)._replace(parameter=term.parameter) for t in term.energy.terms]
+        else:
+            opened.append(term)
+    merged: dict[tuple[int, int | None], _Term] = {}
+    for term in opened:
+        key = (id(term.energy), None if term.parameter is None else id(term.parameter))
+        if key in merged:
+            term = term._replace(coefficient=merged[key].coefficient + term.coefficient)
+        merged[key] = term
+    kept = list(merged.values())
+    for term in [t for t in kept if t.coefficient == 0]:
+        rest = [t for t in kept if t is not term]
+        if rest and sets.covers(term.energy.support, sets.intersect([t.energy.support for t in rest])):
+            kept = rest
+    if len(kept) == 1 and kept[0].coefficient == 1 and kept[0].parameter is None:
+        return kept[0].energy
+    return Product(kept)
+
+
+def mixture(energies: Sequence[Energy], weights: Sequence[float] | None = None) -> Energy:
+    """Without weights, Σ exp(-E_i), as `|`. With weights, Σ w_i p_i / Z_i over the normalised parts, weights scaled to sum to 1.
+
+    Raises ValueError where weights are given and some log Z is unknown: `poe.normalize` estimates it.
+    """
+    energies = _energies(energies, "mixture")
+    if weights is None:
+        flat: list[Energy] = []
+        for energy in energies:
+            flat += energy.parts if isinstance(energy, Mixture) and energy.weights is None else (energy,)
+        return flat[0] if len(flat) == 1 else Mixture(flat, None)
+    numbers = [float(w) for w in weights]
+    if len(numbers) != len(energies):
+        raise ValueError(f"{len(energies)} energies need as many weights, not {len(numbers)}")
+    total = math.fsum(numbers)
+    if not math.isfinite(total) or total <= 0 or any(w < 0 for w in numbers):
+        raise ValueError(f"weights must be finite, not negative, and not all 0, got {numbers}")
+    for energy in energies:
+        _known_log_z(energy)
+    scaled = numbers if math.isclose(total, 1.0, rel_tol=1e-15) else [w / total for w in numbers]
+    return Mixture(energies, scaled)
+
+
+def contrast(a: Energy, b: Energy, strength: float = 1.0) -> Energy:
+    """a but not b: E_a + strength·softplus(E_a - E_b), strength >= 0; `a - b` is strength 1."""
+    a, b = _energies([a, b], "contrast")
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
+        raise ValueError(f"the strength of a contrast is a finite number >= 0, got {strength!r}")
+    return Contrast(a, b, float(strength))
+
+
+def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
+    """Posteriors that each contain the same prior, which must count once: p1 & ... & pn / prior ** (n - 1).
+
+    Raises ValueError where a posterior's support does not match the prior's.
+    """
+    posteriors = _energies(posteriors, "combine")
+    _energies([posteriors[0], prior], "combine")
+    for posterior in posteriors:
+        if sets.covers(prior.support, posterior.support) is False:
+            raise ValueError(
+                f"the support of {posterior}, {posterior.support!r}, is not inside that of the prior {prior}, {prior.support!r}: "
+                "a posterior lives where its prior does; restrict it, or give the prior it was made with"
+            )
+    return product([*posteriors, prior], [1.0] * len(posteriors) + [1.0 - len(posteriors)])
+
+
+def pullback(energy: Energy, function: Callable[[Tensor], Tensor], event_shape: Sequence[int] | None = None) -> Energy:
+    """The factor exp(-E(f(x))) on f(x): no Jacobian. The event shape is the stated one, else f's, else that of the energy."""
+    if isinstance(function, Energy) or not callable(function):
+        raise TypeError(f"`@` takes a function of x on its right, not {function!r}; for a product of energies write `a & b`")
+    (energy,) = _energies([energy], "pullback")
+    shape = event_shape if event_shape is not None else _stated_shape(function)
+    return Pullback(energy, function, energy.event_shape if shape is None else shape)
+
+
+def on(energy: Energy, index: Sequence[int] | Tensor, event_shape: Sequence[int]) -> Energy:
+    """A factor on part of a larger event: E(x[index]), x flattened, the selected values taking the energy's event shape."""
+    return pullback(energy, Select(index, event_shape, energy.event_shape), event_shape)
+
+
+def fill(x_known: Tensor, mask: Tensor) -> Fill:
+    """A map for `energy @ fill(x_known, mask)`: clamps x to `x_known` where `mask` is True, and leaves the rest free."""
+    return Fill(x_known, mask)
+
+
+def shift(energy: Energy, offset: float, *, log_z: Estimate | None = None) -> Energy:
+    """E + offset: the same density with another constant. `log_z` states that of the result where it is known from elsewhere."""
+    (energy,) = _energies([energy], "shift")
+    if not math.isfinite(offset):
+        raise ValueError(f"an energy can be shifted by a finite number of nats only, got {offset}")
+    if isinstance(energy, Shifted) and log_z is None:
+        stated = energy.stated and Estimate(energy.stated.value - offset, energy.stated.standard_error)
+        return Shifted(energy.energy, energy.offset + float(offset), stated)
+    if log_z is not None:
+        log_z = Estimate(float(log_z[0]), float(log_z[1]))
+    return energy if offset == 0 and log_z is None else Shifted(energy, float(offset), log_z)
+
+
+class Select(nn.Module):
+    """x -> x.flatten()[index], shaped as the part's event: the map of `on`."""
+
+    def __init__(self, index: Sequence[int] | Tensor, event_shape: Sequence[int], part_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape, self.part_shape = torch.Size(event_shape), torch.Size(part_shape)
+        size = self.event_shape.numel()
+        positions = torch.as_tensor(index, dtype=torch.long).flatten()
+        if len(positions) != self.part_shape.numel():
+            raise ValueError(f"{len(positions)} positions cannot fill an event of shape {tuple(part_shape)}")
+        if bool((positions < -size).any() or (positions >= size).any()) or len((positions % size).unique()) != len(positions):
+            raise ValueError(f"positions {positions.tolist()} must be distinct and lie in an event of {size} numbers")
+        self.register_buffer("index", positions % size, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, *part)
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return x.reshape(*batch, -1)[..., self.index].reshape(*batch, *self.part_shape)
+
+    def preimage(self, support: sets.Constraint) -> sets.Constraint | None:
+        """The box of all x whose selected part lies in the box `support`."""
+        if not isinstance(support, sets.Box) or support.integer:
+            return None
+        low, high = (torch.full((self.event_shape.numel(),), end, dtype=torch.float64) for end in (-math.inf, math.inf))
+        low[self.index], high[self.index] = support.low.flatten().to(low), support.high.flatten().to(high)
+        return sets.Box(low.reshape(self.event_shape), high.reshape(self.event_shape))
+
+
+class Fill(nn.Module):
+    """(*batch, free) -> (*batch, *event): the free numbers in reading order where the mask is False, known values elsewhere."""
+
+    def __init__(self, x_known: Tensor, mask: Tensor, *, name: str | None = None) -> None:
+        super().__init__()
+        x_known, mask = torch.as_tensor(x_known), torch.as_tensor(mask)
+        if mask.dtype != torch.bool or mask.shape != x_known.shape:
+            raise ValueError(
+                f"fill takes a boolean mask of the shape of x_known, {tuple(x_known.shape)}, True where x is known; "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+        self.name = name
+        self.event_shape = torch.Size([int((~mask).sum())])
+        self.register_buffer("x_known", x_known.detach().clone())
+        self.register_buffer("mask", mask.detach().clone())
+        self.register_buffer("free", (~mask).flatten().nonzero().squeeze(-1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, free) -> (*batch, *event)
+        batch = x.shape[:-1]
+        known = torch.where(self.mask, self.x_known, 0).to(x).flatten().expand(*batch, -1)
+        return known.index_copy(-1, self.free, x).reshape(*batch, *self.mask.shape)
+
+    def preimage(self, support: sets.Constraint) -> sets.Constraint | None:
+        """The box of the free coordinates, empty where a known value lies outside the box `support`."""
+        if not isinstance(support, sets.Box):
+            return None
+        low, high = support.low.flatten()[self.free], support.high.flatten()[self.free]
+        known, mask = self.x_known, self.mask
+        if not bool((((known >= support.low.to(known)) & (known <= support.high.to(known))) | ~mask).all()):
+            low, high = torch.full_like(low, math.inf), torch.full_like(high, -math.inf)
+        return sets.Box(low, high, integer=support.integer)
+
+
+class Preimage(sets.Constraint):
+    """The points that a function maps into a support."""
+
+    def __init__(self, support: sets.Constraint, function: Callable[[Tensor], Tensor], event_dim: int) -> None:
+        self.target, self.function = support, function
+        self.event_dim = event_dim  # type: ignore[assignment]
+        self.is_discrete = sets.is_discrete(support)  # type: ignore[assignment]
+
+    def check(self, value: Tensor) -> Tensor:
+        with torch.no_grad():
+            return sets.contains(self.target, self.function(value))
+
+    def __repr__(self) -> str:
+        return f"{{x: {_function_name(self.function)}(x) in {self.target!r}}}"
+
+
+def _preimage(support: sets.Constraint, function: Callable, event_shape: Sequence[int]) -> sets.Constraint:
+    if sets.is_real(support):
+        return sets.real(event_shape)
+    known = function.preimage(support) if isinstance(function, (Select, Fill)) else None
+    return Preimage(support, function, len(tuple(event_shape))) if known is None else known
+
+
+# ---------------------------------------------------------------- looking at expressions
+
+
+def leaves(energy: Energy) -> list[Energy]:
+    """The experts of an expression, each once, in the order in which they are written."""
+    found: dict[int, Energy] = {}
+    stack = [energy]
+    while stack:
+        node = stack.pop()
+        if node.parts:
+            stack += reversed(node.parts)
+        else:
+            found.setdefault(id(node), node)
+    return list(found.values())
+
+
+def names(energy: Energy) -> dict[str, Any]:
+    """A label for everything that `str(energy)` names: experts, named parts and maps. `poe.parse(str(e), poe.names(e))` is e.
+
+    A label is the `name`, else the class name in lower case; different things with one name get `_2`, `_3`, ...
+    """
+    found: dict[int, tuple[Any, str]] = {}
+
+    def visit(node: Energy, top: bool) -> None:
+        if id(node) in found:
+            return
+        if not node.parts or (node.name and not top):
+            found[id(node)] = node, node.name or type(node).__name__.lower()
+            return
+        for part in node.parts:
+            visit(part, False)
+        if isinstance(node, Pullback) and not isinstance(node.function, Select):
+            found[id(node.function)] = node.function, _function_name(node.function)
+
+    visit(energy, True)
+    labels: dict[str, Any] = {}
+    for thing, base in found.values():
+        label, count = base, 1
+        while label in labels:
+            count += 1
+            label = f"{base}_{count}"
+        labels[label] = thing
+    return labels
+
+
+def caveats(energy: Energy) -> list[str]:
+    """Where a `|` or `-` rests on parts whose log Z is unknown, so that their balance is arbitrary."""
+    notes: dict[str, None] = {}
+    label = {id(thing): text for text, thing in names(energy).items()}
+    stack = [energy]
+    while stack:
+        node = stack.pop()
+        stack += node.parts
+        unknown = [part for part in node.parts if part.log_z is None]
+        if isinstance(node, (Mixture, Contrast)) and unknown:
+            sign = "|" if isinstance(node, Mixture) else "-"
+            parts = ", ".join(_child(part, label)[0] for part in unknown)
+            notes[f"`{sign}` rests on raw energies: log Z unknown for {parts}; poe.normalize makes the balance mean what it says"] = None
+    return list(notes)
+
+
+_OR, _AND, _MINUS, _SLASH, _TILDE, _POWER, _ATOM = range(7)  # Python's precedence, loosest first
+
+
+def _wrap(text: tuple[str, int], least: int) -> str:
+    return text[0] if text[1] >= least else f"({text[0]})"
+
+
+def _child(energy: Energy, label: dict[int, str]) -> tuple[str, int]:
+    return (label[id(energy)], _ATOM) if id(energy) in label else energy._format(label)
+
+
+def _number(value: float) -> str:
+    """The shortest text that Python reads back as the same float: 2, 0.5, (1/3)."""
+    text = repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    if len(text) > 6:
+        fraction = Fraction(value).limit_denominator(99)
+        if fraction.numerator / fraction.denominator == value:
+            return f"({fraction.numerator}/{fraction.denominator})"
+    return text
+
+
+def _function_name(function: Any) -> str:
+    own = function.name if isinstance(function, Fill) else None
+    text = own or (function.__name__ if isinstance(function, type(_number)) else type(function).__name__.lower())
+    return text if text.isidentifier() else "f"
+
+
+def _stated_shape(function: Any) -> torch.Size | None:
+    shape = getattr(function, "event_shape", None)
+    return None if shape is None else torch.Size(shape)
+
+
+def _all(answers: Iterable[bool | None]) -> bool | None:
+    answers = list(answers)
+    return False if False in answers else None if None in answers else True
+
+
+def _known_log_z(energy: Energy) -> Estimate:
+    if energy.log_z is None:
+        raise ValueError(
+            f"weights need the log Z of every part, and that of {energy} is unknown: estimate it with poe.normalize({energy}), "
+            "or write `|` for the raw sum"
+        )
+    return energy.log_z
+
+
+def _checked_power(power: Any, energy: Energy) -> float:
+    if isinstance(power, bool) or not isinstance(power, (int, float)):
+        raise TypeError(f"({energy}) ** {power!r}: a power is a number or an nn.Parameter; for a product of energies write `a & b`")
+    if not math.isfinite(power):
+        raise ValueError(f"({energy}) ** {power}: a power must be finite")
+    return float(power)
+
+
+def _energy(other: Any, left: Energy, sign: str) -> Energy:
+    if isinstance(other, Energy):
+        return other
+    hint = f"{left} ** {1 / other:g}" if sign == "/" and isinstance(other, (int, float)) and other else "poe.as_energy(it)"
+    raise TypeError(f"`{sign}` composes energies, and its right side is a {type(other).__name__}: did you mean {hint}?")
+
+
+def _energies(energies: Iterable[Energy], function: str) -> list[Energy]:
+    energies = [energies] if isinstance(energies, Energy) else list(energies)
+    if not energies:
+        raise ValueError(f"poe.{function} needs at least one energy")
+    for energy in energies:
+        if not isinstance(energy, Energy):
+            raise TypeError(f"poe.{function} takes energies, not {type(energy).__name__}: poe.as_energy(model) wraps a model")
+    first = energies[0]
+    for energy in energies[1:]:
+        if energy.event_shape != first.event_shape:
+            raise ValueError(
+                f"{first} has event shape {tuple(first.event_shape)} and {energy} has {tuple(energy.event_shape)}: "
+                "factors live on the same event; poe.on(energy, index, event_shape) places one on part of a larger event, and "
+                "energy @ f changes its variables"
+            )
+    return energies
+
+
+def _rules() -> Any:
+    from poe import rules  # rules build on energies; only the two facts log_z and proper ask back
+
+    return rules
+
+
+def _plan_line(energy: Energy) -> str:
+    from poe.plan import plan  # the plan builds on everything; a repr only quotes its first line
+
+    try:
+        return str(plan(energy)).splitlines()[0]
+    except ValueError as refused:
+        return f"none: {refused}"
