@@ -1,0 +1,165 @@
+"""Replica exchange: copies of the chains along a path swap places, so that the last one crosses between modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from poe.capabilities import Samples
+from poe.energy import Energy
+from poe.kernels.base import Info, State
+from poe.kernels.langevin import Langevin
+from poe.path import Geometric, take
+
+
+class Ladder(NamedTuple):
+    """All rungs of all chains, as one batch (chains, rungs), with the parity of the next swap and the mean swap acceptance
+    (rungs - 1,) of the step that led here."""
+
+    rungs: State
+    parity: int
+    swapped: Tensor
+
+
+class Noise(NamedTuple):
+    """The inner kernel's noise of each move, uniforms (chains, rungs - 1) for the swaps, and exact draws for the first rung."""
+
+    moves: tuple[Any, ...]
+    swaps: Tensor
+    fresh: Tensor
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """Replica exchange over the geometric path from `start` to the target, at inverse temperatures 0 = β_0 < ... < β_R = 1.
+
+    One step: `moves` transitions of the inner kernel on every rung; the first rung is then redrawn exactly from `start`; then
+    neighbours i, i + 1 (even i in one step, odd i in the next) swap with probability min(1, exp((β_{i+1} - β_i)(U(x_{i+1}) - U(x_i)))),
+    U = E_1 - E_0. The joint law Π p_{β_i} is invariant whenever the inner kernel leaves each p_β so.
+
+    References: Geyer 1991; Syed, Bouchard-Côté, Deligiannidis and Doucet 2022, J. R. Statist. Soc. B 84(2) (even-odd swaps, and the
+    spacing that equalises the rejection rates, `respaced`).
+    """
+
+    start: Energy
+    betas: Tensor
+    kernel: Langevin = Langevin()
+    moves: int = 4
+
+    def __post_init__(self) -> None:
+        b = self.betas
+        if b.ndim != 1 or len(b) < 2 or b[0] != 0 or b[-1] != 1 or not bool((b.diff() > 0).all()):
+            raise ValueError(f"inverse temperatures rise from 0 to 1, got {b.tolist()}")
+        if not self.start.can(Samples):
+            raise TypeError(f"replica exchange starts from an energy that draws exactly, and {self.start} does not")
+        if self.moves < 1:
+            raise ValueError(f"each step needs at least one move, got {self.moves}")
+
+    @property
+    def exact(self) -> bool:
+        return self.kernel.exact
+
+    @property
+    def step_size(self) -> float | Tensor | None:
+        return self.kernel.step_size
+
+    @property
+    def scale(self) -> Tensor | None:
+        return self.kernel.scale
+
+    @property
+    def dense(self) -> bool:
+        return self.kernel.dense
+
+    @property
+    def target_acceptance(self) -> float:
+        return self.kernel.target_acceptance
+
+    @property
+    def gradients_per_step(self) -> float:
+        """Of the target and of the start, each; for one chain, all its rungs."""
+        return len(self.betas) * (self.moves * self.kernel.gradients_per_step + 1)
+
+    def init(self, energy: Energy, x: Tensor) -> Ladder:
+        # (chains, *event): every rung starts there; (chains, rungs, *event): each where it is told
+        event = len(energy.event_shape)
+        if x.ndim == event + 1:
+            x = x.unsqueeze(1).repeat_interleave(len(self.betas), 1)
+        rungs = self.kernel.init(self._level(energy, x), x)
+        return Ladder(rungs, 0, rungs.energy.new_zeros(len(self.betas) - 1))
+
+    def noise(self, state: Ladder, generator: torch.Generator | None = None) -> Noise:
+        rungs = state.rungs
+        moves = tuple(self.kernel.noise(rungs, generator) for _ in range(self.moves))
+        like = rungs.energy
+        swaps = torch.rand(len(like), len(self.betas) - 1, generator=generator, dtype=like.dtype, device=like.device)
+        fresh = self.start.sample(len(like), generator=generator)  # type: ignore[operator]
+        return Noise(moves, swaps, fresh.to(rungs.x))
+
+    def step(self, energy: Energy, state: Ladder, noise: Noise) -> tuple[Ladder, Info]:
+        level, rungs, infos = self._level(energy, state.rungs.x), state.rungs, []
+        for move in noise.moves:
+            rungs, info = self.kernel.step(level, rungs, move)
+            infos.append(info)
+        x = torch.cat([noise.fresh.unsqueeze(1), rungs.x[:, 1:]], 1)
+        pair = level.path.pair(x)
+        order, probability = self._swaps(pair.end - pair.start, state.parity, noise.swaps)
+        beta = level.beta
+        energies, gradients = pair.permuted(order).at(beta, len(energy.event_shape))
+        swapped = state.swapped.clone()
+        swapped[state.parity :: 2] = probability[:, state.parity :: 2].mean(0)
+        acceptance = torch.stack([i.acceptance for i in infos]).mean(0)
+        accepted, nonfinite, divergent = (torch.stack([i[k] for i in infos]).any(0) for k in (1, 2, 3))
+        moved = State(take(x, order), energies, gradients)
+        return Ladder(moved, 1 - state.parity, swapped), Info(acceptance, accepted, nonfinite, divergent)
+
+    def _swaps(self, gap: Tensor, parity: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """(order of the rungs after swapping, acceptance probabilities) from U = E_1 - E_0 at each rung, (chains, rungs)."""
+        beta = self.betas.to(gap)
+        log_ratio = (beta[1:] - beta[:-1]) * (gap[:, 1:] - gap[:, :-1])
+        probability = torch.where(log_ratio.isnan(), 0, log_ratio.clamp(max=0).exp())
+        active = torch.arange(len(beta) - 1, device=gap.device) % 2 == parity
+        swap = active & (uniform < probability)
+        order = torch.arange(len(beta), device=gap.device).repeat(len(gap), 1)
+        up = torch.cat([swap, torch.zeros_like(swap[:, :1])], 1).long()
+        down = torch.cat([torch.zeros_like(swap[:, :1]), swap], 1).long()
+        return order + up - down, probability
+
+    def _level(self, energy: Energy, x: Tensor) -> Any:
+        return Geometric(self.start, energy).level(self.betas.to(x))
+
+    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Tempered:
+        return replace(self, kernel=self.kernel.tuned(step_size, scale, dense))
+
+    def respaced(self, rejection: Tensor, count: int | None = None) -> Tempered:
+        """The ladder of `count` rungs whose rejection rates are equal, from the measured ones (rungs - 1,): the cumulative
+        rejection Λ(β) is interpolated linearly and cut into equal pieces. Step sizes and preconditioners follow their β.
+        """
+        count = len(self.betas) if count is None else count
+        barrier = torch.cat([torch.zeros(1).to(rejection), (rejection + 1e-3).cumsum(0)]).double()
+        wanted = torch.linspace(0, 1, count, dtype=torch.float64) * barrier[-1]
+        where = torch.searchsorted(barrier, wanted).clamp(1, len(barrier) - 1)
+        share = (wanted - barrier[where - 1]) / (barrier[where] - barrier[where - 1])
+        old = self.betas.double()
+        betas = old[where - 1] + share * (old[where] - old[where - 1])
+        betas[0], betas[-1] = 0, 1
+        nearest = torch.where(share > 0.5, where, where - 1)
+        kernel = self.kernel
+        if isinstance(kernel.step_size, Tensor) and kernel.step_size.ndim:
+            scale = kernel.scale[nearest] if kernel.scale is not None else None
+            kernel = kernel.tuned(kernel.step_size[nearest], scale, kernel.dense)
+        return replace(self, betas=betas.to(self.betas), kernel=kernel)
+
+    def walkers(self, state: Ladder) -> State:
+        return state.rungs
+
+    def position(self, state: Ladder) -> tuple[Tensor, Tensor]:
+        return state.rungs.x[:, -1], state.rungs.energy[:, -1]
+
+
+def linear_betas(rungs: int) -> Tensor:
+    """0 to 1 in equal steps: what warm-up starts from before the rejection rates are known."""
+    return torch.linspace(0, 1, rungs, dtype=torch.float64)

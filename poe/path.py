@@ -1,0 +1,91 @@
+"""Paths: sequences of energies from one that is easy to draw from to the one that is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from poe.energy import Density, Energy
+
+
+class Pair(NamedTuple):
+    """Energies (*batch) in nats and gradients (*batch, *event) of both ends of a path at the same points."""
+
+    start: Tensor
+    start_gradient: Tensor
+    end: Tensor
+    end_gradient: Tensor
+
+    def at(self, beta: Tensor, event: int) -> tuple[Tensor, Tensor]:
+        """Energy and gradient at inverse temperatures beta, broadcast over trailing batch axes."""
+        wide = beta.reshape(beta.shape + (1,) * event)
+        return mix(beta, self.start, self.end), mix(wide, self.start_gradient, self.end_gradient)
+
+    def permuted(self, order: Tensor) -> Pair:
+        """With axis 1 (the rungs) reordered by `order` (chains, rungs)."""
+        return Pair(*(take(part, order) for part in self))
+
+
+def mix(beta: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """(1 - beta)·start + beta·end, where an end that has weight 0 does not count even if infinite."""
+    a = torch.where(beta == 1, 0, (1 - beta) * torch.where(beta == 1, 0, start))
+    return a + torch.where(beta == 0, 0, beta * torch.where(beta == 0, 0, end))
+
+
+def take(values: Tensor, order: Tensor) -> Tensor:
+    # (chains, rungs, ...), (chains, rungs) -> (chains, rungs, ...)
+    index = order.reshape(order.shape + (1,) * (values.ndim - 2)).expand(values.shape)
+    return values.gather(1, index)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """p_β ∝ p_0^(1-β) p_1^β: energies E_β = (1 - β) E_0 + β E_1, from a start that draws exactly (β = 0) to the end (β = 1)."""
+
+    start: Energy
+    end: Energy
+
+    def pair(self, x: Tensor) -> Pair:  # (*batch, *event)
+        return Pair(*self.start.value_and_grad(x), *self.end.value_and_grad(x))
+
+    def level(self, beta: Tensor) -> Level:
+        return Level(self, beta)
+
+
+class Level(Energy):
+    """The path's energy at fixed inverse temperatures: a tensor over the trailing batch axes, so that a whole ladder is one batch."""
+
+    def __init__(self, path: Geometric, beta: Tensor) -> None:
+        super().__init__(path.end.event_shape)
+        self.path, self.beta = path, beta
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        return mix(self.beta, self.path.start(x), self.path.end(x))
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.path.pair(x).at(self.beta, len(self.event_shape))
+
+
+class StandardNormal(Density):
+    """N(loc, diag(scale²)) over an event: where annealing starts when no factor draws samples."""
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(loc.shape)
+        self.register_buffer("loc", loc.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        normal = torch.distributions.Normal(self.loc, self.scale, validate_args=False)
+        return torch.distributions.Independent(normal, self.loc.ndim, validate_args=False).log_prob(x)
+
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        shape = (n,) if isinstance(n, int) else tuple(n)
+        noise = torch.randn(*shape, *self.loc.shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + self.scale * noise

@@ -1,0 +1,64 @@
+"""Drawing in other variables: the reals in place of a constrained support, with the log-determinant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform
+
+from poe import support as sets
+from poe.capabilities import Samples
+from poe.energy import Energy
+
+
+class Unconstrained(Energy):
+    """E(z) = E_x(T(z)) - log|det dT/dz|: the same law over z in R^m, x = T(z), T a bijection of `torch.distributions`.
+
+    A simplex of k parts has m = k - 1 and densities with respect to its first k - 1 coordinates, as torch's Dirichlet.
+    """
+
+    def __init__(self, energy: Energy, transform: Transform | None = None) -> None:
+        transform = sets.from_reals(energy.support) if transform is None else transform
+        super().__init__(transform.inverse_shape(energy.event_shape))
+        self.energy, self.transform = energy, transform
+
+    def forward(self, z: Tensor) -> Tensor:  # (*batch, *reals) -> (*batch)
+        x = self.transform(z)
+        return self.energy(x) - self._log_det(z, x)
+
+    def _value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            x = self.transform(z)
+            log_det = self._log_det(z, x)
+        energy, slope = self.energy.value_and_grad(x.detach())
+        (gradient,) = torch.autograd.grad([x, log_det], z, [slope, -torch.ones_like(log_det)], materialize_grads=True)
+        return energy - log_det.detach(), gradient
+
+    @property
+    def proper(self) -> bool | None:
+        return self.energy.proper
+
+    def around(self, energy: Energy) -> Unconstrained:
+        """Another energy over the same variables z."""
+        return Unconstrained(energy, self.transform)
+
+    def can(self, capability: type) -> bool:
+        return self.energy.can(Samples) if capability is Samples else super().can(capability)
+
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        """Exact draws of z, where the energy draws x."""
+        return self.to_z(self.energy.sample(n, generator=generator))  # type: ignore[operator]
+
+    def to_x(self, z: Tensor) -> Tensor:
+        """x = T(z)."""
+        return self.transform(z)
+
+    def to_z(self, x: Tensor) -> Tensor:
+        """z with T(z) = x."""
+        return self.transform.inv(x)
+
+    def _log_det(self, z: Tensor, x: Tensor) -> Tensor:
+        batch = z.ndim - len(self.event_shape)
+        log_det = self.transform.log_abs_det_jacobian(z, x)
+        return log_det if log_det.ndim == batch else log_det.flatten(batch).sum(-1)
