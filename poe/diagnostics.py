@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from arviz_stats.base import array_stats
 from torch import Tensor
 
 MOST_COORDINATES = 256  # coordinates of an event that are diagnosed one by one, evenly spaced beyond
@@ -41,6 +41,12 @@ class Diagnostics:
         return asdict(self)
 
 
+def _arviz() -> Any:
+    from arviz_stats.base import array_stats  # brings scipy, half a second: loaded when evidence is first asked for
+
+    return array_stats
+
+
 def coordinates(chains: Tensor, event_dim: int) -> np.ndarray:
     # (chain, draw, *event) -> (chain, draw, coordinates)
     """At most `MOST_COORDINATES` numbers of each event, evenly spaced."""
@@ -57,7 +63,7 @@ def rhat(values: np.ndarray) -> np.ndarray:
         return np.full(values.shape[2:], np.nan)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # constant columns divide 0 by 0; they are settled below
-        result = np.asarray(array_stats.rhat(values, chain_axis=0, draw_axis=1, method="rank"), dtype=float)
+        result = np.asarray(_arviz().rhat(values, chain_axis=0, draw_axis=1, method="rank"), dtype=float)
     still = np.ptp(values, axis=1) == 0
     differ = np.ptp(values, axis=(0, 1)) > 0
     return np.where(still.all(0) & differ, np.inf, np.where(differ, result, 1.0))
@@ -65,25 +71,25 @@ def rhat(values: np.ndarray) -> np.ndarray:
 
 def ess(values: np.ndarray, method: str) -> np.ndarray:
     # (chain, draw, ...) -> (...)
-    """Bulk or tail effective sample size. A stuck chain counts 0, so only the others are pooled, and never more than they hold."""
+    """Bulk or tail effective sample size. A stuck chain counts 0; never more than the moving chains hold."""
     if values.shape[1] < 4:
         return np.full(values.shape[2:], np.nan)
     moving = np.ptp(values, axis=1) > 0  # (chain, ...)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
         options = {"prob": (0.05, 0.95)} if method == "tail" else {}
-        result = np.asarray(array_stats.ess(values, chain_axis=0, draw_axis=1, method=method, **options), dtype=float)
+        result = np.asarray(_arviz().ess(values, chain_axis=0, draw_axis=1, method=method, **options), dtype=float)
     share = moving.mean(axis=0)
     return np.where(share == 0, 0.0, np.minimum(result, values.shape[0] * values.shape[1]) * share)
 
 
 def diagnose(chains: Tensor, energy: Tensor, event_dim: int, **counts: float) -> Diagnostics:
     """The evidence in draws (chain, draw, *event) and their energies (chain, draw) in nats; `counts` are the run's own figures."""
-    x = coordinates(chains, event_dim)
-    log_density = -energy.detach().double().cpu().numpy()
     if chains.numel() == 0:
         nan = float("nan")
         return Diagnostics(nan, nan, 0.0, 0.0, 0, **counts)  # type: ignore[arg-type]
+    x = coordinates(chains, event_dim)
+    log_density = -energy.detach().double().cpu().numpy()
     sizes = {m: np.concatenate([ess(x, m), ess(log_density[..., None], m)]) for m in ("bulk", "tail")}
     stuck = int((np.ptp(x, axis=1) == 0).all(-1).sum()) if x.shape[1] > 1 else 0
     return Diagnostics(
@@ -106,7 +112,7 @@ def pareto_k(log_weights: Tensor) -> float:
         return float("-inf")  # equal weights: no tail at all
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        return float(array_stats.psislw(logs)[1])
+        return float(_arviz().psislw(-logs)[1])  # it takes log-likelihoods, whose negatives are the weights
 
 
 def weight_ess(log_weights: Tensor) -> float:

@@ -7,11 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from poe.diagnostics import Diagnostics
 from poe.energy import Estimate
+from poe.storage import StorageError, write_whole
+
+_KEY = "poe.draws"  # of the metadata that holds the evidence
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ class Draws:
             lines.append(f"  R-hat          {d.rhat:.3f} worst coordinate, {d.rhat_energy:.3f} log-density")
         lines.append(f"  ESS            {d.ess_bulk:.0f} bulk, {d.ess_tail:.0f} tail (smallest)")
         if d.gradients:
-            lines.append(f"  acceptance     {d.acceptance:.2f}; {d.divergent} divergent, {d.nonfinite} non-finite, {d.stuck} stuck chains")
+            lines.append(
+                f"  acceptance     {d.acceptance:.2f}; {d.divergent} divergent, {d.nonfinite} non-finite, {d.stuck} stuck chains"
+            )
         if d.swaps == d.swaps:
             lines.append(f"  rung swaps     {d.swaps:.2f} smallest acceptance")
         if d.pareto_k == d.pareto_k:
@@ -87,32 +94,31 @@ class Draws:
             from arviz_base import from_dict  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("draws.to_arviz() needs ArviZ: pip install 'product-of-experts[arviz]'") from error
-        return from_dict(
-            {"posterior": {"x": self.chains.cpu().numpy()}, "sample_stats": {"lp": -self.energy.cpu().numpy()}}
-        )
+        return from_dict({"posterior": {"x": self.chains.cpu().numpy()}, "sample_stats": {"lp": -self.energy.cpu().numpy()}})
 
-    def save(self, path: str | Path) -> Path:
-        """Writes draws and evidence to one safetensors file, atomically. `Draws.load` reads it back."""
-        from poe import storage  # storage reads energies too, draws need only its atomic write
-
+    def save(self, path: str | Path) -> None:
+        """Writes draws and evidence to one safetensors file, whole or not at all. `Draws.load` reads it back."""
         tensors = {"x": self.x, "chains": self.chains, "energy": self.energy}
         facts = {
             "log_z": None if self.log_z is None else list(self.log_z),
             "diagnostics": self.diagnostics.asdict(),
             "warnings": list(self.warnings),
         } | {name: getattr(self, name) for name in ("method", "expression", "exact", "partial", "plan")}
-        metadata = {"poe.draws": json.dumps(facts)}
-        return storage.write(path, {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata)
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        write_whole(Path(path), safetensors.torch.save(plain, {_KEY: json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Draws:
-        """The draws that `save` wrote. Raises ValueError where the file holds none."""
-        from poe import storage
-
-        tensors, metadata = storage.read(path)
-        if "poe.draws" not in metadata:
-            raise ValueError(f"{path} holds no draws; poe.load reads energies")
-        facts = json.loads(metadata["poe.draws"])
+        """The draws that `save` wrote. Raises StorageError where the file is damaged or holds none."""
+        try:
+            with safetensors.safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except safetensors.SafetensorError as error:
+            raise StorageError(f"{path} cannot be read: it is truncated, damaged or no safetensors file ({error})") from error
+        if _KEY not in metadata:
+            raise StorageError(f"{path} holds no draws; poe.load reads energies")
+        facts = json.loads(metadata[_KEY])
         facts["log_z"] = None if facts["log_z"] is None else Estimate(*facts["log_z"])
         facts["diagnostics"] = Diagnostics(**facts["diagnostics"])
         facts["warnings"] = tuple(facts["warnings"])

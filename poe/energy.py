@@ -24,6 +24,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -367,6 +368,7 @@ class Product(Energy):
         self.learnable = nn.ParameterList([term.parameter for term in terms if term.parameter is not None])
         slots = iter(range(len(self.learnable)))
         self._slots = tuple(None if term.parameter is None else next(slots) for term in terms)
+        self._known: tuple[list[Any], Energy] | None = None
 
     @property
     def terms(self) -> tuple[_Term, ...]:
@@ -387,7 +389,7 @@ class Product(Energy):
         return _flat([_Term(part, t.coefficient, t.parameter) for part, t in zip(parts, self.terms, strict=True)])
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        total = x.new_zeros((), dtype=self.dtype)
+        total = x.new_zeros((), dtype=x.dtype if x.is_floating_point() else self.dtype)
         for term in self._evaluated:
             total = _add(total, term.weigh(term.energy(x)))
         return total if self._evaluated else total.expand(self._batch_shape(x))
@@ -406,8 +408,17 @@ class Product(Energy):
 
     @property
     def log_z(self) -> Estimate | None:
-        closed = _rules().simplify(self)
-        return None if isinstance(closed, Product) else closed.log_z
+        return None if isinstance(self._closed, Product) else self._closed.log_z
+
+    @property
+    def _closed(self) -> Energy:
+        """The simplified product, worked out again only after a tensor of the expression has changed, or the rules."""
+        version: list[Any] = [_rules().count()]
+        for tensor in [*self.parameters(), *self.buffers()]:
+            version += [_Same(tensor), tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device]
+        if self._known is None or self._known[0] != version:
+            self._known = version, _rules().simplify(self)
+        return self._known[1]
 
     @property
     def proper(self) -> bool | None:
@@ -415,11 +426,12 @@ class Product(Energy):
         exceeds 1 falls on factors bounded above. False where a closed form diverges, the support is empty, or every power is
         negative on a support of infinite volume. None otherwise.
         """
-        if sets.is_empty(self.support) or _rules().is_improper(self):
+        if sets.is_empty(self.support):
             return False
-        closed = _rules().simplify(self)
-        if not isinstance(closed, Product):
-            return closed.proper
+        if not isinstance(self._closed, Product):
+            return self._closed.proper
+        if _rules().is_improper(self):
+            return False
         if any(term.parameter is not None for term in self.terms):
             return super().proper
         known = [(term.coefficient, term.energy) for term in self.terms if term.coefficient]
@@ -446,8 +458,7 @@ class Product(Energy):
         positive = all(t.parameter is None and t.coefficient >= 0 for t in self.terms)
         if positive and all(t.energy.bounded for t in self.terms if t.coefficient):
             return True
-        closed = _rules().simplify(self)
-        return super().bounded if isinstance(closed, Product) else closed.bounded
+        return super().bounded if isinstance(self._closed, Product) else self._closed.bounded
 
     def _format(self, label: dict[int, str]) -> tuple[str, int]:
         chunks: list[tuple[str, int]] = []
@@ -474,6 +485,18 @@ def _add(a: Tensor, b: Tensor) -> Tensor:
     """a + b of energies, where +inf wins over -inf: a density that is 0 stays 0, whatever multiplies it."""
     clash = ((a == math.inf) & (b == -math.inf)) | ((a == -math.inf) & (b == math.inf))
     return torch.where(clash, math.inf, a + b)
+
+
+class _Same:
+    """Equal only for one and the same object, which it keeps alive so that no other can take its place in memory."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.thing is self.thing
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Term(NamedTuple):
@@ -610,7 +633,10 @@ class Mixture(Energy):
             raise TypeError(f"{self} has no exact draws: each part must draw and know its log Z; use poe.sample")
         shape = torch.Size([n] if isinstance(n, int) else n)
         which = torch.multinomial(
-            torch.tensor(shares, dtype=torch.float64, device=self.device), max(shape.numel(), 1), replacement=True, generator=generator
+            torch.tensor(shares, dtype=torch.float64, device=self.device),
+            max(shape.numel(), 1),
+            replacement=True,
+            generator=generator,
         )[: shape.numel()]
         drawn = [
             part.sample(int((which == i).sum()), generator=generator)  # type: ignore[operator]
@@ -661,7 +687,7 @@ class Contrast(Energy):
         unwanted, slope_b = self.unwanted.value_and_grad(x)
         void, gap = self._gap(wanted, unwanted)
         energy = wanted + torch.where(void, 0, self.strength * softplus(gap, threshold=40))
-        pull = (self.strength * gap.sigmoid()).reshape(gap.shape + (1,) * len(self.event_shape))
+        pull = torch.where(void, 0, self.strength * gap.sigmoid()).reshape(gap.shape + (1,) * len(self.event_shape))
         return energy, slope_a + torch.where(pull == 0, 0, pull * (slope_a - slope_b))
 
     @property
@@ -812,8 +838,12 @@ def _flat(terms: Sequence[_Term]) -> Energy:
     opened: list[_Term] = []
     for term in terms:
         if isinstance(term.energy, Product) and (term.parameter is None or not term.energy.learnable):
-            opened += [t.scaled(term.coefficient)._replace(parameter=t.parameter or term.parameter) if term.parameter is None
-                       else t.scaled(term.coefficient)._replace(parameter=term.parameter) for t in term.energy.terms]
+            opened += [
+                t.scaled(term.coefficient)._replace(parameter=t.parameter or term.parameter)
+                if term.parameter is None
+                else t.scaled(term.coefficient)._replace(parameter=term.parameter)
+                for t in term.energy.terms
+            ]
         else:
             opened.append(term)
     merged: dict[tuple[int, int | None], _Term] = {}
@@ -882,7 +912,7 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
 def pullback(energy: Energy, function: Callable[[Tensor], Tensor], event_shape: Sequence[int] | None = None) -> Energy:
     """The factor exp(-E(f(x))) on f(x): no Jacobian. The event shape is the stated one, else f's, else that of the energy."""
     if isinstance(function, Energy) or not callable(function):
-        raise TypeError(f"`@` takes a function of x on its right, not {function!r}; for a product of energies write `a & b`")
+        raise TypeError(f"`@` takes a function of x on its right, not {function}; for a product of energies write `a & b`")
     (energy,) = _energies([energy], "pullback")
     shape = event_shape if event_shape is not None else _stated_shape(function)
     return Pullback(energy, function, energy.event_shape if shape is None else shape)
@@ -904,8 +934,10 @@ def shift(energy: Energy, offset: float, *, log_z: Estimate | None = None) -> En
     if not math.isfinite(offset):
         raise ValueError(f"an energy can be shifted by a finite number of nats only, got {offset}")
     if isinstance(energy, Shifted) and log_z is None:
-        stated = energy.stated and Estimate(energy.stated.value - offset, energy.stated.standard_error)
-        return Shifted(energy.energy, energy.offset + float(offset), stated)
+        total = energy.offset + float(offset)
+        if energy.stated is None:
+            return shift(energy.energy, total)
+        return Shifted(energy.energy, total, Estimate(energy.stated.value - offset, energy.stated.standard_error))
     if log_z is not None:
         log_z = Estimate(float(log_z[0]), float(log_z[1]))
     return energy if offset == 0 and log_z is None else Shifted(energy, float(offset), log_z)
@@ -913,6 +945,8 @@ def shift(energy: Energy, offset: float, *, log_z: Estimate | None = None) -> En
 
 class Select(nn.Module):
     """x -> x.flatten()[index], shaped as the part's event: the map of `on`."""
+
+    index: Tensor
 
     def __init__(self, index: Sequence[int] | Tensor, event_shape: Sequence[int], part_shape: Sequence[int]) -> None:
         super().__init__()
@@ -940,6 +974,10 @@ class Select(nn.Module):
 
 class Fill(nn.Module):
     """(*batch, free) -> (*batch, *event): the free numbers in reading order where the mask is False, known values elsewhere."""
+
+    x_known: Tensor
+    mask: Tensor
+    free: Tensor
 
     def __init__(self, x_known: Tensor, mask: Tensor, *, name: str | None = None) -> None:
         super().__init__()
@@ -1051,7 +1089,9 @@ def caveats(energy: Energy) -> list[str]:
         if isinstance(node, (Mixture, Contrast)) and unknown:
             sign = "|" if isinstance(node, Mixture) else "-"
             parts = ", ".join(_child(part, label)[0] for part in unknown)
-            notes[f"`{sign}` rests on raw energies: log Z unknown for {parts}; poe.normalize makes the balance mean what it says"] = None
+            notes[
+                f"`{sign}` rests on raw energies: log Z unknown for {parts}; poe.normalize makes the balance mean what it says"
+            ] = None
     return list(notes)
 
 
@@ -1078,7 +1118,7 @@ def _number(value: float) -> str:
 
 def _function_name(function: Any) -> str:
     own = function.name if isinstance(function, Fill) else None
-    text = own or (function.__name__ if isinstance(function, type(_number)) else type(function).__name__.lower())
+    text = own or (function.__name__ if isinstance(function, FunctionType) else type(function).__name__.lower())
     return text if text.isidentifier() else "f"
 
 
@@ -1103,7 +1143,7 @@ def _known_log_z(energy: Energy) -> Estimate:
 
 def _checked_power(power: Any, energy: Energy) -> float:
     if isinstance(power, bool) or not isinstance(power, (int, float)):
-        raise TypeError(f"({energy}) ** {power!r}: a power is a number or an nn.Parameter; for a product of energies write `a & b`")
+        raise TypeError(f"({energy}) ** {power}: a power is a number or an nn.Parameter; for a product of energies write `a & b`")
     if not math.isfinite(power):
         raise ValueError(f"({energy}) ** {power}: a power must be finite")
     return float(power)
@@ -1117,7 +1157,7 @@ def _energy(other: Any, left: Energy, sign: str) -> Energy:
 
 
 def _energies(energies: Iterable[Energy], function: str) -> list[Energy]:
-    energies = [energies] if isinstance(energies, Energy) else list(energies)
+    energies = list(energies)
     if not energies:
         raise ValueError(f"poe.{function} needs at least one energy")
     for energy in energies:

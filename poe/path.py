@@ -37,6 +37,7 @@ def mix(beta: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 def take(values: Tensor, order: Tensor) -> Tensor:
     # (chains, rungs, ...), (chains, rungs) -> (chains, rungs, ...)
+    """The values of the rungs in another order, for each chain its own."""
     index = order.reshape(order.shape + (1,) * (values.ndim - 2)).expand(values.shape)
     return values.gather(1, index)
 
@@ -71,6 +72,9 @@ class Level(Energy):
 
 class StandardNormal(Density):
     """N(loc, diag(scale²)) over an event: where annealing starts when no factor draws samples."""
+
+    loc: Tensor
+    scale: Tensor
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__(loc.shape)

@@ -128,7 +128,8 @@ def sample(
 
     Arguments:
         draws: how many in all, over all chains.
-        method: "exact", "enumerate", "chains" or "tempered"; chosen from the structure by default (see `poe.plan`).
+        method: "exact", "enumerate", "chains" or "tempered"; chosen from the structure by default (see `poe.plan`), and "chains" where
+            `init` or `warmup` is given.
         kernel: a kernel for the chains; `Langevin()` tuned in warm-up by default.
         chains: independent chains; by default up to 32.
         warmup: steps in which the kernel is tuned, not kept; 0 needs a kernel with a step size.
@@ -151,6 +152,8 @@ def sample(
         energy = energy.to(device)
     _refuse_improper(energy)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    if method is None and not (init is None and warmup is None):
+        method = "chains"  # only chains start somewhere and warm up
     chosen = plan(energy, method=method, kernel=kernel)
     settings = _Settings(draws, chains, warmup, thin, init, seed, progress, shards, compile)
     grads = [p for p in energy.parameters() if p.requires_grad]
@@ -270,12 +273,14 @@ class _Chains:
     def __init__(self, energy: Energy, chosen: Plan, s: _Settings) -> None:
         self.energy, self.chosen, self.s = energy, chosen, s
         self.space = None if sets.is_real(energy.support) else Unconstrained(energy)
-        self.target: Energy = self.space or energy
+        self.target: Energy = energy if self.space is None else self.space
         self.kernel: Any = chosen.kernel
         if s.init is not None:
             self.chains = s.init.shape[0] if s.init.ndim == len(energy.event_shape) + 1 else 0
             if self.chains == 0 or (s.chains is not None and s.chains != self.chains):
-                raise ValueError(f"init has shape {tuple(s.init.shape)}; it takes (chains, *event), event {tuple(energy.event_shape)}")
+                raise ValueError(
+                    f"init has shape {tuple(s.init.shape)}; it takes (chains, *event), event {tuple(energy.event_shape)}"
+                )
         else:
             self.chains = s.chains or max(4, s.shards, min(32, s.draws // 32))
         if s.shards > self.chains:
@@ -297,7 +302,12 @@ class _Chains:
             return self._finish(self._tempered(start, x), self.chosen.reason)
         trace = self._run(self.kernel, x, warmup=400, label="Langevin")
         disagree = self._disagreement(trace)
-        if disagree > RHAT_LIMIT and self.s.init is None and self.kernel == self.chosen.kernel and isinstance(self.kernel, Langevin):
+        if (
+            disagree > RHAT_LIMIT
+            and self.s.init is None
+            and self.kernel == self.chosen.kernel
+            and isinstance(self.kernel, Langevin)
+        ):
             start = self._fitted(trace) if start is None else start
             trace = self._tempered(start, x)
             return self._finish(trace, f"replica exchange, after Langevin chains disagreed (R-hat {disagree:.2f})")
@@ -312,7 +322,9 @@ class _Chains:
             x = self.s.init.to(like)
             inside = sets.contains(self.energy.support, x)
             if not bool(inside.all()):
-                raise ValueError(f"{int((~inside).sum())} of {len(x)} points of init lie outside the support {self.energy.support!r}")
+                raise ValueError(
+                    f"{int((~inside).sum())} of {len(x)} points of init lie outside the support {self.energy.support!r}"
+                )
             starts = self.chosen.starts
             return (starts[0] if starts else None), x if self.space is None else self.space.to_z(x)
         best: tuple[float, Energy | None, Tensor, Tensor] = (-1.0, None, like, like)
@@ -364,8 +376,8 @@ class _Chains:
 
     def _run(self, kernel: Kernel, x: Any, *, warmup: int, label: str) -> Trace:
         """Warm-up, a pilot that finds how many steps should lie between two draws, then the draws."""
-        tune = kernel.step_size is None or self.s.warmup is not None
-        steps = (warmup if self.s.warmup is None else self.s.warmup) if tune else 0
+        given = self.chosen.kernel is not None and self.chosen.kernel.step_size is not None
+        steps = self.s.warmup if self.s.warmup is not None else 0 if given else warmup
         if steps == 0 and kernel.step_size is None:
             raise ValueError("warmup=0 leaves no steps to find a step size in; give the kernel one, or some warmup")
         bar = label if self.s.progress else None
@@ -409,7 +421,7 @@ class _Chains:
             old, kernel = pilot.kernel.betas, pilot.kernel.respaced(rejection, rungs)  # type: ignore[attr-defined]
             nearest = (old.unsqueeze(0) - kernel.betas.unsqueeze(1)).abs().argmin(1)
             walkers = torch.cat([state.rungs.x for state in pilot.states])[:, nearest]
-        return self._run(kernel.tuned(kernel.step_size, kernel.scale, kernel.dense), walkers, warmup=60, label="replica exchange")
+        return self._run(kernel, walkers, warmup=60, label="replica exchange")
 
     # ---- what comes back
 
@@ -433,8 +445,9 @@ class _Chains:
         if trace.partial:
             said.append(f"interrupted: {x.shape[1]} of {self.per_chain} draws a chain are there")
         if not trace.kernel.exact:
-            said.append("the kernel is unadjusted: its stationary law differs from the target by a bias of the order of its step size")
+            said.append(
+                "the kernel is unadjusted: its stationary law differs from the target by a bias of the order of its step size"
+            )
         return Draws(
             first(x, self.s.draws), x, energy, None, evidence, method, "", tuple(said), trace.kernel.exact, trace.partial
         )
-

@@ -2,12 +2,15 @@
 
 Experts register what they know with `@closed_form(TypeA, TypeB)`; nothing here names an expert class. A rule gets all factors of a
 product whose types are TypeA or TypeB and returns one energy that equals Σ powerᵢ·Eᵢ(x) exactly, constant included
-(`poe.shift` carries it), or None where these have no closed form. It raises `Improper` where the product has infinite mass.
+(`poe.shift` carries it), or None where these have no closed form. It raises `Improper` where the product has infinite mass,
+`Empty` where it has none.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +24,10 @@ MOST_PARTS = 4096  # a mixture is distributed over a product only up to this man
 
 class Improper(ValueError):
     """A rule found that the product has infinite mass."""
+
+
+class Empty(Improper):
+    """A rule found that the product has no mass."""
 
 
 class _Entry(NamedTuple):
@@ -44,6 +51,11 @@ def closed_form(a: type, b: type | None = None) -> Callable[[Rule], Rule]:
     return add
 
 
+def count() -> int:
+    """How many rules are registered."""
+    return len(_table)
+
+
 def simplify(energy: Energy) -> Energy:
     """The expression with every closed form applied. It has the same energy at each x (to rounding) and the same log Z."""
     parts = [simplify(part) for part in energy.parts]
@@ -58,7 +70,7 @@ def simplify(energy: Energy) -> Energy:
 
 
 def is_improper(energy: Product) -> bool:
-    """Whether a closed form shows that the product has infinite mass."""
+    """Whether a closed form shows that the product has infinite mass, or none."""
     try:
         _reduce(energy)
     except Improper:
@@ -89,6 +101,8 @@ def _apply(rule: Rule, group: Sequence[Factor], *, whole: bool) -> Energy | None
     """The rule's answer. That some factors alone have infinite mass says nothing of a product with further ones."""
     try:
         return rule(group)
+    except Empty:
+        raise
     except Improper:
         if whole:
             raise
@@ -106,21 +120,37 @@ def _pull_constants(factors: Sequence[Factor]) -> tuple[float, list[Factor]]:
 
 
 def _distribute(factors: Sequence[Factor]) -> Energy | None:
-    """(a | b) & c as (a & c) | (b & c), where every part then has a closed form with a known log Z."""
-    mixtures = [(m, p) for m, p in factors if isinstance(m, Mixture) and 0 < p == int(p)]
-    parts = math.prod(len(m.parts) ** int(min(p, 64)) for m, p in mixtures)
+    """(a | b) & c as (a & c) | (b & c), where every part then has a closed form with a known log Z.
+
+    A whole power expands by the multinomial theorem: one part for each way to share it out.
+    """
+    mixtures = [(m, int(p)) for m, p in factors if isinstance(m, Mixture) and 0 < p == int(p) <= MOST_PARTS]
+    parts = math.prod(math.comb(len(m.parts) + p - 1, p) for m, p in mixtures)
     if not mixtures or (len(factors) == 1 and factors[0][1] == 1) or parts > MOST_PARTS:
         return None
     (first, power), rest = mixtures[0], [f for f in factors if f[0] is not mixtures[0][0]]
-    if power > 1:
-        rest.append((first, power - 1))
+    weighed = [(w, part) for w, part in zip(first.log_weights, first.parts, strict=True) if w > -math.inf]
     opened = []
-    for weight, part in zip(first.log_weights, first.parts, strict=True):
-        if weight == -math.inf:
+    for chosen in itertools.combinations_with_replacement(range(len(weighed)), power):
+        counts = Counter(chosen)
+        weight = math.lgamma(power + 1) + sum(k * weighed[i][0] - math.lgamma(k + 1) for i, k in counts.items())
+        inner = [(weighed[i][1], float(k)) for i, k in counts.items()]
+        term = product(*zip(*inner, *rest, strict=True))
+        try:
+            closed = _reduce(term) if isinstance(term, Product) else term
+        except Empty:  # adds nothing
             continue
-        term = product([part, *(f[0] for f in rest)], [1.0, *(f[1] for f in rest)])
-        closed = _reduce(term) if isinstance(term, Product) else term
         if isinstance(closed, Product) or closed.log_z is None:
             return None
-        opened.append(shift(closed, -weight))
+        opened += _spread(closed, -weight)
+    if not opened:
+        raise Empty("no part of a mixture is left")
     return mixture(opened)
+
+
+def _spread(energy: Energy, offset: float) -> list[Energy]:
+    """The parts of a raw mixture, each shifted, so that mixtures of mixtures stay flat."""
+    while isinstance(energy, Shifted) and energy.stated is None:
+        offset, energy = offset + energy.offset, energy.energy
+    parts = energy.parts if isinstance(energy, Mixture) and energy.weights is None else (energy,)
+    return [shift(part, offset) for part in parts]

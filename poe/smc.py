@@ -106,7 +106,9 @@ def _proposal(energy: Energy, target: Energy, proposal: Energy | None, seed: int
         if not proposal.can(Samples) or proposal.log_z is None:
             raise TypeError(f"the proposal {proposal} must draw exact samples and know its log Z; a Density does")
         if proposal.event_shape != energy.event_shape:
-            raise ValueError(f"the proposal {proposal} has event shape {tuple(proposal.event_shape)}, not {tuple(energy.event_shape)}")
+            raise ValueError(
+                f"the proposal {proposal} has event shape {tuple(proposal.event_shape)}, not {tuple(energy.event_shape)}"
+            )
         if isinstance(target, Unconstrained):
             if not sets.covers(energy.support, proposal.support):
                 raise ValueError(f"draws of {proposal} may lie outside the support {energy.support!r} of {energy}")
@@ -135,7 +137,9 @@ def _anneal(start: Energy, target: Energy, x: Tensor, steps: int, generator: tor
     kernel: Tempered = Tempered(start, linear_betas(12), Langevin(), moves=1)
     pilot_start = start.sample(32, generator=generator).to(x)  # type: ignore[operator]
     for _ in range(2):
-        pilot = run(kernel, target, pilot_start, draws=10, warmup=60, generators=[generator], progress="ladder" if progress else None)
+        pilot = run(
+            kernel, target, pilot_start, draws=10, warmup=60, generators=[generator], progress="ladder" if progress else None
+        )
         rejection = 1 - pilot.states[0].swapped
         kernel = pilot.kernel.respaced(rejection)  # type: ignore[attr-defined]
     fine = kernel.respaced(1 - torch.ones(len(kernel.betas) - 1).to(x), steps + 1)

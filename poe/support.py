@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
 
 Constraint = constraints.Constraint
@@ -142,12 +142,18 @@ def _interval(base: Constraint) -> tuple[Tensor, Tensor, bool] | None:
         return -infinity, infinity, False
     if base is constraints.boolean:
         return torch.tensor(0.0), torch.tensor(1.0), True
-    for kind, integer in ((constraints.interval, False), (constraints.half_open_interval, False),
-                          (constraints.integer_interval, True)):
+    for kind, integer in (
+        (constraints.interval, False),
+        (constraints.half_open_interval, False),
+        (constraints.integer_interval, True),
+    ):
         if isinstance(base, kind):
             return _tensor(base.lower_bound), _tensor(base.upper_bound), integer  # type: ignore[attr-defined]
-    for kind, integer in ((constraints.greater_than, False), (constraints.greater_than_eq, False),
-                          (type(constraints.nonnegative_integer), True)):
+    for kind, integer in (
+        (constraints.greater_than, False),
+        (constraints.greater_than_eq, False),
+        (type(constraints.nonnegative_integer), True),
+    ):
         if isinstance(base, kind):
             return _tensor(base.lower_bound), infinity, integer  # type: ignore[attr-defined]
     if isinstance(base, constraints.less_than):
@@ -232,9 +238,9 @@ def covers(outer: Constraint, inner: Constraint) -> bool | None:
         if outer.integer and not inner.integer:
             return False
         return bool((outer.low <= inner.low).all() and (outer.high >= inner.high).all())
-    if isinstance(outer, Box) and _base(inner) in (constraints.simplex, constraints.one_hot):
-        if not outer.integer and bool((outer.low <= 0).all() and (outer.high >= 1).all()):
-            return True
+    unit = _base(inner) in (constraints.simplex, constraints.one_hot)
+    if unit and isinstance(outer, Box) and not outer.integer and bool((outer.low <= 0).all() and (outer.high >= 1).all()):
+        return True
     return True if _base(outer) is _base(inner) and outer.event_dim == inner.event_dim else None
 
 
@@ -283,8 +289,11 @@ def inside_point(support: Constraint, like: Tensor, event_shape: Sequence[int]) 
     """Some interior point of the support, (*event); None where none is known."""
     if isinstance(support, Box):
         low, high = support.ends(like)
-        centre = torch.where(low.isfinite() & high.isfinite(), (low + high) / 2,
-                             torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0)))
+        centre = torch.where(
+            low.isfinite() & high.isfinite(),
+            (low + high) / 2,
+            torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0)),
+        )
         return (centre.floor() if support.integer else centre).to(like)
     if isinstance(support, (Intersection, Union)):
         for part in support.parts:
@@ -294,11 +303,15 @@ def inside_point(support: Constraint, like: Tensor, event_shape: Sequence[int]) 
         return None
     if _base(support) is constraints.simplex:
         return like.new_full(tuple(event_shape), 1 / event_shape[-1])
-    try:
-        transform = biject_to(support)
-    except NotImplementedError:  # torch knows no bijection: the caller then evaluates as it is
-        return None
-    return transform(like.new_zeros(transform.inverse_shape(torch.Size(event_shape))))
+    if _base(support) is constraints.one_hot:
+        return torch.eye(event_shape[-1]).to(like)[0].expand(tuple(event_shape))
+    for registry in (biject_to, transform_to):
+        try:
+            transform = registry(support)
+        except NotImplementedError:
+            continue
+        return transform(like.new_zeros(transform.inverse_shape(torch.Size(event_shape))))
+    return None  # torch knows no map onto it: the caller then evaluates as it is
 
 
 class BoxTransform(Transform):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Transform
@@ -20,7 +22,8 @@ class Unconstrained(Energy):
     def __init__(self, energy: Energy, transform: Transform | None = None) -> None:
         transform = sets.from_reals(energy.support) if transform is None else transform
         super().__init__(transform.inverse_shape(energy.event_shape))
-        self.energy, self.transform = energy, transform
+        self.energy = energy
+        self.transform: Any = transform  # torch types what a transform returns as optional
 
     def forward(self, z: Tensor) -> Tensor:  # (*batch, *reals) -> (*batch)
         x = self.transform(z)

@@ -74,7 +74,9 @@ class Langevin:
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         if self.step_size is None:
-            raise ValueError("Langevin(step_size=None) is tuned by poe.sample; to step by hand give a step size in units of x squared")
+            raise ValueError(
+                "Langevin(step_size=None) is tuned by poe.sample; to step by hand give a step size in units of x squared"
+            )
         event = state.x.ndim - state.energy.ndim
         h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(state.energy.shape)
         root = per_event(h.sqrt(), event)

@@ -86,7 +86,7 @@ def ks_pvalue(before: Tensor, after: Tensor) -> float:
 
 
 def paired_pvalue(before: Tensor, after: Tensor, energy: poe.Energy) -> float:
-    """Smallest p-value of z-tests of E[f(after) - f(before)] = 0 for one transition, Bonferroni-corrected over the functions f."""
+    """Smallest p-value of z-tests of E[f(after) - f(before)] = 0 for one transition, Bonferroni-corrected over the f."""
     with torch.no_grad():
         views = []
         for x in (before.double(), after.double()):

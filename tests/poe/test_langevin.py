@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 from torch.distributions import MultivariateNormal
 
 import poe
 from poe.kernels import Langevin
 from poe.run import run, streams
+from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 
 N = 50_000
 LEVEL = 1e-4  # each invariance test fails by chance once in ten thousand seeds
@@ -161,9 +161,9 @@ def test_one_gradient_a_step() -> None:
 def test_a_step_size_that_makes_no_sense_is_refused(step: float) -> None:
     with pytest.raises(ValueError, match="positive number in units of x squared"):
         Langevin(step)
+    kernel = Langevin()
+    state = kernel.init(Gauss(0.0), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="tuned by poe.sample"):
-        kernel = Langevin()
-        state = kernel.init(Gauss(0.0), torch.zeros(2, 2))
         kernel.step(Gauss(0.0), state, kernel.noise(state))
 
 

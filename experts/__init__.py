@@ -1,0 +1,73 @@
+"""Experts that plug into `poe`: one family a module, imported when first asked for.
+
+>>> import experts
+>>> experts.Normal(0.0, 1.0).log_z
+Estimate(value=0.0, standard_error=0.0)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# at once, so that `experts.function` is the helper whatever has been imported: a module has the same name
+from experts.function import Function, function
+
+if TYPE_CHECKING:
+    from experts.autoregressive import MixtureMADE
+    from experts.classifier import Classifier
+    from experts.distribution import Distribution
+    from experts.exponential import (
+        Bernoulli,
+        Beta,
+        Categorical,
+        Dirichlet,
+        Exponential,
+        Gamma,
+        Normal,
+        Poisson,
+        VonMises,
+    )
+    from experts.flow import Flow
+    from experts.neural import ConvEnergy, MLPEnergy
+
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "Classifier",
+    "ConvEnergy",
+    "Dirichlet",
+    "Distribution",
+    "Exponential",
+    "Flow",
+    "Function",
+    "Gamma",
+    "MLPEnergy",
+    "MixtureMADE",
+    "Normal",
+    "Poisson",
+    "VonMises",
+    "function",
+]
+
+_MODULES = {
+    "Classifier": "classifier",
+    "ConvEnergy": "neural",
+    "Distribution": "distribution",
+    "Flow": "flow",
+    "MLPEnergy": "neural",
+    "MixtureMADE": "autoregressive",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"experts.{_MODULES.get(name, 'exponential')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,56 @@
+"""Products of experts: write down what you want from the models you already have; get draws you can trust, or be told why not."""
+
+from poe.draws import Draws
+from poe.energy import (
+    Density,
+    Energy,
+    Estimate,
+    combine,
+    contrast,
+    fill,
+    leaves,
+    mixture,
+    names,
+    on,
+    product,
+    pullback,
+    shift,
+)
+from poe.expression import parse
+from poe.plan import Plan, plan, sample
+from poe.registry import as_energy, available, converter, create, register
+from poe.rules import closed_form, simplify
+from poe.smc import log_z, normalize
+from poe.storage import load, save
+
+__all__ = [
+    "Density",
+    "Draws",
+    "Energy",
+    "Estimate",
+    "Plan",
+    "as_energy",
+    "available",
+    "closed_form",
+    "combine",
+    "contrast",
+    "converter",
+    "create",
+    "fill",
+    "leaves",
+    "load",
+    "log_z",
+    "mixture",
+    "names",
+    "normalize",
+    "on",
+    "parse",
+    "plan",
+    "product",
+    "pullback",
+    "register",
+    "sample",
+    "save",
+    "shift",
+    "simplify",
+]

@@ -1,0 +1,844 @@
+"""The laws of the algebra on random expressions, against a second evaluator written from the table of the
+design.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch import distributions as td
+from torch.distributions import constraints
+
+import poe
+from experts import Beta, Categorical, Distribution, Function, Gamma, Normal, Poisson
+from poe import support as sets
+from poe.capabilities import Samples
+from poe.energy import Contrast, Energy, Mixture, Product, Pullback
+
+F64 = torch.float64
+INF = math.inf
+
+
+def squash(x: Tensor) -> Tensor:
+    """A map of the plane onto itself."""
+    return 0.5 * x + 0.2 * x.flip(-1).sin()
+
+
+def bowl(x: Tensor) -> Tensor:
+    """A raw energy with two wells, whose log Z nobody knows."""
+    return (x.square() - 1).square().sum(-1) - 0.5 * x[..., 0]
+
+
+COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=F64)
+ZERO = torch.zeros(2, dtype=F64)
+LEAVES: dict[str, Energy] = {
+    "thin": Normal(torch.tensor([0.5, -1.0], dtype=F64), 0.8, name="thin"),
+    "wide": Normal(ZERO, covariance=COVARIANCE, name="wide"),
+    "laplace": Distribution(td.Laplace(ZERO, 1.0), name="laplace"),
+    "square": Distribution(td.Uniform(ZERO - 1, ZERO + 2), name="square"),
+    "gamma": Gamma(torch.tensor([2.0, 3.0], dtype=F64), 1.0, name="gamma"),
+    "bowl": Function(bowl, (2,), name="bowl"),
+}
+SPEC: dict[str, Callable[[Tensor], Tensor]] = {
+    "thin": lambda x: -td.Normal(torch.tensor([0.5, -1.0], dtype=F64), 0.8).log_prob(x).sum(-1),
+    "wide": lambda x: -td.MultivariateNormal(ZERO, COVARIANCE).log_prob(x),
+    "laplace": lambda x: -td.Laplace(ZERO, 1.0).log_prob(x).sum(-1),
+    "square": lambda x: x.new_full(x.shape[:-1], 2 * math.log(3.0)).where(((x >= -1) & (x <= 2)).all(-1), INF),
+    "gamma": lambda x: torch.where(
+        (x > 0).all(-1),
+        -td.Gamma(torch.tensor([2.0, 3.0], dtype=F64), 1.0).log_prob(x.clamp_min(1e-9)).sum(-1),
+        INF,
+    ),
+    "bowl": bowl,
+}
+NAMES = {**LEAVES, "squash": squash, "poe": poe, "Parameter": nn.Parameter, "tensor": torch.tensor}
+POINTS = torch.cat(
+    [
+        torch.randn(24, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) * 1.5,
+        torch.tensor([[-3.0, 0.5], [9.0, 9.0], [0.0, -0.5], [-1.0, 1.5]], dtype=F64),
+    ]
+)  # inside and outside the supports, and on their borders
+
+
+class Pair(NamedTuple):
+    """An expression and what it should mean."""
+
+    energy: Energy
+    spec: Callable[[Tensor], Tensor]
+
+
+def weigh(power: float, energy: Tensor) -> Tensor:
+    return torch.where(energy == INF, INF, power * energy)
+
+
+def contrast_spec(a: Tensor, b: Tensor, strength: float = 1.0) -> Tensor:
+    gap = torch.where(a == INF, 0, a) - b
+    return torch.where(a == INF, INF, a + strength * torch.logaddexp(gap, torch.zeros_like(gap)))
+
+
+def binary(sign: str, a: Pair, b: Pair) -> Pair:
+    e, f, p, q = a.energy, b.energy, a.spec, b.spec
+    match sign:
+        case "&":
+            return Pair(e & f, lambda x: weigh(1, p(x)) + q(x))
+        case "|":
+            return Pair(e | f, lambda x: -torch.logaddexp(-p(x), -q(x)))
+        case "/":
+            return Pair(e / f, lambda x: weigh(1, p(x)) + weigh(-1, q(x)))
+        case "-":
+            return Pair(e - f, lambda x: contrast_spec(p(x), q(x)))
+        case _:
+            return Pair(poe.contrast(e, f, strength=0.5), lambda x: contrast_spec(p(x), q(x), 0.5))
+
+
+def unary(a: Pair, power: float) -> Pair:
+    if power == -1:
+        return Pair(~a.energy, lambda x: weigh(-1, a.spec(x)))
+    return Pair(a.energy**power, lambda x: weigh(power, a.spec(x)))
+
+
+def maps(a: Pair) -> Pair:
+    return Pair(a.energy @ squash, lambda x: a.spec(squash(x)))
+
+
+LEAF = st.sampled_from(sorted(LEAVES)).map(lambda name: Pair(LEAVES[name], SPEC[name]))
+
+
+def grow(children: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
+    return st.one_of(
+        st.builds(binary, st.sampled_from("&|/-c"), children, children),
+        st.builds(unary, children, st.sampled_from([-1, 0, 0.5, 2, 1 / 3])),
+        st.builds(maps, children),
+    )
+
+
+def depth(levels: int) -> st.SearchStrategy[Pair]:
+    return LEAF if levels == 0 else st.one_of(depth(levels - 1), grow(depth(levels - 1)))
+
+
+EXPRESSIONS = depth(4)
+SMALL = depth(2)
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    scale = float(torch.where(b.isfinite(), b, 0).abs().max())
+    torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9 * (1 + scale))
+
+
+# ---------------------------------------------------------------- laws on random expressions
+
+
+@given(EXPRESSIONS)
+@settings(max_examples=150)
+def test_an_expression_means_what_the_table_says(pair: Pair) -> None:
+    energy = pair.energy(POINTS)
+    assert not bool(energy.isnan().any())
+    same(energy, pair.spec(POINTS))
+    outside = ~sets.contains(pair.energy.support, POINTS)
+    assert bool((energy[outside] == INF).all())
+
+
+@given(EXPRESSIONS)
+@settings(max_examples=100)
+def test_text_pastes_back(pair: Pair) -> None:
+    text = str(pair.energy)
+    for again in (eval(text, dict(NAMES)), poe_parse(text, poe.names(pair.energy))):
+        assert str(again) == text
+        assert torch.equal(again(POINTS), pair.energy(POINTS))
+    stripped = _one_pair_of_parentheses_less(text)
+    for shorter in stripped:
+        try:
+            other = eval(shorter, dict(NAMES))
+        except (TypeError, SyntaxError):
+            continue
+        assert not isinstance(other, Energy) or str(other) != text
+
+
+def poe_parse(text: str, names: dict[str, Any]) -> Energy:
+    from poe.expression import parse
+
+    return parse(text, names)
+
+
+def _one_pair_of_parentheses_less(text: str) -> list[str]:
+    """The text without each grouping pair of parentheses in turn; those of calls stay."""
+    found, stack = [], []
+    for i, sign in enumerate(text):
+        if sign == "(":
+            stack.append(i)
+        elif sign == ")":
+            start = stack.pop()
+            called = start > 0 and (text[start - 1].isalnum() or text[start - 1] == "_")
+            if not called:
+                found.append(text[:start] + text[start + 1 : i] + text[i + 1 :])
+    return found
+
+
+@given(EXPRESSIONS)
+@settings(max_examples=80)
+def test_value_and_grad_is_autograd_and_finite_differences(pair: Pair) -> None:
+    energy, gradient = pair.energy.value_and_grad(POINTS)
+    assert not bool(energy.isnan().any() or gradient.isnan().any())
+    same(energy, pair.energy(POINTS).detach())
+    assert bool((gradient[energy == INF] == 0).all())
+    inside = POINTS[:24][energy[:24] < INF]
+    x = inside.clone().requires_grad_()
+    value = pair.energy(x)
+    if value.requires_grad and len(inside):
+        (reference,) = torch.autograd.grad(value.sum(), x, materialize_grads=True)
+        same(gradient[:24][energy[:24] < INF], reference)
+    step = 1e-6 * torch.tensor([0.6, 0.8], dtype=F64)
+    ends = pair.spec(inside + step), pair.spec(inside - step)
+    slope = (ends[0] - ends[1]) / 2e-6
+    along = gradient[:24][energy[:24] < INF] @ torch.tensor([0.6, 0.8], dtype=F64)
+    tolerance = 1e-5 * (1 + pair.spec(inside).abs() + along.abs())
+    assert bool(((slope - along).abs() <= tolerance).all())
+    same(pair.energy.score(POINTS), -gradient)
+
+
+@given(EXPRESSIONS)
+@settings(max_examples=60)
+def test_simplify_keeps_the_energy_and_its_constant(pair: Pair) -> None:
+    closed = poe.simplify(pair.energy)
+    same(closed(POINTS), pair.spec(POINTS))
+    if pair.energy.log_z is not None:
+        assert closed.log_z is not None
+        assert closed.log_z.value == pytest.approx(pair.energy.log_z.value, rel=1e-9, abs=1e-9)
+        assert pair.energy.proper is True
+        assert math.isfinite(pair.energy.log_z.value)
+    if pair.energy.proper is not None:
+        assert closed.proper in (pair.energy.proper, None)
+    assert closed.event_shape == pair.energy.event_shape
+
+
+GRID = torch.cartesian_prod(*[torch.linspace(-12, 12, 481, dtype=F64)] * 2)
+
+
+@given(EXPRESSIONS.filter(lambda pair: pair.energy.log_z is not None))
+@settings(max_examples=25)
+def test_known_log_z_is_the_integral(pair: Pair) -> None:
+    known = pair.energy.log_z
+    assert known is not None
+    tall, edge = pair.energy(GRID), GRID.abs().amax(-1) > 11
+    mass = torch.logsumexp(-tall, 0) + 2 * math.log(24 / 480)
+    lost = torch.logsumexp(-tall[edge], 0)
+    if float(lost - mass) < -12:  # the box holds nearly all of it; borders of supports cost a cell
+        assert float(mass) == pytest.approx(known.value, abs=0.06)
+
+
+@given(SMALL, SMALL, SMALL)
+@settings(max_examples=60)
+def test_laws_of_the_algebra(a: Pair, b: Pair, c: Pair) -> None:
+    e, f, g = a.energy, b.energy, c.energy
+    x = POINTS
+    same((e & f)(x), (f & e)(x))
+    same((e | f)(x), (f | e)(x))
+    same(((e & f) & g)(x), (e & (f & g))(x))
+    same(((e | f) | g)(x), (e | (f | g))(x))
+    same(((e & f) ** 2)(x), (e**2 & f**2)(x))
+    same(((e | f) & g)(x), ((e & g) | (f & g))(x))  # distributivity, at the level of energies
+    same((e / f)(x), (e & ~f)(x))
+    same((e**2)(x), (e & e)(x))
+    same((e**0.5 & e**0.5)(x), e(x))
+    same((e - f)(x), contrast_spec(e(x), f(x)))
+    assert ~~e is e or (isinstance(e, Product) and str(~~e) == str(e))
+    assert all(not isinstance(part, Product) for part in (e & f & g).parts if isinstance(e & f & g, Product))
+
+
+@given(EXPRESSIONS)
+@settings(max_examples=40)
+def test_whole_expressions_move_and_load(pair: Pair) -> None:
+    energy = eval(str(pair.energy), {**NAMES, **_copies()})
+    before = energy(POINTS)
+    energy.load_state_dict(energy.state_dict())
+    assert torch.equal(energy(POINTS), before)
+    energy.to(torch.float32)
+    assert energy(POINTS.float()).dtype == torch.float32
+    assert energy.at(0.5) is energy or torch.equal(energy.at(0.5)(POINTS.float()), energy(POINTS.float()))
+    text = repr(energy.to(F64))
+    for fact in ("event_shape", "support", "log_z", "proper", "parameters", "plan"):
+        assert f"\n  {fact}" in text
+
+
+def _copies() -> dict[str, Energy]:
+    return {
+        "thin": Normal(torch.tensor([0.5, -1.0], dtype=F64), 0.8, name="thin"),
+        "wide": Normal(ZERO, covariance=COVARIANCE, name="wide"),
+        "laplace": Distribution(td.Laplace(ZERO, 1.0), name="laplace"),
+        "square": Distribution(td.Uniform(ZERO - 1, ZERO + 2), name="square"),
+        "gamma": Gamma(torch.tensor([2.0, 3.0], dtype=F64), 1.0, name="gamma"),
+        "bowl": Function(bowl, (2,), name="bowl"),
+    }
+
+
+# ---------------------------------------------------------------- products
+
+a, b, c = (Normal(torch.tensor([m], dtype=F64), 1.0 + m**2, name=n) for m, n in ((0.0, "a"), (1.0, "b"), (-2.0, "c")))
+raw = Function(lambda x: x.abs().sum(-1) ** 3, (1,), name="raw")
+unit = Beta(torch.tensor([2.0], dtype=F64), 2.0, name="unit")
+LINE = torch.linspace(-4, 4, 33, dtype=F64).reshape(-1, 1)
+
+
+class Token:
+    """Lives as long as the graph that holds it."""
+
+
+class Sine(torch.autograd.Function):
+    """sin x, whose node in a graph holds a token."""
+
+    alive: ClassVar[weakref.WeakSet[Token]] = weakref.WeakSet()
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.token = Token()
+        Sine.alive.add(ctx.token)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+class Counting(Energy):
+    """Counts its evaluations, and the graphs of its kind that are alive at once."""
+
+    most = 0
+
+    def __init__(self) -> None:
+        super().__init__((1,))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, 1) -> (*batch)
+        self.calls += 1
+        y = Sine.apply(x[..., 0])
+        Counting.most = max(Counting.most, len(Sine.alive))
+        return y.square()
+
+
+def test_products_are_flat_merged_and_evaluated_once() -> None:
+    one = Counting()
+    assert isinstance(one & one, Product)
+    assert (one & one).powers == (2.0,)  # type: ignore[attr-defined]
+    (one & one & one)(LINE)
+    assert one.calls == 1
+    assert ((a & b) & (c & a)).parts == (a, b, c)
+    assert str((a & b) ** 2 & a) == "a ** 3 & b ** 2"
+    assert a**1 is a
+    assert poe.product([a]) is a
+    assert (a**2) ** 0.5 is a
+    assert str(poe.product([a, b, c], powers=1 / 3)) == "(a & b & c) ** (1/3)"
+
+
+def test_a_product_holds_the_graph_of_one_expert_at_a_time() -> None:
+    Counting.most = 0
+    factors = [Counting() for _ in range(6)]
+    energy = poe.product(factors)
+    energy.value_and_grad(LINE)
+    assert Counting.most == 1
+    assert all(factor.calls == 1 for factor in factors)
+    Counting.most = 0
+    poe.mixture(factors).value_and_grad(LINE)
+    assert Counting.most == 1
+    energy(LINE.clone().requires_grad_())  # forward keeps the graphs, for training
+    assert Counting.most == 6
+
+
+def test_cancelling_keeps_the_support() -> None:
+    assert a & b & ~b is a
+    assert (unit & a) / a is unit
+    kept = a & unit / unit
+    assert kept is not a
+    assert bool((kept(LINE)[(LINE < 0).flatten()] == INF).all())
+    inside = ((LINE >= 0) & (LINE <= 1)).flatten()
+    assert torch.equal(kept(LINE)[inside], a(LINE)[inside])
+    assert str(kept) == "a & unit ** 0"
+    whole = unit / unit
+    assert whole(torch.tensor([[0.5], [2.0]], dtype=F64)).tolist() == [0.0, INF]
+    assert whole.proper is True
+
+
+def test_zero_over_zero_is_zero_and_zero_wins_over_infinity() -> None:
+    tall, low = Beta(torch.tensor(0.5), 1.0), Beta(torch.tensor(2.0), 1.0)
+    ends = torch.tensor([0.0, 1.0])
+    for energy in (
+        tall & low,
+        low & tall,
+        tall - low,
+        low - tall,
+        tall | low,
+        ~tall,
+        tall / low,
+        tall - tall,
+    ):
+        value, gradient = energy.value_and_grad(ends)
+        assert not bool(value.isnan().any()), str(energy)
+        assert not bool(energy(ends).isnan().any()), str(energy)
+        assert not bool(gradient.isnan().any()), str(energy)
+    assert (tall & low)(ends)[0] == INF
+    assert (tall / low)(ends)[0] == INF
+
+
+def test_a_fault_of_an_expert_is_not_hidden() -> None:
+    faulty = Function(lambda x: x.sum(-1) * math.nan, (1,), name="faulty")
+    for energy in (
+        faulty & a,
+        faulty | a,
+        a | faulty,
+        faulty - a,
+        a - faulty,
+        ~faulty,
+        faulty**2 / a,
+        faulty @ (lambda x: x),
+    ):
+        assert bool(energy(LINE).isnan().all()), str(energy)
+        value, _ = energy.value_and_grad(LINE)
+        assert bool(value.isnan().all()), str(energy)
+
+
+def test_learnable_powers_learn_and_stay_their_own_terms() -> None:
+    power = nn.Parameter(torch.tensor(2.0))
+    energy = a**power & a & raw
+    assert isinstance(energy, Product)
+    assert energy.powers == (2.0, 1.0, 1.0)
+    assert list(energy.parameters()) == [power]
+    optimiser = torch.optim.SGD(energy.parameters(), lr=0.05)
+    before = energy(LINE).mean().item()
+    for _ in range(3):
+        optimiser.zero_grad()
+        energy(LINE).mean().backward()
+        optimiser.step()
+    assert energy(LINE).mean().item() < before
+    assert power.item() < 2
+    assert energy.value_and_grad(LINE)[0].requires_grad is False
+    assert ((a & b) ** power).powers == pytest.approx((power.item(),) * 2)  # type: ignore[attr-defined]
+    assert (~(a**power)).powers == (-power.item(),)  # type: ignore[attr-defined]
+    assert (a**power & a**power).powers == (2 * power.item(),)  # type: ignore[attr-defined]
+    assert (a**power).log_z is None
+    torch.testing.assert_close((b / a**power)(LINE), b(LINE) - power.detach() * a(LINE))
+    text = str(energy)
+    torch.testing.assert_close(eval(text, {"a": a, "raw": raw, **NAMES})(LINE), energy(LINE))
+
+
+def test_mixtures_weigh_what_they_know() -> None:
+    weighted = poe.mixture([a, b], weights=[1, 3])
+    expected = -torch.logaddexp(-a(LINE) + math.log(0.25), -b(LINE) + math.log(0.75))
+    torch.testing.assert_close(weighted(LINE), expected)
+    assert weighted.log_z == (0.0, 0.0)
+    assert (a | b).log_z is not None
+    assert (a | b).log_z.value == pytest.approx(math.log(2))  # type: ignore[union-attr]
+    assert poe.mixture([a, poe.shift(b, 5.0)], weights=[0.5, 0.5]).log_z == (0.0, 0.0)
+    shifted = poe.shift(b, 5.0)
+    torch.testing.assert_close(poe.mixture([a, shifted], weights=[1, 3])(LINE), expected)
+    assert str((a | b) | c) == "a | b | c"
+    assert isinstance(a | b | c, Mixture)
+    assert len((a | (b | c)).parts) == 3
+    assert str(weighted) == "poe.mixture([a, b], weights=[0.25, 0.75])"
+    with pytest.raises(ValueError, match="poe.normalize\\(raw\\)"):
+        poe.mixture([a, raw], weights=[0.5, 0.5])
+    for weights in ([0, 0], [-1, 2], [1, math.nan], [math.inf, 1]):
+        with pytest.raises(ValueError, match="finite, not negative, and not all 0"):
+            poe.mixture([a, b], weights=weights)
+    with pytest.raises(ValueError, match="2 energies need as many weights, not 1"):
+        poe.mixture([a, b], weights=[1])
+
+
+def test_mixtures_draw_from_their_parts(generator: torch.Generator) -> None:
+    left, right = Normal(-10.0, 1.0), Normal(10.0, 1.0)
+    heavy = left | poe.shift(right, -math.log(3))
+    assert heavy.can(Samples)
+    x = heavy.sample(4000, generator=generator)  # type: ignore[operator]
+    assert float((x > 0).double().mean()) == pytest.approx(0.75, abs=5 * math.sqrt(0.1875 / 4000))
+    assert heavy.sample((2, 3), generator=generator).shape == (2, 3)  # type: ignore[operator]
+    assert heavy.sample(0).shape == (0,)  # type: ignore[operator]
+    assert not (a | raw).can(Samples)
+    with pytest.raises(TypeError, match="use poe.sample"):
+        (a | raw).sample(3)  # type: ignore[attr-defined]
+
+
+def test_errors_of_log_z_propagate() -> None:
+    rough = poe.shift(raw, 0.0, log_z=poe.Estimate(0.0, 0.1))
+    mixed = (a | rough).log_z
+    assert mixed is not None
+    assert mixed.value == pytest.approx(math.log(2))
+    assert mixed.standard_error == pytest.approx(0.05)
+    moved = poe.shift(rough, 2.0).log_z
+    assert moved == (-2.0, 0.1)
+
+
+# ---------------------------------------------------------------- is it proper
+
+
+def cauchy(loc: float = 0.0) -> Energy:
+    return Distribution(td.Cauchy(loc, 1.0))
+
+
+n1, n2 = Normal(0.0, 1.0), Normal(0.0, 2.0)
+half = Beta(0.5, 1.0)
+flat = Function(lambda x: 0 * x, (), name="flat")
+PROPER: list[tuple[Callable[[], Energy], bool | None]] = [
+    (lambda: n1 / n2, True),
+    (lambda: n2 / n1, False),
+    (lambda: ~n1, False),
+    (lambda: n1**0, False),
+    (lambda: cauchy() ** 0, False),
+    (lambda: ~cauchy(), False),
+    (lambda: ~(cauchy() & cauchy(1.0)), False),
+    (lambda: cauchy() ** 0.5, None),
+    (lambda: cauchy() ** 1.5, True),
+    (lambda: cauchy() ** 0.5 & n1, True),
+    (lambda: cauchy() / n1, None),
+    (lambda: half**2, False),
+    (lambda: half**1.5, True),
+    (lambda: Distribution(td.Beta(0.5, 1.0)) ** 2, None),
+    (lambda: Distribution(td.Beta(0.5, 1.0)) ** 0.9, True),
+    (lambda: Distribution(td.Beta(0.5, 1.0)) & Beta(2.0, 3.0), True),
+    (lambda: Distribution(td.Beta(0.5, 1.0)) & half, None),
+    (lambda: flat, None),
+    (lambda: ~flat, None),
+    (lambda: flat & n1, None),
+    (lambda: Distribution(td.Uniform(0.0, 1.0)) ** 7, True),
+    (lambda: ~Distribution(td.Uniform(0.0, 1.0)), None),
+    (lambda: Distribution(td.Uniform(0.0, 1.0)) & Distribution(td.Uniform(2.0, 3.0)), False),
+    (lambda: (Distribution(td.Uniform(0.0, 1.0)) & Distribution(td.Uniform(2.0, 3.0))) | n1, True),
+    (
+        lambda: (Distribution(td.Uniform(0.0, 1.0)) | Distribution(td.Uniform(2.0, 3.0))) & Distribution(td.Uniform(4.0, 5.0)),
+        False,
+    ),
+    (lambda: n1 - n2, True),
+    (lambda: n1 - flat, True),
+    (lambda: flat - n1, None),
+    (lambda: n1 | n2, True),
+    (lambda: n1 | flat, None),
+    (lambda: n1 | ~n1, False),
+    (lambda: n1 @ torch.tanh, None),
+    (lambda: Poisson(1.0) ** 2, True),
+    (lambda: Poisson(1.0) & Normal(0.0, 1.0), True),
+    (lambda: Poisson(1.0) ** 0.5 & cauchy() ** 0.5, None),
+    (lambda: ~Categorical(torch.zeros(3)), True),
+    (lambda: poe.shift(n1, 3.0), True),
+    (lambda: n1 ** nn.Parameter(torch.tensor(1.0)), None),
+]
+
+
+@pytest.mark.parametrize(("make", "proper"), PROPER)
+def test_proper(make: Callable[[], Energy], proper: bool | None) -> None:
+    assert make().proper is proper
+
+
+def test_negative_powers_on_a_support_of_unknown_volume_are_unknown() -> None:
+    class Disc(constraints.Constraint):
+        event_dim = 1
+
+        def check(self, value: Tensor) -> Tensor:
+            return value.square().sum(-1) <= 1
+
+    inside = Function(lambda x: x.square().sum(-1), (2,), support=Disc(), proper=True, bounded=True)
+    assert (~inside).proper is None
+    assert inside(torch.tensor([[0.5, 0.5], [2.0, 0.0]])).tolist() == [0.5, INF]
+
+
+def test_bounded() -> None:
+    assert (n1 & n2).bounded is True
+    assert (n1 / n2).bounded is True
+    assert (~n1).bounded is None
+    assert (n1 & half).bounded is not True
+    assert (n1 | half).bounded is not True
+    assert (n1 - half).bounded is True
+    assert (n1 @ torch.sin).bounded is True
+
+
+# ---------------------------------------------------------------- combine, on, fill, pullback, shift
+
+
+def test_combine_counts_the_prior_once() -> None:
+    prior = Normal(torch.zeros(1, dtype=F64), 3.0)
+    likelihoods = [Normal(torch.tensor([m], dtype=F64), 1.0) for m in (0.5, 1.0, 2.0)]
+    posteriors = [poe.simplify(prior & likelihood) for likelihood in likelihoods]
+    combined = poe.combine(posteriors, prior=prior)
+    whole = prior & poe.product(likelihoods)
+    gap = combined(LINE) - whole(LINE)
+    torch.testing.assert_close(gap, gap[0].expand_as(gap), rtol=1e-9, atol=1e-9)
+    assert combined.proper is True
+    assert str(poe.combine([a, b, c], prior=prior)) == "a & b & c / normal ** 2"
+    assert str(poe.combine([a], prior=prior)) == "a"
+
+
+def test_combine_checks_supports() -> None:
+    positive = Gamma(torch.ones(1, dtype=F64), 1.0, name="prior")
+    with pytest.raises(ValueError, match="a posterior lives where its prior does; restrict it"):
+        poe.combine([a, b], prior=positive)
+    with pytest.raises(ValueError, match="poe.on\\(energy, index, event_shape\\)"):
+        poe.combine([a, b], prior=Normal(torch.zeros(2), 1.0))
+    assert poe.combine([unit, unit], prior=Beta(torch.ones(1, dtype=F64), 1.0)).proper is not False
+
+
+def test_on_places_factors_on_parts() -> None:
+    x = torch.randn(5, 2, 2, dtype=F64)
+    pair = Normal(torch.tensor([0.0, 1.0], dtype=F64), 1.0, name="pair")
+    energy = poe.on(pair, [3, 0], (2, 2)) & poe.on(a, [-2], (2, 2))
+    expected = pair(torch.stack([x[:, 1, 1], x[:, 0, 0]], -1)) + a(x[:, 1, 0].unsqueeze(-1))
+    torch.testing.assert_close(energy(x), expected)
+    _, gradient = energy.value_and_grad(x)
+    assert bool((gradient[:, 0, 1] == 0).all())
+    assert str(energy) == "poe.on(pair, [3, 0], (2, 2)) & poe.on(a, [2], (2, 2))"
+    squared = poe.on(unit, [1], (2,))
+    assert squared(torch.tensor([[9.0, 0.5], [0.5, 9.0]], dtype=F64)).isfinite().tolist() == [True, False]
+    for index in ([0, 0], [0, 7], [0]):
+        with pytest.raises(ValueError, match="distinct|cannot fill"):
+            poe.on(pair, index, (2, 2))
+
+
+def test_fill_clamps_what_is_known() -> None:
+    full = Normal(torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=F64), 1.0, name="full")
+    known = torch.tensor([[5.0, math.nan], [math.nan, 7.0]], dtype=F64)
+    mask = torch.tensor([[True, False], [False, True]])
+    energy = full @ poe.fill(known, mask)
+    assert energy.event_shape == (2,)
+    assert str(energy) == "full @ fill"
+    y = torch.tensor([[0.3, 0.4]], dtype=F64)
+    torch.testing.assert_close(energy(y), full(torch.tensor([[[5.0, 0.3], [0.4, 7.0]]], dtype=F64)))
+    torch.testing.assert_close(energy.value_and_grad(y)[1], y - torch.tensor([[1.0, 2.0]], dtype=F64))
+    box = Beta(torch.full((2,), 2.0, dtype=F64), 2.0)
+    assert (box @ poe.fill(torch.tensor([0.5, 0.0]), torch.tensor([True, False]))).support.is_bounded  # type: ignore[attr-defined]
+    assert (box @ poe.fill(torch.tensor([1.5, 0.0]), torch.tensor([True, False]))).proper is False
+    with pytest.raises(ValueError, match="boolean mask of the shape of x_known"):
+        poe.fill(known, mask[0])
+
+
+def test_pullback_takes_its_shape_from_where_it_is_stated() -> None:
+    class Decoder(nn.Module):
+        event_shape = (1,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 2, dtype=F64)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.layer(z)
+
+    plane = Normal(ZERO, 1.0, name="plane")
+    energy = plane @ Decoder()
+    assert isinstance(energy, Pullback)
+    assert energy.event_shape == (1,)
+    assert len(list(energy.parameters())) == 2
+    assert poe.pullback(plane, lambda z: z.expand(*z.shape[:-1], 2), (1,)).event_shape == (1,)
+    assert (plane @ squash).event_shape == (2,)
+    with pytest.raises(TypeError, match="for a product of energies write `a & b`"):
+        plane @ plane
+    with pytest.raises(TypeError, match="takes a function"):
+        plane @ 3  # type: ignore[operator]
+
+
+def test_shift_is_the_same_density_with_another_constant() -> None:
+    moved = poe.shift(a, 2.0)
+    torch.testing.assert_close(moved(LINE), a(LINE) + 2)
+    assert moved.log_z == (-2.0, 0.0)
+    assert poe.shift(moved, -2.0) is a
+    assert str(moved) == "poe.shift(a, 2.0)"
+    assert moved.can(Samples)
+    with pytest.raises(ValueError, match="finite number of nats"):
+        poe.shift(a, INF)
+
+
+def test_contrast_is_below_what_is_wanted_and_proper() -> None:
+    energy = poe.contrast(a, raw, strength=2.0)
+    assert isinstance(energy, Contrast)
+    assert bool((energy(LINE) >= a(LINE)).all())
+    assert energy.proper is True
+    assert str(energy) == "poe.contrast(a, raw, strength=2)"
+    assert torch.equal(poe.contrast(a, raw, strength=0)(LINE), a(LINE))
+    for strength in (-1, math.nan, INF, True, "1"):
+        with pytest.raises(ValueError, match="finite number >= 0"):
+            poe.contrast(a, b, strength=strength)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- printing and facts
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: a & b - c, "a & b - c"),
+        (lambda: (a & b) - c, "(a & b) - c"),
+        (lambda: a - (b - c), "a - (b - c)"),
+        (lambda: a - b - c, "a - b - c"),
+        (lambda: (a | b) & c, "(a | b) & c"),
+        (lambda: a | b & c, "a | b & c"),
+        (lambda: ~(a | b), "~(a | b)"),
+        (lambda: ~a & b, "~a & b"),
+        (lambda: b / a / c, "b / a / c"),
+        (lambda: b / (a & c), "b / a / c"),
+        (lambda: b / a**2, "b / a ** 2"),
+        (lambda: (a - b) ** 2, "(a - b) ** 2"),
+        (lambda: (a & b) ** 0.5, "a ** 0.5 & b ** 0.5"),
+        (lambda: (a & b) ** (1 / 3), "(a & b) ** (1/3)"),
+        (lambda: a**0.1 & b ** (2 / 3), "a ** 0.1 & b ** (2/3)"),
+        (lambda: a**-2, "a ** -2"),
+        (lambda: (a & b) @ squash, "(a & b) @ squash"),
+        (lambda: a @ squash / b, "a @ squash / b"),
+        (lambda: (a @ squash) ** 2, "(a @ squash) ** 2"),
+        (lambda: a**2 @ squash, "a ** 2 @ squash"),
+        (lambda: a / (b @ squash), "a / (b @ squash)"),
+    ],
+)
+def test_printing_uses_the_fewest_parentheses(make: Callable[[], Energy], text: str) -> None:
+    energy = make()
+    assert str(energy) == text
+    again = eval(text, {"a": a, "b": b, "c": c, "squash": squash})
+    assert torch.equal(again(LINE), energy(LINE))
+
+
+def test_unnamed_experts_are_told_apart() -> None:
+    energy = Normal(0.0, 1.0) & Normal(1.0, 1.0) | Gamma(1.0, 1.0)
+    assert str(energy) == "normal & normal_2 | gamma"
+    assert list(poe.names(energy)) == ["normal", "normal_2", "gamma"]
+    twice = Normal(0.0, 1.0, name="x") | Normal(1.0, 1.0, name="x")
+    assert str(twice) == "x | x_2"
+
+
+def test_a_named_part_prints_as_its_name() -> None:
+    both = a & b
+    both.name = "both"
+    assert str(both | c) == "both | c"
+    assert str(both) == "a & b"
+    with pytest.raises(ValueError, match="dotted Python name such as 'digits.even'"):
+        both.name = "a b"
+    with pytest.raises(ValueError, match="cannot stand in an expression"):
+        both.name = "lambda"
+
+
+def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
+    for energy, sign in ((a | raw, "|"), (a - raw, "-"), (b & (a | raw), "|")):
+        assert f"`{sign}` rests on raw energies: log Z unknown for raw; poe.normalize" in repr(energy)
+    assert "rests on" not in repr(a | b)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "hint"),
+    [
+        (lambda: a + b, TypeError, "write `a & b` for the product"),
+        (lambda: 2 + a, TypeError, "`a \\| b` for the mixture"),
+        (lambda: sum([a, b]), TypeError, "write `a & b` for the product"),
+        (lambda: 2 * a, TypeError, "`a \\*\\* 2` to weigh an energy"),
+        (lambda: a * b, TypeError, "poe.mixture\\(\\[a, b\\], weights="),
+        (lambda: a and b, TypeError, "Python's `and`, `or`, `not` and `if` do not compose"),
+        (lambda: a or b, TypeError, "`a \\| b` for a mixture"),
+        (lambda: not a, TypeError, "`~a` for 1/p_a"),
+        (lambda: -a, TypeError, "write `~a` for 1/p_a"),
+        (lambda: a ^ b, TypeError, "`\\(a - b\\) \\| \\(b - a\\)`"),
+        (lambda: a & 3, TypeError, "right side is a int: did you mean poe.as_energy"),
+        (lambda: a / 2, TypeError, "did you mean a \\*\\* 0.5\\?"),
+        (lambda: 3 - a, TypeError, "both sides of `-` must be energies"),
+        (lambda: a**b, TypeError, "a power is a number or an nn.Parameter"),
+        (lambda: a ** "2", TypeError, "a power is a number"),
+        (lambda: a**True, TypeError, "a power is a number"),
+        (lambda: a**INF, ValueError, "must be finite"),
+        (lambda: a**math.nan, ValueError, "must be finite"),
+        (
+            lambda: a & Normal(ZERO, 1.0, name="plane"),
+            ValueError,
+            "event shape \\(1,\\) and plane has \\(2,\\)",
+        ),
+        (lambda: a | Normal(ZERO, 1.0), ValueError, "poe.on\\(energy, index, event_shape\\)"),
+        (lambda: poe.product([]), ValueError, "at least one energy"),
+        (lambda: poe.product([a, b], powers=[1.0]), ValueError, "2 energies need as many powers, not 1"),
+        (lambda: poe.product([a, torch.tensor(1.0)]), TypeError, "poe.as_energy\\(model\\) wraps a model"),
+        (lambda: poe.pullback(a, 3), TypeError, "takes a function of x"),  # type: ignore[arg-type]
+        (
+            lambda: a(torch.zeros(5)),
+            ValueError,
+            "x has shape \\(5,\\), but a takes \\(\\*batch, \\*event\\) with event shape \\(1,\\)",
+        ),
+        (lambda: a(1.0), TypeError, "torch.as_tensor\\(x\\) makes one"),
+        (lambda: a.value_and_grad(torch.zeros(1, dtype=torch.long)), TypeError, "x.float\\(\\) gives points"),
+        (lambda: (a & b).given({}), TypeError, "no expert in a & b takes a context"),
+        (lambda: Counting().config(), TypeError, "give it a method config\\(\\)"),
+    ],
+)
+def test_refusals_say_what_to_type(make: Callable[[], Any], error: type[Exception], hint: str) -> None:
+    with pytest.raises(error, match=hint):
+        make()
+
+
+def test_an_expert_that_returns_the_wrong_shape_is_named() -> None:
+    class Wrong(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(ValueError, match="wrong returned shape \\(4, 1\\).*here \\(4,\\)"):
+        Wrong((1,))(torch.zeros(4, 1))
+
+
+# ---------------------------------------------------------------- bindings
+
+
+class Conditioned(Energy):
+    """Takes a context: a mean."""
+
+    takes_context = True
+
+    def __init__(self) -> None:
+        super().__init__((1,))
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, 1) -> (*batch)
+        raise RuntimeError("bind a context first")
+
+    def given(self, context: Any) -> Energy:
+        return Function(lambda x: 0.5 * (x - context).square().sum(-1), (1,), name="bound")
+
+
+class Noisy(Energy):
+    """Has noise levels: a Gaussian of variance 1 + sigma²."""
+
+    sigma_range = (0.0, 10.0)
+
+    def __init__(self, sigma: float = 0.0) -> None:
+        super().__init__((1,))
+        self.sigma = sigma
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, 1) -> (*batch)
+        return 0.5 * x.square().sum(-1) / (1 + self.sigma**2)
+
+    def at(self, sigma: float) -> Energy:
+        return Noisy(sigma)
+
+
+def compositions(leaf: Energy) -> Sequence[Energy]:
+    return (leaf & a, (leaf | a) ** 2, a - leaf, ~leaf, leaf @ squash, poe.shift(leaf, 1.0) & b)
+
+
+def test_contexts_are_bound_inside_expressions() -> None:
+    for energy, reference in zip(
+        compositions(Conditioned()),
+        compositions(Function(lambda x: 0.5 * (x - 2.0).square().sum(-1), (1,))),
+        strict=True,
+    ):
+        torch.testing.assert_close(energy.given(2.0)(LINE), reference(LINE))
+
+
+def test_noise_levels_reach_every_part() -> None:
+    for energy, reference in zip(compositions(Noisy()), compositions(Noisy(3.0)), strict=True):
+        torch.testing.assert_close(energy.at(3.0)(LINE), reference(LINE))
+        torch.testing.assert_close(energy.at(0)(LINE), energy(LINE))
+    assert a.at(2.0) is a
+
+
+def test_an_expert_that_is_used_twice_is_one_module() -> None:
+    energy = (a & raw) | (a - b)
+    keys = [key for key in energy.state_dict() if key.endswith("loc")]
+    assert len(keys) == 3  # a twice, b once, each at its place in the tree
+    assert len(poe.leaves(energy)) == 3
+    assert energy.dtype == F64
+    assert len({id(buffer) for buffer in energy.buffers()}) == len(list(energy.buffers()))

@@ -1,0 +1,262 @@
+"""Expressions from text: the algebra's operators are the reference, and random text must never surprise."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import poe
+from poe.energy import Density, Energy, Estimate
+from poe.expression import MAX_LENGTH, ExpressionError, parse
+
+
+class Gaussian(Density):
+    """N(mean, 1) on R^2."""
+
+    def __init__(self, mean: float, name: str | None = None, shape=(2,)):
+        super().__init__(shape, name=name)
+        self.mean = mean
+
+    def log_prob(self, x):
+        return torch.distributions.Normal(self.mean, 1.0).log_prob(x).sum(-1)
+
+    def sample(self, n, *, generator=None):
+        shape = (n,) if isinstance(n, int) else tuple(n)
+        return self.mean + torch.randn((*shape, *self.event_shape), generator=generator)
+
+
+a, b, c = (Gaussian(mean, name) for mean, name in ((-1.0, "a"), (0.5, "b"), (2.0, "c")))
+even = Gaussian(0.1, "digits.even")
+double = nn.Linear(2, 2)
+NAMES = {"a": a, "b": b, "c": c, "digits.even": even, "f": double}
+X = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+
+
+CASES = {
+    "a": lambda: a,
+    "  a & b ": lambda: a & b,
+    "a\n  & b\t| c": lambda: a & b | c,
+    "digits.even & b - c": lambda: even & b - c,
+    "(a & b) ** (1/3)": lambda: (a & b) ** (1 / 3),
+    "~a & b ** -2": lambda: ~a & b**-2,
+    "a ** -2": lambda: a**-2,
+    "a / b & c ** 2.5e-1": lambda: a / b & c**0.25,
+    "a ** (2 * 3 - 1 + 2 ** 2)": lambda: a**9,
+    "a @ f & b": lambda: a @ double & b,
+    "poe.mixture([a, b], weights=[1, 3])": lambda: poe.mixture([a, b], weights=[1, 3]),
+    "mixture([a, b])": lambda: a | b,
+    "product([a, b], powers=0.5)": lambda: poe.product([a, b], powers=0.5),
+    "poe.product([a, b], [1, -1])": lambda: a / b,
+    "contrast(a, b, strength=2)": lambda: poe.contrast(a, b, strength=2.0),
+    "poe.combine([a, b, c], prior=digits.even)": lambda: poe.combine([a, b, c], prior=even),
+    "poe.on(a, [0, 2], (3,))": lambda: poe.on(a, [0, 2], (3,)),
+    "poe.pullback(a, f, (2,))": lambda: poe.pullback(a, double, (2,)),
+    "poe.shift(a, -0.5, log_z=Estimate(0.5, 0.01))": lambda: poe.shift(a, -0.5, log_z=Estimate(0.5, 0.01)),
+    "a ** Parameter(tensor(0.25)) & b": lambda: a ** nn.Parameter(torch.tensor(0.25)) & b,
+}
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_text_means_what_python_means(text):
+    expected, read = CASES[text](), parse(text, NAMES)
+    assert type(read) is type(expected)
+    assert str(read) == str(expected)
+    x = torch.randn(5, *expected.event_shape)
+    assert torch.equal(read(x), expected(x))
+    assert read.log_z == expected.log_z
+
+
+def test_names_stand_for_the_same_experts():
+    assert parse("a & a", NAMES).energies[0] is a
+    assert len(parse("a & b & a", NAMES).energies) == 2
+    assert parse("digits.even", NAMES) is even
+
+
+def test_a_parameter_power_is_learnable():
+    read = parse("a ** Parameter(tensor(0.25))", NAMES)
+    assert [p.item() for p in read.parameters()] == [0.25]
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in read.parameters())
+
+
+def leaf():
+    return st.sampled_from(range(4)).map(lambda i: [a, b, c, even][i])
+
+
+def grow(children):
+    powers = st.sampled_from([-1.0, 0.5, 1 / 3, 2.0, 0.7123456789])
+    pair = st.tuples(children, children)
+    return st.one_of(
+        pair.map(lambda p: p[0] & p[1]),
+        pair.map(lambda p: p[0] | p[1]),
+        pair.map(lambda p: p[0] - p[1]),
+        pair.map(lambda p: p[0] / p[1]),
+        st.tuples(children, powers).map(lambda p: p[0] ** p[1]),
+        children.map(lambda e: e @ double),
+        pair.map(lambda p: poe.contrast(*p, strength=0.3)),
+        st.tuples(children, powers).map(lambda p: poe.shift(*p)),
+    )
+
+
+@given(st.recursive(leaf(), grow, max_leaves=8))
+def test_what_prints_reads_back(e):
+    read = parse(str(e), poe.names(e))
+    assert str(read) == str(e)
+    torch.testing.assert_close(read(X), e(X))
+
+
+def test_a_fill_reads_back():
+    e = a @ poe.fill(torch.tensor([1.0, 0.0]), torch.tensor([True, False]))
+    read = parse(str(e), poe.names(e))
+    x = torch.randn(4, 1)
+    assert torch.equal(read(x), e(x))
+    known = {"a": a, "x": torch.tensor([1.0, 0.0]), "mask": torch.tensor([True, False])}
+    assert torch.equal(parse("a @ poe.fill(x, mask)", known)(x), e(x))
+
+
+# ---- refusals
+
+
+def refusal(text, names=NAMES):
+    with pytest.raises(ExpressionError) as caught:
+        parse(text, names)
+    *message, _, caret = str(caught.value).split("\n")
+    return "\n".join(message), len(caret) - 5
+
+
+@pytest.mark.parametrize(
+    ("text", "helpful", "column"),
+    [
+        ("a & & b", "invalid syntax", 4),
+        ("a & (b", "never closed", 4),
+        ("a + b", "write `a & b` for the product", 2),
+        ("a & (b + c)", "write `a & b` for the product", 7),
+        ("2 * a", "`a ** 2`", 2),
+        ("a and b", "`a & b` for a product", 0),
+        ("not a", "`~a`", 0),
+        ("-a", "`~a`", 0),
+        ("a ^ b", "either but not both", 2),
+        ("a & evn", "unknown name 'evn'", 4),
+        ("digits.evn", "did you mean 'digits.even'?", 0),
+        ("a ** b", "a power is a number", 2),
+        ("a ** 1e999", "numbers must be finite", 5),
+        ("a ** (1/0)", "division by zero", 7),
+        ("a ** (-2) ** 0.5", "real and finite", 10),
+        ("a ** 9 ** 9 ** 9", "", None),
+        ("a & 2", "right side is a int", 2),
+        ("2 & 3", "combines energies, not numbers", 2),
+        ("2", "is the number 2, not an energy", 0),
+        ("f", "not an energy", 0),
+        ("~2", "cannot be applied to the number 2", 0),
+        ("[a, b]", "is a list, not an energy", 0),
+        ("a & [b]", "a list can only stand inside", 4),
+        ("a # b", "a comment", 2),
+        ("a < b", "`a < b` cannot stand here", 0),
+        ("a[0]", "`a[0]` cannot stand here", 0),
+        ("'a'", "cannot stand here", 0),
+        ("lambda: a", "cannot stand here", 0),
+        ("a if b else c", "cannot stand here", 0),
+        ("(a & b).mean", "attribute of a value", 0),
+        ("a.mean", "unknown name 'a.mean'", 0),
+        ("a.__class__.__mro__", "unknown name", 0),
+        ("__import__('os').system('true')", "cannot be called here", 0),
+        ("exec('1')", "exec cannot be called here", 0),
+        ("f(a)", "f cannot be called here", 0),
+        ("poe.mixtur([a, b])", "did you mean 'mixture'?", 0),
+        ("product", "product is a function here", 0),
+        ("poe.product(*[a])", "cannot stand here", 12),
+        ("poe.product([a], **b)", "one by one", 19),
+        ("poe.product([a], colour=2)", "unexpected keyword argument 'colour'", 0),
+        ("poe.mixture([a, ~b], weights=[1, 1])", "poe.normalize", 0),
+        ("a @ b", "takes a function", 2),
+        ("a & poe.on(b, [0, 1], (3,))", "event shape", 2),
+        ("poe.on(a, [0, 1], (2000, 2000, 2000))", "8,000,000,000 numbers", 0),
+        ("poe.pullback(a, f, (2000000000,))", "2,000,000,000 numbers", 0),
+        ("é & a", "unknown name 'é'", 0),
+        ("a & é + b", "unknown name 'é'", 4),
+    ],
+)
+def test_refusals_say_what_and_where(text, helpful, column):
+    message, place = refusal(text)
+    assert helpful in message
+    assert column is None or place == column
+
+
+@pytest.mark.parametrize(
+    ("text", "helpful"),
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("a & " * MAX_LENGTH, "at most"),
+        ("(" * 5000 + "a" + ")" * 5000, "."),
+        ("~" * 50000 + "a", "."),
+        ("- " * 30000 + "2", "."),
+        ("~" * 100 + "a", "too deep"),
+        ("a - " * 70 + "a", "too deep"),
+        ("a & " * 20000 + "a", "too deep"),
+        ("a" + ".b" * 40000, "."),
+        ("a ** " * 5000 + "2", "."),
+        ("[" * 150 + "]" * 150, "too deep"),
+        ("9" * 5000, "."),
+        ("a \0 b", "."),
+        ("\ud800", "."),
+    ],
+)
+def test_size_depth_and_odd_characters(text, helpful):
+    with pytest.raises(ExpressionError, match=helpful):
+        parse(text, NAMES)
+
+
+def test_only_text_is_parsed():
+    with pytest.raises(ExpressionError, match="is text, not"):
+        parse(3, NAMES)  # type: ignore[arg-type]
+
+
+def test_long_flat_expressions_are_fine():
+    many = {f"e{i}": Gaussian(i / 100, f"e{i}") for i in range(150)}
+    assert len(parse(" & ".join(many), many).energies) == 150
+    assert len(parse(" | ".join(many), many).energies) == 150
+
+
+def test_the_caret_stays_under_the_place_in_long_text():
+    text = "a & " * 40 + "evn" + " & b" * 40
+    with pytest.raises(ExpressionError) as caught:
+        parse(text, NAMES)
+    _, shown, caret = str(caught.value).split("\n")
+    assert shown[caret.index("^") :].startswith("evn")
+
+
+WORDS = """
+a b c f digits.even digits zz poe.product poe.mixture( contrast( on( fill( pullback( shift( combine( Estimate(
+Parameter( tensor( powers= weights= strength= log_z= prior= & | ** / ~ - @ + * ^ % // << and or not is in == (
+) [ ] { } , : . = := 1 2 0.5 1e400 -1 0 1j True None lambda if else for await yield 'x' " f'{a}' # ; $ ? ! `
+... \\ é 𝐚 ﬁ __class__ __import__('os') 2000000000
+"""
+PIECES = [*WORDS.split(), " ", "\n", "\t", "\0", "\ud800"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_text_gives_an_energy_or_an_expression_error(seed):
+    rng = random.Random(seed)
+    outcomes = {Energy: 0, ExpressionError: 0}
+    for _ in range(2500):
+        kind, size = rng.random(), rng.randrange(1, 14)
+        if kind < 0.4:
+            text = "".join(rng.choice(PIECES) + rng.choice(["", " "]) for _ in range(size))
+        elif kind < 0.6:
+            text = "".join(chr(rng.choice([rng.randrange(128), rng.randrange(0x3000)])) for _ in range(size))
+        else:
+            text = list(rng.choice(list(CASES)))
+            for _ in range(rng.randrange(3)):
+                text[rng.randrange(len(text))] = rng.choice(PIECES)
+            text = "".join(text)
+        try:
+            assert isinstance(parse(text, NAMES), Energy)
+            outcomes[Energy] += 1
+        except ExpressionError:
+            outcomes[ExpressionError] += 1
+    assert min(outcomes.values()) > 100  # both happen, so that the test says something

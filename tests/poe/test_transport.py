@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import Beta, Dirichlet, Gamma, TransformedDistribution, biject_to, constraints
+
+import poe
+from poe.transport import Unconstrained
+
+
+class Wrapped(poe.Energy):
+    """A torch distribution as an energy, for tests."""
+
+    def __init__(self, distribution: torch.distributions.Distribution, support: constraints.Constraint) -> None:
+        super().__init__(distribution.batch_shape + distribution.event_shape, support=support)
+        self.distribution = distribution
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logs = self.distribution.log_prob(x)
+        return -(logs if not self.distribution.batch_shape else logs.sum(-1))
+
+
+CASES = {
+    "positive": (Gamma(torch.tensor([2.0, 3.5]), torch.tensor([1.0, 0.5])), constraints.positive),
+    "unit interval": (Beta(torch.tensor([2.0, 0.7]), torch.tensor([1.5, 3.0])), constraints.unit_interval),
+    "simplex": (Dirichlet(torch.tensor([2.0, 0.8, 3.0])), constraints.simplex),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_density_in_the_reals_is_that_of_torch_with_its_jacobian(name: str) -> None:
+    distribution, support = CASES[name]
+    energy = Unconstrained(Wrapped(distribution, support))
+    z = torch.randn(40, *energy.event_shape, dtype=torch.float64)
+    expected = TransformedDistribution(distribution, biject_to(distribution.support).inv, validate_args=False)
+    logs = expected.log_prob(z)
+    assert torch.allclose(-energy(z), logs if logs.ndim == 1 else logs.sum(-1), atol=1e-6)
+    value, gradient = energy.value_and_grad(z)
+    free = z.clone().requires_grad_()
+    (by_autograd,) = torch.autograd.grad(energy(free).sum(), free)
+    assert torch.allclose(value, energy(z)) and torch.allclose(gradient, by_autograd, atol=1e-6)
+    assert torch.allclose(energy.to_z(energy.to_x(z)), z, atol=1e-5)
+
+
+def test_mixed_boxes_transform_each_coordinate_in_its_own_way() -> None:
+    low = torch.tensor([0.0, -torch.inf, -torch.inf, -2.0])
+    high = torch.tensor([torch.inf, 3.0, torch.inf, 5.0])
+    transform = poe.support.from_reals(poe.support.Box(low, high))
+    z = torch.randn(100, 4, dtype=torch.float64)
+    x = transform(z)
+    assert poe.support.contains(poe.support.Box(low, high), x).all()
+    jacobian = torch.func.vmap(torch.func.jacrev(transform))(z)
+    assert torch.allclose(transform.log_abs_det_jacobian(z, x), torch.linalg.slogdet(jacobian)[1])
+    assert torch.allclose(transform.inv(x), z)
