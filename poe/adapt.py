@@ -106,7 +106,10 @@ class Adaptation:
     def start(
         cls, kernel: Kernel, energy: Energy, states: Sequence[Any], steps: int, generators: Sequence[torch.Generator]
     ) -> Adaptation:
-        step = first_step(kernel, energy, states, generators)
+        rungs = kernel.walkers(states[0]).energy.shape[1:]
+        known = kernel.step_size
+        learned = isinstance(known, Tensor) and known.shape == rungs and kernel.scale is not None
+        step = known if learned and isinstance(known, Tensor) else first_step(kernel, energy, states, generators)
         ends, end, width, last = [], int(0.15 * steps), max(10, int(0.1 * steps)), int(0.6 * steps)
         while steps >= 40 and end + width <= last:
             end, width = end + width, 2 * width

@@ -64,9 +64,12 @@ class Draws:
             + ("" if self.exact else " (approximate: the method has a bias of its own)"),
             f"  log Z          {'unknown' if self.log_z is None else self.log_z}",
         ]
-        if d.rhat == d.rhat:
-            lines.append(f"  R-hat          {d.rhat:.3f} worst coordinate, {d.rhat_energy:.3f} log-density")
-        lines.append(f"  ESS            {d.ess_bulk:.0f} bulk, {d.ess_tail:.0f} tail (smallest)")
+        if not d.gradients:
+            lines.append("  ESS            all of them: independent draws")
+        else:
+            if d.rhat == d.rhat:
+                lines.append(f"  R-hat          {d.rhat:.3f} worst coordinate, {d.rhat_energy:.3f} log-density")
+            lines.append(f"  ESS            {d.ess_bulk:.0f} bulk, {d.ess_tail:.0f} tail (smallest)")
         if d.gradients:
             lines.append(
                 f"  acceptance     {d.acceptance:.2f}; {d.divergent} divergent, {d.nonfinite} non-finite, {d.stuck} stuck chains"

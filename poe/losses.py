@@ -55,8 +55,8 @@ class MaximumLikelihood:
         if not _has_constant_z(energy):
             raise ValueError(
                 f"log Z of {energy} changes with its parameters or is unknown, so E(x) alone is no "
-                "likelihood: give MaximumLikelihood(draws=...) draws from the model, or train with DenoisingScoreMatching or "
-                "NoiseContrastive"
+                "likelihood: give MaximumLikelihood(draws=...) draws from the model, or train with "
+                "DenoisingScoreMatching or NoiseContrastive"
             )
         assert energy.log_z is not None
         return energy(batch).mean() + energy.log_z.value

@@ -25,6 +25,8 @@ from poe.transport import Unconstrained
 
 MOST_STATES = 1 << 16  # discrete spaces up to this many points are enumerated
 CANDIDATES = 4096  # draws of each samplable factor from which chains may start
+PILOT = 64  # steps of the chains from which the gap between draws is found
+MOST_GAP = 48
 METHODS = ("exact", "enumerate", "chains", "tempered")
 
 
@@ -42,7 +44,7 @@ class Plan:
     reason: str
     starts: tuple[Energy, ...] = ()
     kernel: Kernel | None = None
-    adaptive: bool = True
+    may_exchange: bool = False
 
     def __str__(self) -> str:
         lines = [f"{self.method}: {self.reason}"]
@@ -52,7 +54,7 @@ class Plan:
             lines.append("starts from a standard normal in unconstrained space: no factor draws samples")
         if self.kernel is not None:
             lines.append(f"kernel {type(self.kernel).__name__}, {'exact' if self.kernel.exact else 'not exact: unadjusted'}")
-        if self.method == "chains":
+        if self.may_exchange:
             lines.append("replica exchange from the start to the target if the chains disagree")
         return "\n".join(lines)
 
@@ -83,7 +85,8 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
     chosen = "tempered" if method == "tempered" or isinstance(langevin, Tempered) else "chains"
     reason = "Langevin chains" if chosen == "chains" else "replica exchange of Langevin chains"
     space = "" if sets.is_real(energy.support) else ", in the unconstrained space"
-    return Plan(chosen, energy, reason + space, starts, langevin)
+    may_exchange = method is None and chosen == "chains" and isinstance(langevin, Langevin) and langevin.metropolis
+    return Plan(chosen, energy, reason + space, starts, langevin, may_exchange)
 
 
 def candidates(energy: Energy) -> list[Energy]:
@@ -152,8 +155,8 @@ def sample(
         energy = energy.to(device)
     _refuse_improper(energy)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-    if method is None and not (init is None and warmup is None):
-        method = "chains"  # only chains start somewhere and warm up
+    if method is None and kernel is None and not (init is None and warmup is None):
+        kernel = Langevin()  # only chains start somewhere and warm up
     chosen = plan(energy, method=method, kernel=kernel)
     settings = _Settings(draws, chains, warmup, thin, init, seed, progress, shards, compile)
     grads = [p for p in energy.parameters() if p.requires_grad]
@@ -282,7 +285,7 @@ class _Chains:
                     f"init has shape {tuple(s.init.shape)}; it takes (chains, *event), event {tuple(energy.event_shape)}"
                 )
         else:
-            self.chains = s.chains or max(4, s.shards, min(32, s.draws // 32))
+            self.chains = s.chains or max(4, s.shards, min(32, s.draws // 25))
         if s.shards > self.chains:
             raise ValueError(f"{s.shards} shards need at least as many chains, got {self.chains}")
         self.per_chain = -(-s.draws // self.chains)
@@ -300,18 +303,18 @@ class _Chains:
         start, x = self._start()
         if self.chosen.method == "tempered":
             return self._finish(self._tempered(start, x), self.chosen.reason)
-        trace = self._run(self.kernel, x, warmup=400, label="Langevin")
-        disagree = self._disagreement(trace)
-        if (
-            disagree > RHAT_LIMIT
-            and self.s.init is None
-            and self.kernel == self.chosen.kernel
-            and isinstance(self.kernel, Langevin)
-        ):
-            start = self._fitted(trace) if start is None else start
-            trace = self._tempered(start, x)
-            return self._finish(trace, f"replica exchange, after Langevin chains disagreed (R-hat {disagree:.2f})")
-        return self._finish(trace, self.chosen.reason)
+        pilot, gap = self._pilot(self.kernel, x, warmup=400, label="Langevin")
+        may_exchange = self.chosen.may_exchange and self.s.init is None
+        if may_exchange and gap >= MOST_GAP:
+            why = f"Langevin chains stayed where they started: more than {MOST_GAP} steps a draw"
+        else:
+            trace = self._draws(pilot, gap, label="Langevin")
+            disagree = self._disagreement(trace)
+            if not (may_exchange and disagree > RHAT_LIMIT):
+                return self._finish(trace, self.chosen.reason)
+            pilot, why = trace, f"Langevin chains disagreed (R-hat {disagree:.2f})"
+        start = self._fitted(pilot) if start is None else start
+        return self._finish(self._tempered(start, x), f"replica exchange, for {why}")
 
     # ---- where chains start
 
@@ -374,27 +377,28 @@ class _Chains:
 
     # ---- running
 
-    def _run(self, kernel: Kernel, x: Any, *, warmup: int, label: str) -> Trace:
-        """Warm-up, a pilot that finds how many steps should lie between two draws, then the draws."""
+    def _pilot(self, kernel: Kernel, x: Any, *, warmup: int, label: str) -> tuple[Trace, int]:
+        """Warm-up and a pilot, and the number of steps that should lie between two draws: the autocorrelation time that the pilot's
+        chains show, at most `MOST_GAP`."""
         given = self.chosen.kernel is not None and self.chosen.kernel.step_size is not None
         steps = self.s.warmup if self.s.warmup is not None else 0 if given else warmup
         if steps == 0 and kernel.step_size is None:
             raise ValueError("warmup=0 leaves no steps to find a step size in; give the kernel one, or some warmup")
-        bar = label if self.s.progress else None
-        pilot = run(kernel, self.target, x, draws=32, warmup=steps, generators=self.generators, progress=bar and f"{bar} warm-up")
-        gap = self._gap(pilot) * self.s.thin
-        trace = run(
-            pilot.kernel, self.target, pilot.states, draws=self.per_chain, thin=gap, generators=self.generators,
-            progress=bar, compile=self.s.compile,
-        )  # fmt: skip
-        self.gradients += pilot.counts.gradients + trace.counts.gradients
-        return trace
-
-    def _gap(self, pilot: Trace) -> int:
-        """Steps between draws: the autocorrelation time that the pilot's chains show, at most 64."""
+        bar = f"{label} warm-up" if self.s.progress else None
+        pilot = run(kernel, self.target, x, draws=PILOT, warmup=steps, generators=self.generators, progress=bar)
+        self.gradients += pilot.counts.gradients
         evidence = diagnose(self._x(pilot.x), pilot.energy, len(self.energy.event_shape))
         size = min(evidence.ess_bulk, evidence.ess_tail)
-        return int(min(64, max(1, round(pilot.energy.numel() / max(size, 1.0)))))
+        return pilot, int(min(MOST_GAP, max(1, round(pilot.energy.numel() / max(size, 1.0)))))
+
+    def _draws(self, pilot: Trace, gap: int, *, label: str) -> Trace:
+        """The draws, with the pilot's kernel and from its last states."""
+        trace = run(
+            pilot.kernel, self.target, pilot.states, draws=self.per_chain, thin=gap * self.s.thin, generators=self.generators,
+            progress=label if self.s.progress else None, compile=self.s.compile,
+        )  # fmt: skip
+        self.gradients += trace.counts.gradients
+        return trace
 
     def _disagreement(self, trace: Trace) -> float:
         evidence = diagnose(self._x(trace.x), trace.energy, len(self.energy.event_shape))
@@ -412,7 +416,7 @@ class _Chains:
                 start = StandardNormal(x.mean(0), 2 * x.std(0).clamp(min=1.0) if len(x) > 1 else torch.ones_like(x[0]))
             kernel = Tempered(start, linear_betas(8), self.kernel)
         walkers: Any = x
-        for _ in range(3):
+        for _ in range(2):
             bar = "ladder" if self.s.progress else None
             pilot = run(kernel, self.target, walkers, draws=20, warmup=40, generators=self.generators, progress=bar)
             self.gradients += pilot.counts.gradients
@@ -421,7 +425,7 @@ class _Chains:
             old, kernel = pilot.kernel.betas, pilot.kernel.respaced(rejection, rungs)  # type: ignore[attr-defined]
             nearest = (old.unsqueeze(0) - kernel.betas.unsqueeze(1)).abs().argmin(1)
             walkers = torch.cat([state.rungs.x for state in pilot.states])[:, nearest]
-        return self._run(kernel, walkers, warmup=60, label="replica exchange")
+        return self._draws(*self._pilot(kernel, walkers, warmup=60, label="replica exchange"), label="replica exchange")
 
     # ---- what comes back
 

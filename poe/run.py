@@ -90,63 +90,62 @@ def run(
                 bar.update()
             kernel = adaptation.kernel
         keeper = _Keeper(draws, thin)
-        advance = _compiled(kernel, energy) if compile else None
+        advance = _compiled(kernel, energy) if compile and kernel.compiles else None
         partial = False
         try:
             while keeper.steps < draws * thin:
-                if advance is not None and draws * thin - keeper.steps >= BLOCK:
-                    for index, generator in enumerate(generators):
-                        noise = [kernel.noise(states[index], generator) for _ in range(BLOCK)]
-                        history = advance(states[index], noise)
-                        states[index] = history[-1][0]
-                        keeper.add(index, [kernel.position(s) for s, _ in history], [info for _, info in history])
-                    keeper.steps += BLOCK
-                    bar.update(BLOCK)
-                else:
-                    states, infos = _step_all(kernel, energy, states, generators)
-                    for index, (state, info) in enumerate(zip(states, infos, strict=True)):
-                        keeper.add(index, [kernel.position(state)], [info])
-                    keeper.steps += 1
-                    bar.update()
+                block = BLOCK if advance is not None and draws * thin - keeper.steps >= BLOCK else 1
+                for index, generator in enumerate(generators):
+                    if block > 1 and advance is not None:
+                        noise = kernel.noise(states[index], generator, block)
+                        states[index], x_block, energies, info = advance(states[index], noise)
+                    else:
+                        states[index], info = kernel.step(energy, states[index], kernel.noise(states[index], generator))
+                        x_block, energies = (part.unsqueeze(0) for part in kernel.position(states[index]))
+                        info = Info(*(part.unsqueeze(0) for part in info))
+                    keeper.add(index, x_block, energies, info)
+                keeper.steps += block
+                bar.update(block)
         except KeyboardInterrupt:
             if keeper.steps < thin:
                 raise
             partial = True
     kept = keeper.collect()
     gradients = (gradients + keeper.steps * kernel.gradients_per_step) * kept[0].shape[0]
-    counts = Counts(keeper.acceptance(), keeper.nonfinite, keeper.divergent, gradients, time.perf_counter() - started)
+    counts = Counts(*keeper.counts(), gradients, time.perf_counter() - started)
     return Trace(*kept, kernel, tuple(states), counts, partial)
 
 
 class _Keeper:
-    """Collects every thin-th position of each shard, and the counts of all steps."""
+    """Collects every thin-th position of each shard, and adds up what all steps report."""
 
     def __init__(self, draws: int, thin: int) -> None:
         self.draws, self.thin, self.steps = draws, thin, 0
-        self.nonfinite = self.divergent = 0
         self._seen: dict[int, int] = {}
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._accepted: list[float] = []
+        self._totals: list[Tensor] = []
 
-    def add(self, shard: int, positions: Sequence[tuple[Tensor, Tensor]], infos: Sequence[Info]) -> None:
-        for position, info in zip(positions, infos, strict=True):
-            self._seen[shard] = self._seen.get(shard, 0) + 1
-            if self._seen[shard] % self.thin == 0:
-                self._kept.setdefault(shard, []).append(position)
-            acceptance = info.acceptance if info.acceptance.ndim == 1 else info.acceptance[:, -1]
-            self._accepted.append(acceptance.mean().item())
-            self.nonfinite += int(info.nonfinite.sum())
-            self.divergent += int(info.divergent.sum())
+    def add(self, shard: int, x: Tensor, energy: Tensor, info: Info) -> None:
+        """A block of steps: positions (steps, chains, *event), energies (steps, chains), and the infos (steps, chains, *rungs)."""
+        seen = self._seen.get(shard, 0)
+        self._seen[shard] = seen + len(x)
+        first = (-seen - 1) % self.thin
+        if first < len(x):
+            self._kept.setdefault(shard, []).append((x[first :: self.thin], energy[first :: self.thin]))
+        acceptance = info.acceptance if info.acceptance.ndim == energy.ndim else info.acceptance[..., -1]
+        self._totals.append(torch.stack([acceptance.mean(), info.nonfinite.sum(), info.divergent.sum()]))
 
-    def acceptance(self) -> float:
-        return float(np.mean(self._accepted)) if self._accepted else float("nan")
+    def counts(self) -> tuple[float, int, int]:
+        """(mean acceptance, non-finite proposals, divergent proposals)."""
+        totals = torch.stack(self._totals).double()
+        return totals[:, 0].mean().item(), int(totals[:, 1].sum()), int(totals[:, 2].sum())
 
     def collect(self) -> tuple[Tensor, Tensor]:
         """(chains, draws, *event), (chains, draws); after an interrupt, what every shard has."""
-        least = min(len(kept) for kept in self._kept.values())
-        shards = [self._kept[index][:least] for index in sorted(self._kept)]
-        x = torch.cat([torch.stack([x for x, _ in kept], 1) for kept in shards])
-        return x, torch.cat([torch.stack([e for _, e in kept], 1) for kept in shards])
+        shards = [[torch.cat(parts) for parts in zip(*self._kept[index], strict=True)] for index in sorted(self._kept)]
+        least = min(len(x) for x, _ in shards)
+        x, energy = (torch.cat([parts[k][:least] for parts in shards], 1) for k in (0, 1))
+        return x.transpose(0, 1).contiguous(), energy.transpose(0, 1).contiguous()
 
 
 def _step_all(
@@ -186,15 +185,22 @@ class _Functional(Energy):
         return energy.detach(), gradient.detach()
 
 
-def _compiled(kernel: Kernel, energy: Energy) -> Callable[[Any, Sequence[Any]], list[tuple[Any, Info]]]:
-    """`BLOCK` steps as one compiled function of the state and the noise drawn beforehand."""
+def _compiled(kernel: Kernel, energy: Energy) -> Callable[[Any, Any], tuple[Any, Tensor, Tensor, Info]]:
+    """`BLOCK` steps as one compiled function of the state and of the noise, drawn beforehand with a leading axis of steps.
+
+    It returns the last state, the positions (steps, chains, *event), the energies (steps, chains) and the infos, stacked.
+    """
     functional = _Functional(energy)
 
-    def block(state: Any, noises: Sequence[Any]) -> list[tuple[Any, Info]]:
-        history = []
-        for noise in noises:
-            state, info = kernel.step(functional, state, noise)
-            history.append((state, info))
-        return history
+    def block(state: Any, noise: Any) -> tuple[Any, Tensor, Tensor, Info]:
+        positions, energies, infos = [], [], []
+        for step in range(BLOCK):
+            state, info = kernel.step(functional, state, type(noise)(*(part[step] for part in noise)))
+            x, value = kernel.position(state)
+            positions.append(x)
+            energies.append(value)
+            infos.append(info)
+        stacked = Info(*(torch.stack(parts) for parts in zip(*infos, strict=True)))
+        return state, torch.stack(positions), torch.stack(energies), stacked
 
     return torch.compile(block, dynamic=False)

@@ -56,6 +56,10 @@ class Langevin:
         return self.metropolis
 
     @property
+    def compiles(self) -> bool:
+        return True
+
+    @property
     def target_acceptance(self) -> float:
         return 0.574
 
@@ -66,9 +70,10 @@ class Langevin:
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
         return State(x.detach(), *energy.value_and_grad(x))
 
-    def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
         def draw(sampler, like: Tensor) -> Tensor:
-            return sampler(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+            shape = like.shape if steps is None else (steps, *like.shape)
+            return sampler(shape, generator=generator, dtype=like.dtype, device=like.device)
 
         return Noise(draw(torch.randn, state.x), draw(torch.rand, state.energy))
 

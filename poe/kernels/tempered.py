@@ -47,7 +47,7 @@ class Tempered:
     start: Energy
     betas: Tensor
     kernel: Langevin = Langevin()
-    moves: int = 4
+    moves: int = 2
 
     def __post_init__(self) -> None:
         b = self.betas
@@ -61,6 +61,10 @@ class Tempered:
     @property
     def exact(self) -> bool:
         return self.kernel.exact
+
+    @property
+    def compiles(self) -> bool:
+        return False  # the start draws with code of its own
 
     @property
     def step_size(self) -> float | Tensor | None:
@@ -91,7 +95,9 @@ class Tempered:
         rungs = self.kernel.init(self._level(energy, x), x)
         return Ladder(rungs, 0, rungs.energy.new_zeros(len(self.betas) - 1))
 
-    def noise(self, state: Ladder, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, state: Ladder, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+        if steps is not None:
+            raise ValueError("replica exchange draws the noise of one step at a time")
         rungs = state.rungs
         moves = tuple(self.kernel.noise(rungs, generator) for _ in range(self.moves))
         like = rungs.energy

@@ -63,7 +63,7 @@ def test_replica_exchange_crosses_where_langevin_does_not() -> None:
     target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7])
     kernel = Tempered(Gauss(0.0, 6.0), linear_betas(8), Langevin())
     x = torch.full((32, 2), -6.0)  # every chain starts in the smaller mode
-    trace = run(kernel, target, x, draws=400, warmup=100, generators=streams(0, 1, CPU))
+    trace = run(kernel, target, x, draws=400, warmup=400, generators=streams(0, 1, CPU))
     share = (trace.x[:, 50:, 0] > 0).double().mean(1)  # one number a chain, all chains independent
     z = (share.mean() - 0.7) / (share.std() / len(share) ** 0.5)
     assert abs(z) < 4
