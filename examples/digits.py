@@ -97,6 +97,17 @@ def mixture_of_gaussians(x: Tensor, components: int, ridge: float = 0.01) -> dic
     }
 
 
+def gaussians_by_digit(digits: Iterable[int]) -> dict[str, Tensor]:
+    """One Gaussian with full covariance for each digit, of its training images with eight noises each, weighted by their number."""
+    groups = [(len(x), mixture_of_gaussians(repeated(x, 8, seed=d), 1)) for d in digits for x in [images("experts", [d])[0]]]
+    total = sum(count for count, _ in groups)
+    return {
+        "weights": torch.cat([fitted["weights"] * count / total for count, fitted in groups]),
+        "means": torch.cat([fitted["means"] for _, fitted in groups]),
+        "covariances": torch.cat([fitted["covariances"] for _, fitted in groups]),
+    }
+
+
 def log_likelihood(energy: poe.Energy, digits: Iterable[int], log_z: float = 0.0) -> float:
     """Mean log p(x) over the test images, five noises each, in nats."""
     x = repeated(images("test", digits)[0], 5, seed=1)

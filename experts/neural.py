@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poe.energy import Energy
+from poe.energy import Density, Energy
 from poe.registry import register
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -173,6 +173,25 @@ class NeuralEnergy(Energy):
         if self.base is None:
             raise ValueError(f'{self} has no base to fit: build it with base="normal" or base=K')
         self.base.set(weights, means, covariances)
+
+    def proposal(self) -> Energy | None:
+        """The base as a density of its own, from which importance sampling estimates log Z; None without a base."""
+        return None if self.base is None else BaseDensity(self.base, self.event_shape)
+
+
+class BaseDensity(Density):
+    """The mixture of Gaussians that a neural energy tilts."""
+
+    def __init__(self, base: GaussianBase, event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.base = base
+
+    def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        return -self.base(x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1))
+
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        shape = torch.Size([n] if isinstance(n, int) else n)
+        return self.base.sample(shape.numel(), generator=generator).reshape(shape + self.event_shape)
 
 
 @register("neural")

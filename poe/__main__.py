@@ -54,7 +54,7 @@ def _rows(count: int) -> Iterable[Row]:
         yield Row(energy, [int(digit) for digit in digits], PICTURES)
     yield Row((even & loops & high) ** (1 / 3), [6, 8], count)
     yield Row(even | loops, [0, 2, 4, 6, 8, 9], count)
-    high = poe.normalize(high, seed=0)  # `|` weighs densities, so the neural energy needs its log Z
+    high = poe.normalize(high, draws=10_000, seed=0)  # `|` weighs densities, so the neural energy needs its log Z
     yield Row((even & loops) ** 0.5 & (loops / (loops | high)) ** 8, [0], count)
 
 

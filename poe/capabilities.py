@@ -80,6 +80,13 @@ class Enumerates(Protocol):
     def enumerate(self) -> Tensor: ...
 
 
+@runtime_checkable
+class Proposes(Protocol):
+    """Has a normalised density near to it that draws exactly: where importance sampling of an unnormalised energy starts."""
+
+    def proposal(self) -> Any: ...
+
+
 CAPABILITIES: dict[str, Any] = {
     "sample": Samples,
     "transport": Transport,
@@ -88,4 +95,5 @@ CAPABILITIES: dict[str, Any] = {
     "context": Conditional,
     "noise levels": NoiseConditional,
     "enumerate": Enumerates,
+    "proposal": Proposes,
 }

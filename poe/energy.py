@@ -321,7 +321,7 @@ class Energy(nn.Module, ABC):
             f"  parameters   {sum(p.numel() for p in self.parameters()):,}",
         ]
         lines += [f"  note         {note}" for note in caveats(self)]
-        return "\n".join(lines + [f"  plan         {_plan_line(self)}"])
+        return "\n".join([*lines, f"  plan         {_plan_line(self)}"])
 
 
 class Density(Energy):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
-from poe.capabilities import Samples
+from poe.capabilities import Proposes, Samples
 from poe.diagnostics import pareto_k, weight_ess
 from poe.energy import Energy, Estimate, shift
 from poe.kernels import Langevin, Tempered
@@ -45,7 +45,7 @@ def log_z(
     the mean weight by the delta method, sd(w) / (sqrt(n) mean(w)).
 
     Arguments:
-        proposal: a normalised energy with exact draws; by default a samplable part of the expression, else a normal fitted to chains.
+        proposal: a normalised energy with exact draws; by default the expert's own, a samplable part, or a normal fitted to chains.
         draws: particles.
         steps: levels of the annealing.
 
@@ -63,6 +63,8 @@ def log_z(
         raise ValueError(f"log Z needs at least 2 draws and 1 step, got {draws} and {steps}")
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
+    if proposal is None and energy.can(Proposes):
+        proposal = energy.proposal()  # type: ignore[operator]
     start = _proposal(energy, target, proposal, seed)
     generators = streams(seed, 2, energy.device)
     x = start.sample(draws, generator=generators[0]).to(target._like())  # type: ignore[operator]

@@ -13,9 +13,7 @@ collect_ignore = ["benchmarks"]  # scripts, run by `make bench`
 
 torch.set_num_threads(1)
 settings.register_profile("fast", deadline=None, derandomize=True, max_examples=50)
-settings.register_profile(
-    "thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ class Tempered:
 
     start: Energy
     betas: Tensor
-    kernel: Langevin = Langevin()
+    kernel: Langevin = field(default_factory=Langevin)
     moves: int = 2
 
     def __post_init__(self) -> None:

@@ -63,9 +63,7 @@ def by_hand(x: Tensor, steps: int) -> Tensor:  # (chains, 2) -> (steps, chains, 
 def ours(x: Tensor, steps: int, compiled: bool) -> float:
     """Seconds of one run."""
     generators = streams(0, 1, x.device)
-    return seconds(
-        lambda: run(Langevin(STEP), Ring(), x, draws=steps, generators=generators, compile=compiled)
-    )
+    return seconds(lambda: run(Langevin(STEP), Ring(), x, draws=steps, generators=generators, compile=compiled))
 
 
 rows = []

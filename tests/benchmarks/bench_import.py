@@ -13,9 +13,7 @@ CODE = "import time, torch; start = time.perf_counter(); import {}; print(time.p
 
 def added(module: str, repeats: int = 7) -> float:
     def once() -> float:
-        run = subprocess.run(
-            [sys.executable, "-c", CODE.format(module)], capture_output=True, text=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", CODE.format(module)], capture_output=True, text=True, check=True)
         return float(run.stdout)
 
     once()  # fills the disk cache

@@ -32,12 +32,8 @@ MAKERS: dict[str, Callable[[], td.Distribution]] = {
     "InverseGamma": lambda: td.InverseGamma(torch.tensor(3.0), torch.tensor(1.0)),
     "Laplace": lambda: td.Laplace(torch.zeros(2), 1.0),
     "LogNormal": lambda: td.LogNormal(torch.tensor(0.0), 0.5),
-    "LowRankMultivariateNormal": lambda: td.LowRankMultivariateNormal(
-        torch.zeros(3), torch.ones(3, 1), torch.ones(3)
-    ),
-    "MultivariateNormal": lambda: td.MultivariateNormal(
-        torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
-    ),
+    "LowRankMultivariateNormal": lambda: td.LowRankMultivariateNormal(torch.zeros(3), torch.ones(3, 1), torch.ones(3)),
+    "MultivariateNormal": lambda: td.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]])),
     "NegativeBinomial": lambda: td.NegativeBinomial(torch.tensor(3.0), torch.tensor(0.4)),
     "Normal": lambda: td.Normal(torch.zeros(2), 1.0),
     "Poisson": lambda: td.Poisson(torch.tensor(3.0)),
@@ -91,9 +87,7 @@ def test_batch_axes_become_coordinates() -> None:
         (td.Dirichlet(torch.ones(2)), [[0.3, 0.3], [-0.5, 1.5]]),
     ],
 )
-def test_outside_the_support_the_energy_is_infinite_and_nothing_is_nan(
-    dist: td.Distribution, points: list
-) -> None:
+def test_outside_the_support_the_energy_is_infinite_and_nothing_is_nan(dist: td.Distribution, points: list) -> None:
     expert = Distribution(dist)
     x = torch.tensor(points)
     assert torch.equal(expert(x), torch.full((len(x),), float("inf")))

@@ -109,9 +109,7 @@ def test_natural_form_is_the_density(name: str) -> None:
         total = total + terms.reshape(20, -1).sum(-1)
     torch.testing.assert_close(total, -expert(x).detach(), rtol=1e-9, atol=1e-9)
     again = type(expert).from_natural(natural.parameters)  # type: ignore[attr-defined]
-    torch.testing.assert_close(
-        again(x.reshape(20, *again.event_shape)), expert(x).detach(), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(again(x.reshape(20, *again.event_shape)), expert(x).detach(), rtol=1e-9, atol=1e-9)
 
 
 # ---------------------------------------------------------------- closed forms
@@ -189,9 +187,7 @@ def test_two_and_three_dimensions() -> None:
     a, b = Normal(t(1, 0), covariance=COVARIANCE[:2, :2]), Normal(t(-1, 2), t(0.5, 3))
     product = a & b**0.5
     grid, step = torch.linspace(-20, 20, 801, dtype=F64), 0.05
-    log_mass = torch.logsumexp(-product(torch.cartesian_prod(grid, grid)), 0) + 2 * math.log(
-        step
-    )  # trapezoidal rule
+    log_mass = torch.logsumexp(-product(torch.cartesian_prod(grid, grid)), 0) + 2 * math.log(step)  # trapezoidal rule
     assert product.log_z is not None
     assert float(log_mass) == pytest.approx(product.log_z.value, abs=1e-9)
     simplex = Dirichlet(t(1.5, 2, 3)) & Dirichlet(t(1.2, 1, 2)) ** 0.5
@@ -340,9 +336,7 @@ def test_draws_are_inside_finite_and_right(name: str, dtype: torch.dtype, genera
     x = expert.sample(20_000, generator=generator)
     assert x.dtype == dtype
     assert bool(expert(x).isfinite().all())
-    mean = {"gamma": 1.5, "beta": 0.5, "tiny beta": 1 / 3, "tiny gamma": 0.01, "tiny dirichlet": 0.25}.get(
-        name
-    )
+    mean = {"gamma": 1.5, "beta": 0.5, "tiny beta": 1 / 3, "tiny gamma": 0.01, "tiny dirichlet": 0.25}.get(name)
     if mean is None:  # a von Mises: its mean direction, resultant length I1/I0
         x, mean = (x - 3.0).cos(), float(torch.special.i1(t(0.5)) / torch.special.i0(t(0.5)))
     flat = x.double() if x.ndim == 1 else x.double()[:, 0]

@@ -70,9 +70,7 @@ def test_zeros_of_a_density_have_infinite_energy_and_no_nan() -> None:
 
 def test_products_of_links_integrate() -> None:
     energy = Function(lambda x: x - 0.5, (), link="square") & poe.create("normal", loc=0.0, scale=1.0)
-    mass = integrate.quad(
-        lambda x: math.exp(-float(energy(torch.tensor(x, dtype=F64)))), -9, 9, points=[0.5]
-    )[0]
+    mass = integrate.quad(lambda x: math.exp(-float(energy(torch.tensor(x, dtype=F64)))), -9, 9, points=[0.5])[0]
     assert mass == pytest.approx(1.25, rel=1e-6)  # E (x - 1/2)² of a standard normal
 
 
