@@ -17,6 +17,7 @@ from poe import plotting, storage
 
 EXPERTS = {"digits.even": "02468", "digits.loops": "0689", "digits.high": "56789"}
 PICTURES = 16
+ONE = 64  # draws of each expert alone; the first are shown
 
 
 class Row(NamedTuple):
@@ -30,6 +31,7 @@ class Row(NamedTuple):
 def demo(out: Path, count: int, seed: int) -> None:
     """Draws from each expert and each composition, prints reports and shares, and writes one PNG."""
     start = time.perf_counter()
+    torch.set_num_threads(1)  # small networks: a second thread only waits
     torch.set_flush_denormal(True)
     judge = poe.load("digits.judge")
     pictures: dict[str, Tensor] = {}
@@ -51,7 +53,7 @@ def demo(out: Path, count: int, seed: int) -> None:
 def _rows(count: int) -> Iterable[Row]:
     even, loops, high = (poe.load(name) for name in EXPERTS)
     for energy, (_, digits) in zip((even, loops, high), EXPERTS.items(), strict=True):
-        yield Row(energy, [int(digit) for digit in digits], PICTURES)
+        yield Row(energy, [int(digit) for digit in digits], ONE)
     yield Row((even & loops & high) ** (1 / 3), [6, 8], count)
     yield Row(even | loops, [0, 2, 4, 6, 8, 9], count)
     high = poe.normalize(high, draws=10_000, seed=0)  # `|` weighs densities, so the neural energy needs its log Z
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("demo", help="compose three pretrained experts of digits and paint draws")
     show.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the PNG to write (default: %(default)s)")
-    show.add_argument("--draws", type=int, default=400, help="draws of each composition (default: %(default)s)")
+    show.add_argument("--draws", type=int, default=240, help="draws of each composition (default: %(default)s)")
     show.add_argument("--seed", type=int, default=0)
     commands.add_parser("list", help="name the registered experts and the zoo's")
     arguments = parser.parse_args(argv)

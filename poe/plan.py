@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
-from poe.capabilities import Enumerates, Samples
+from poe.capabilities import Enumerates, Proposes, Samples
 from poe.diagnostics import RHAT_LIMIT, diagnose, judge, pareto_k, weight_ess
 from poe.draws import Draws, first
 from poe.energy import Contrast, Energy, Estimate, Mixture, Product, Shifted, caveats
@@ -94,6 +94,9 @@ def candidates(energy: Energy) -> list[Energy]:
     closed = simplify(energy)
     if closed.can(Samples):
         return [closed]
+    if energy.can(Proposes):
+        near = energy.proposal()  # type: ignore[operator]
+        return [] if near is None else [near]
     if isinstance(energy, Product):
         inner = [t.energy for t in energy.terms if t.power > 0]
     elif isinstance(energy, Contrast):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
-from poe.capabilities import Proposes, Samples
+from poe.capabilities import Samples
 from poe.diagnostics import pareto_k, weight_ess
 from poe.energy import Energy, Estimate, shift
 from poe.kernels import Langevin, Tempered
@@ -63,8 +63,6 @@ def log_z(
         raise ValueError(f"log Z needs at least 2 draws and 1 step, got {draws} and {steps}")
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
-    if proposal is None and energy.can(Proposes):
-        proposal = energy.proposal()  # type: ignore[operator]
     start = _proposal(energy, target, proposal, seed)
     generators = streams(seed, 2, energy.device)
     x = start.sample(draws, generator=generators[0]).to(target._like())  # type: ignore[operator]
