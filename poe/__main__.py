@@ -26,6 +26,7 @@ class Row(NamedTuple):
     energy: poe.Energy
     wanted: Sequence[int]
     count: int
+    method: str | None = None
 
 
 def demo(out: Path, count: int, seed: int) -> None:
@@ -38,7 +39,7 @@ def demo(out: Path, count: int, seed: int) -> None:
     for row in _rows(count):
         title = str(row.energy)
         print(f"\n== {title}", flush=True)
-        draws = poe.sample(row.energy, row.count, seed=seed, progress=True)
+        draws = poe.sample(row.energy, row.count, method=row.method, seed=seed, progress=True)
         print(draws.report())
         labels = judge.predict(draws.x)  # type: ignore[operator]
         right = torch.isin(labels, torch.tensor(row.wanted)).double().mean()
@@ -54,7 +55,7 @@ def _rows(count: int) -> Iterable[Row]:
     even, loops, high = (poe.load(name) for name in EXPERTS)
     for energy, (_, digits) in zip((even, loops, high), EXPERTS.items(), strict=True):
         yield Row(energy, [int(digit) for digit in digits], ONE)
-    yield Row((even & loops & high) ** (1 / 3), [6, 8], count)
+    yield Row((even & loops & high) ** (1 / 3), [6, 8], count, "tempered")  # two modes that Langevin does not connect
     yield Row(even | loops, [0, 2, 4, 6, 8, 9], count)
     high = poe.normalize(high, draws=10_000, seed=0)  # `|` weighs densities, so the neural energy needs its log Z
     yield Row((even & loops) ** 0.5 & (loops / (loops | high)) ** 8, [0], count)
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("demo", help="compose three pretrained experts of digits and paint draws")
     show.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the PNG to write (default: %(default)s)")
-    show.add_argument("--draws", type=int, default=240, help="draws of each composition (default: %(default)s)")
+    show.add_argument("--draws", type=int, default=300, help="draws of each composition (default: %(default)s)")
     show.add_argument("--seed", type=int, default=0)
     commands.add_parser("list", help="name the registered experts and the zoo's")
     arguments = parser.parse_args(argv)

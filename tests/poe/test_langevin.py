@@ -182,6 +182,3 @@ def test_compiled_steps_equal_eager_ones() -> None:
         assert torch.allclose(energies[step], state.energy, atol=1e-4)
         assert torch.allclose(infos.acceptance[step], info.acceptance, atol=1e-4)
     assert torch.allclose(last.gradient, state.gradient, atol=1e-4)
-    draws = poe.sample(energy, 2000, seed=0, compile=True, kernel=kernel)
-    assert draws.x.isfinite().all()
-    assert draws.chains.shape[1] * draws.chains.shape[0] >= 2000
