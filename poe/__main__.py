@@ -32,7 +32,6 @@ class Row(NamedTuple):
 def demo(out: Path, count: int, seed: int) -> None:
     """Draws from each expert and each composition, prints reports and shares, and writes one PNG."""
     start = time.perf_counter()
-    torch.set_num_threads(1)  # small networks: a second thread only waits
     torch.set_flush_denormal(True)
     judge = poe.load("digits.judge")
     pictures: dict[str, Tensor] = {}
@@ -58,7 +57,7 @@ def _rows(count: int) -> Iterable[Row]:
     yield Row((even & loops & high) ** (1 / 3), [6, 8], count, "tempered")  # two modes that Langevin does not connect
     yield Row(even | loops, [0, 2, 4, 6, 8, 9], count)
     high = poe.normalize(high, draws=10_000, seed=0)  # `|` weighs densities, so the neural energy needs its log Z
-    yield Row((even & loops) ** 0.5 & (loops / (loops | high)) ** 8, [0], count)
+    yield Row((even & loops) ** 0.5 & (loops / (loops | high)) ** 8, [0], count, "tempered")
 
 
 def _shares(labels: Tensor) -> str:
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("demo", help="compose three pretrained experts of digits and paint draws")
     show.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the PNG to write (default: %(default)s)")
-    show.add_argument("--draws", type=int, default=300, help="draws of each composition (default: %(default)s)")
+    show.add_argument("--draws", type=int, default=200, help="draws of each composition (default: %(default)s)")
     show.add_argument("--seed", type=int, default=0)
     commands.add_parser("list", help="name the registered experts and the zoo's")
     arguments = parser.parse_args(argv)

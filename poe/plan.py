@@ -424,7 +424,7 @@ class _Chains:
             pilot = run(kernel, self.target, walkers, draws=20, warmup=40, generators=self.generators, progress=bar)
             self.gradients += pilot.counts.gradients
             rejection = 1 - torch.stack([state.swapped for state in pilot.states]).mean(0)
-            rungs = int(min(24, max(4, math.ceil(2 * float(rejection.sum())) + 1)))
+            rungs = int(min(24, max(4, math.ceil(1.3 * float(rejection.sum())) + 2)))
             old, kernel = pilot.kernel.betas, pilot.kernel.respaced(rejection, rungs)  # type: ignore[attr-defined]
             nearest = (old.unsqueeze(0) - kernel.betas.unsqueeze(1)).abs().argmin(1)
             walkers = torch.cat([state.rungs.x for state in pilot.states])[:, nearest]
