@@ -61,10 +61,11 @@ def test_swaps_satisfy_detailed_balance_on_a_path_that_can_be_enumerated() -> No
 
 def test_replica_exchange_crosses_where_langevin_does_not() -> None:
     target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7])
-    kernel = Tempered(Gauss(0.0, 6.0), linear_betas(8), Langevin())
+    # a ladder dense near the start: with equal steps the first swap is rare, and the chains remember where they began for long
+    kernel = Tempered(Gauss(0.0, 6.0), torch.linspace(0, 1, 8, dtype=torch.float64) ** 3, Langevin())
     x = torch.full((32, 2), -6.0)  # every chain starts in the smaller mode
     trace = run(kernel, target, x, draws=400, warmup=400, generators=streams(0, 1, CPU))
-    share = (trace.x[:, 50:, 0] > 0).double().mean(1)  # one number a chain, all chains independent
+    share = (trace.x[..., 0] > 0).double().mean(1)  # one number a chain, all chains independent
     z = (share.mean() - 0.7) / (share.std() / len(share) ** 0.5)
     assert abs(z) < 4
     alone = run(Langevin(), target, x, draws=400, warmup=100, generators=streams(0, 1, CPU))
