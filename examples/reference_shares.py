@@ -1,8 +1,8 @@
 """Which digits do the demo's compositions hold? A reference that no Markov chain has touched, and a χ² test of draws against it.
 
 The autoregressive expert draws exactly and lies near both targets, so self-normalised importance sampling from it estimates the
-share of each digit (as the judge sees it), with w = exp(E_loops - E) and the standard error of a ratio. The draws of `poe.sample` are
-compared with it over 6, 8, 0 and the rest, as many of them as their own report calls effective. POE_FAST=1: few draws.
+share of each digit (as the judge sees it), with Pareto-smoothed w = exp(E_loops - E) and the standard error of a ratio. The draws of
+`poe.sample` are compared with it over 6, 8, 0 and the rest, as many as their own report calls effective. POE_FAST=1: few draws.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from digits import fast
 from scipy.stats import chi2
 
 import poe
-from poe.diagnostics import pareto_k, weight_ess
+from poe.diagnostics import pareto_smoothed, weight_ess
 
 GROUPS = ("6", "8", "0", "rest")
 
@@ -34,10 +34,10 @@ def reference(target: poe.Energy, start: poe.Density, judge: poe.Energy, draws: 
             x = start.sample(2000, generator=generator)
             weights.append((start(x) - target(x)).double())
             hot.append(groups(x, judge))
-    logs, marks = torch.cat(weights), torch.cat(hot)
+    (logs, k), marks = pareto_smoothed(torch.cat(weights)), torch.cat(hot)
     p = logs.softmax(0).unsqueeze(-1)
     shares = (p * marks).sum(0)
-    print(f"reference: Pareto k {pareto_k(logs):.2f}, ESS {weight_ess(logs):.0f} of {len(logs)}")
+    print(f"reference: Pareto k {k:.2f}, ESS {weight_ess(logs):.0f} of {len(logs)}")
     return shares, (p * (marks - shares)).square().sum(0).sqrt()
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     targets = [(even & loops & high) ** (1 / 3), (even & loops) ** 0.5 & (loops / (loops | high)) ** 8]
     for target in targets[: 1 if fast() else 2]:
         shares, errors = reference(target, loops, judge, 4_000 if fast() else 120_000)
-        draws = poe.sample(target, 40 if fast() else 200, method="tempered", seed=0, chains=4 if fast() else None)
+        draws = poe.sample(target, 40 if fast() else 200, method="annealed", seed=0)
         n = min(draws.diagnostics.ess_bulk, len(draws))
         seen = groups(draws.x, judge).mean(0)
         variance = shares / n + errors.square()  # of a share: multinomial, and that of the reference

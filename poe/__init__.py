@@ -17,10 +17,10 @@ from poe.energy import (
     shift,
 )
 from poe.expression import parse
+from poe.partition import log_z, normalize
 from poe.plan import Plan, plan, sample
 from poe.registry import as_energy, available, converter, create, register
 from poe.rules import closed_form, simplify
-from poe.smc import log_z, normalize
 from poe.storage import load, save
 
 __all__ = [

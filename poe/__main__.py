@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,49 +14,40 @@ from torch import Tensor
 import poe
 from poe import plotting, storage
 
-EXPERTS = {"digits.even": "02468", "digits.loops": "0689", "digits.high": "56789"}
+EXPERTS = {"even": "02468", "loops": "0689", "high": "56789"}  # of the zoo's `digits`, and the digits that each was trained on
+COMPOSITIONS = {  # and the digits that satisfy them
+    "(even & loops & high) ** (1/3)": "68",
+    "even | loops": "024689",
+    "(even & loops) ** 0.5 & (loops / (loops | high)) ** 8": "0",
+}
 PICTURES = 16
-ONE = 64  # draws of each expert alone; the first are shown
-
-
-class Row(NamedTuple):
-    """One row of the picture: an energy, the digits that satisfy it, and how many draws to judge it by."""
-
-    energy: poe.Energy
-    wanted: Sequence[int]
-    count: int
-    method: str | None = None
+ONE = 100  # draws of each expert alone; the first are shown
 
 
 def demo(out: Path, count: int, seed: int) -> None:
     """Draws from each expert and each composition, prints reports and shares, and writes one PNG."""
-    start = time.perf_counter()
+    begun = time.perf_counter()
     torch.set_flush_denormal(True)
+    experts = {name: poe.load(f"digits.{name}") for name in EXPERTS}
+    experts["high"] = poe.normalize(experts["high"], seed=seed)  # `|` weighs densities, so the neural energy needs its log Z
     judge = poe.load("digits.judge")
     pictures: dict[str, Tensor] = {}
-    for row in _rows(count):
-        title = str(row.energy)
-        print(f"\n== {title}", flush=True)
-        draws = poe.sample(row.energy, row.count, method=row.method, seed=seed, progress=True)
+    for expression, digits in (EXPERTS | COMPOSITIONS).items():
+        print(f"\n== {expression}", flush=True)
+        energy = poe.parse(expression, experts)
+        exact = poe.plan(energy).method == "exact"
+        # importance resampling would do for some of these: annealed particles show what Langevin moves do
+        draws = poe.sample(
+            energy, ONE if expression in EXPERTS else count, method="exact" if exact else "annealed", seed=seed, progress=True
+        )  # fmt: skip
         print(draws.report())
         labels = judge.predict(draws.x)  # type: ignore[operator]
-        right = torch.isin(labels, torch.tensor(row.wanted)).double().mean()
-        print(f"digits: {_shares(labels)}; {100 * right:.1f} % are {' '.join(map(str, row.wanted))}")
-        shown = draws.x[:: max(1, len(draws) // PICTURES)][:PICTURES]
-        pictures[f"{title}: {100 * right:.0f} % right"] = shown
+        right = torch.isin(labels, torch.tensor([int(digit) for digit in digits])).double().mean()
+        print(f"digits: {_shares(labels)}; {100 * right:.1f} % are {' '.join(digits)}")
+        pictures[f"{expression}: {100 * right:.0f} % right"] = draws.x[:: max(1, len(draws) // PICTURES)][:PICTURES]
     out.parent.mkdir(parents=True, exist_ok=True)
     plotting.rows(pictures, out, width=PICTURES)
-    print(f"\n{out} written; {time.perf_counter() - start:.0f} s in all")
-
-
-def _rows(count: int) -> Iterable[Row]:
-    even, loops, high = (poe.load(name) for name in EXPERTS)
-    for energy, (_, digits) in zip((even, loops, high), EXPERTS.items(), strict=True):
-        yield Row(energy, [int(digit) for digit in digits], ONE)
-    yield Row((even & loops & high) ** (1 / 3), [6, 8], count, "tempered")  # two modes that Langevin does not connect
-    yield Row(even | loops, [0, 2, 4, 6, 8, 9], count)
-    high = poe.normalize(high, draws=10_000, seed=0)  # `|` weighs densities, so the neural energy needs its log Z
-    yield Row((even & loops) ** 0.5 & (loops / (loops | high)) ** 8, [0], count, "tempered")
+    print(f"\n{out} written; {time.perf_counter() - begun:.0f} s in all")
 
 
 def _shares(labels: Tensor) -> str:

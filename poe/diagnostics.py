@@ -1,13 +1,16 @@
 """Evidence for a set of draws: rank R-hat, ESS and Pareto k from arviz-stats, with what they get wrong put right and said.
 
 References: Vehtari, Gelman, Simpson, Carpenter and Bürkner 2021, Bayesian Analysis 16(2) (rank R-hat, bulk and tail ESS);
+Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman 2024, Bayesian Analysis (nested R-hat of many short chains);
 Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25 (Pareto-smoothed importance sampling).
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,12 @@ import torch
 from torch import Tensor
 
 MOST_COORDINATES = 256  # coordinates of an event that are diagnosed one by one, evenly spaced beyond
+SHORT = 8  # chains with fewer draws than this are judged in groups
+SUPERCHAINS, FEWEST = 8, 480  # groups of nested R-hat, and the draws that they need in all
 RHAT_LIMIT = 1.05
+ESS_LIMIT = 100
+STEIN_LIMIT = 0.001
+PARETO_LIMIT = 0.7
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,19 @@ class Diagnostics:
     seconds: float = 0.0
     pareto_k: float = float("nan")  # of the weights of the starting points, where there were any
     swaps: float = float("nan")  # smallest swap acceptance between neighbouring rungs
+    weight_ess: float = float("nan")  # effective number of importance weights
+    ancestors: float = float("nan")  # distinct particles of the start that the draws descend from
+    nested: bool = False  # R-hat is that of groups of short chains
+    mcse: float = float("nan")  # largest standard error of a coordinate's mean, in units of its standard deviation
+    stein: float = float("nan")  # the statistic of `poe.stein_test`
+    stein_pvalue: float = float("nan")
+    invalid: int = 0  # draws that are not finite, or whose energy is NaN or +inf
+    independent: bool = False  # exact, independent draws
+
+    @property
+    def most(self) -> float:
+        """What no ESS can exceed: the effective number of weights and the number of ancestors; infinity where there are none."""
+        return float(np.nanmin([np.inf, self.weight_ess, self.ancestors]))
 
     def asdict(self) -> dict[str, float]:
         """The figures by name."""
@@ -56,50 +77,113 @@ def coordinates(chains: Tensor, event_dim: int) -> np.ndarray:
     return flat.detach().double().cpu().numpy()
 
 
+def nested(chains: int, draws: int) -> bool:
+    """Whether R-hat compares groups of chains: they are short, and with the first draws left out there are enough."""
+    return draws < SHORT and chains * (draws - 1) >= FEWEST
+
+
 def rhat(values: np.ndarray) -> np.ndarray:
     # (chain, draw, ...) -> (...)
-    """Rank-normalised split R-hat. Chains that are constant at different values have R-hat infinity; NaN for too few draws."""
-    if values.shape[0] < 2 or values.shape[1] < 4:
+    """Rank-normalised split R-hat, nested for many short chains. Infinity for chains that stand still at different values; NaN for
+    fewer than two chains of four draws, and where a value is NaN.
+
+    Nested R-hat is sqrt(1 + B/W), B the variance between the means of superchains and W the variance within them. All chains of a
+    superchain should start from one point. These start from many, and superchains put together at random would agree even if no
+    chain ever moved. So a superchain is made of chains whose first draws are neighbours, coordinate by coordinate, and these draws
+    are left out: R-hat is about 1 + 1/(2n), n the draws in a superchain, once chains have forgotten where they were, and larger before.
+    """
+    chains, draws = values.shape[:2]
+    if not nested(chains, draws) and (chains < 2 or draws < 4):
         return np.full(values.shape[2:], np.nan)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # constant columns divide 0 by 0; they are settled below
-        result = np.asarray(_arviz().rhat(values, chain_axis=0, draw_axis=1, method="rank"), dtype=float)
-    still = np.ptp(values, axis=1) == 0
-    differ = np.ptp(values, axis=(0, 1)) > 0
-    return np.where(still.all(0) & differ, np.inf, np.where(differ, result, 1.0))
+    with _quiet():
+        if nested(chains, draws):
+            names = np.arange(SUPERCHAINS)
+            result = _arviz().rhat_nested(_superchains(values), names, chain_axis=0, draw_axis=1, method="rank")
+        else:
+            result = _arviz().rhat(values, chain_axis=0, draw_axis=1, method="rank")
+    still, alike = _constant(values, 1), _constant(values, (0, 1))
+    return np.where(alike, 1.0, np.where(still.all(0), np.inf, np.asarray(result, dtype=float)))
+
+
+def _superchains(values: np.ndarray) -> np.ndarray:
+    # (chain, draw, ...) -> (superchain, draws of its chains, ...)
+    """Later draws of chains whose first draws are neighbours, put end to end; a remainder of chains is left out."""
+    values = values[: len(values) // SUPERCHAINS * SUPERCHAINS]
+    order = values[:, :1].argsort(axis=0, kind="stable")
+    return np.take_along_axis(values[:, 1:], order, axis=0).reshape(SUPERCHAINS, -1, *values.shape[2:])
 
 
 def ess(values: np.ndarray, method: str) -> np.ndarray:
     # (chain, draw, ...) -> (...)
-    """Bulk or tail effective sample size. A stuck chain counts 0; never more than the moving chains hold."""
-    if values.shape[1] < 4:
+    """Effective sample size for the bulk, the tail or the mean. A stuck chain counts 0; never more than the moving chains hold. Short
+    chains are put end to end, as independent of each other. NaN for fewer than four draws, and where a value is NaN."""
+    chains, draws = values.shape[:2]
+    if chains * draws < 4:
         return np.full(values.shape[2:], np.nan)
-    moving = np.ptp(values, axis=1) > 0  # (chain, ...)
+    still = _constant(values, 1) if draws > 1 else _constant(values, (0, 1))[None]
+    joined = values.reshape(1, -1, *values.shape[2:]) if draws < SHORT else values
+    with _quiet():
+        options = {"prob": (0.05, 0.95)} if method == "tail" else {}
+        result = np.asarray(_arviz().ess(joined, chain_axis=0, draw_axis=1, method=method, **options), dtype=float)
+    share = 1 - still.mean(axis=0)
+    return np.where(share == 0, 0.0, np.minimum(result, chains * draws) * share)
+
+
+def _constant(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    return values.min(axis=axis) == values.max(axis=axis)  # infinities are equal to themselves, NaN is not
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Constant columns divide 0 by 0 and infinite ones subtract infinities; what they give is settled by the caller."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
-        options = {"prob": (0.05, 0.95)} if method == "tail" else {}
-        result = np.asarray(_arviz().ess(values, chain_axis=0, draw_axis=1, method=method, **options), dtype=float)
-    share = moving.mean(axis=0)
-    return np.where(share == 0, 0.0, np.minimum(result, values.shape[0] * values.shape[1]) * share)
+        yield
 
 
 def diagnose(chains: Tensor, energy: Tensor, event_dim: int, **counts: float) -> Diagnostics:
-    """The evidence in draws (chain, draw, *event) and their energies (chain, draw) in nats; `counts` are the run's own figures."""
+    """The evidence in draws (chain, draw, *event) and their energies (chain, draw) in nats; `counts` are the run's own figures.
+
+    The chains of importance and SMC methods are independent replicates; no ESS is above `weight_ess` or `ancestors`, where given.
+    """
+    nan = float("nan")
+    blank = Diagnostics(nan, nan, 0.0, 0.0, 0, **counts)  # type: ignore[arg-type]
     if chains.numel() == 0:
-        nan = float("nan")
-        return Diagnostics(nan, nan, 0.0, 0.0, 0, **counts)  # type: ignore[arg-type]
+        return blank
     x = coordinates(chains, event_dim)
     log_density = -energy.detach().double().cpu().numpy()
-    sizes = {m: np.concatenate([ess(x, m), ess(log_density[..., None], m)]) for m in ("bulk", "tail")}
-    stuck = int((np.ptp(x, axis=1) == 0).all(-1).sum()) if x.shape[1] > 1 else 0
-    return Diagnostics(
-        float(np.max(rhat(x))),
-        float(rhat(log_density[..., None])[0]),
-        float(np.min(sizes["bulk"])),
-        float(np.min(sizes["tail"])),
-        stuck,
-        **counts,  # type: ignore[arg-type]
+    bulk, tail = (np.append(ess(x, m), ess(log_density, m)).min() for m in ("bulk", "tail"))
+    valid = np.isfinite(x).all(-1) & (log_density > -np.inf)
+    return replace(
+        blank,
+        rhat=float(rhat(x).max()),
+        rhat_energy=float(rhat(log_density)),
+        ess_bulk=float(np.minimum(bulk, blank.most)),
+        ess_tail=float(np.minimum(tail, blank.most)),
+        stuck=int(_constant(x, 1).all(-1).sum()) if x.shape[1] > 1 else 0,
+        nested=nested(*x.shape[:2]),
+        mcse=float(_relative_errors(x, blank.most).max()),
+        invalid=int((~valid).sum()),
     )
+
+
+def standard_errors(chains: Tensor, event_dim: int, most: float = float("inf")) -> Tensor:
+    # (chain, draw, *event) -> (*event)
+    """Standard error of the mean of each coordinate, sd / sqrt(ESS), in units of x; NaN for fewer than four draws. ESS is at most
+    `most`. Events of more than `MOST_COORDINATES` get the smallest ESS of those that are diagnosed."""
+    flat = chains.flatten(0, 1)
+    flat = flat if flat.is_floating_point() else flat.to(torch.get_default_dtype())
+    if chains.numel() == 0 or len(flat) < 4:
+        return flat.new_full(flat.shape[1:], torch.nan)
+    relative = torch.from_numpy(_relative_errors(coordinates(chains, event_dim), most)).to(flat)
+    spread = flat.std(0)
+    return spread * (relative.reshape(spread.shape) if len(relative) == spread.numel() else relative.max())
+
+
+def _relative_errors(x: np.ndarray, most: float) -> np.ndarray:
+    # (chain, draw, coordinates) -> (coordinates)
+    with np.errstate(divide="ignore"):
+        return 1 / np.sqrt(np.minimum(ess(x, "mean"), most))
 
 
 def pareto_k(log_weights: Tensor) -> float:
@@ -108,11 +192,27 @@ def pareto_k(log_weights: Tensor) -> float:
     logs = logs[np.isfinite(logs)]
     if len(logs) < 25:
         return float("inf")
-    if np.ptp(logs) < 1e-9:
-        return float("-inf")  # equal weights: no tail at all
+    tail = np.sort(logs)[-int(min(len(logs) / 5, 3 * len(logs) ** 0.5)) :]
+    if np.ptp(tail) < 1e-6:
+        return float("-inf")  # the largest weights are equal, to rounding: bounded, and no tail to fit
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return float(_arviz().psislw(-logs)[1])  # it takes log-likelihoods, whose negatives are the weights
+
+
+def pareto_smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
+    """Log weights (n,) in nats whose largest are replaced by quantiles of the generalised Pareto law fitted to them, and its k."""
+    k = pareto_k(log_weights)
+    if not np.isfinite(k):
+        return log_weights, k
+    good = log_weights.isfinite()
+    logs = log_weights[good].detach().double().cpu().numpy()
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        smooth, k = _arviz().psislw(-logs)
+    result = log_weights.clone()
+    result[good] = torch.as_tensor(np.array(smooth)).to(result) + log_weights[good].logsumexp(0)
+    return result, float(k)
 
 
 def weight_ess(log_weights: Tensor) -> float:
@@ -124,26 +224,60 @@ def weight_ess(log_weights: Tensor) -> float:
 
 
 def judge(d: Diagnostics, draws: int, *, exact_draws: bool) -> list[str]:
-    """What a reader must be told about draws with this evidence."""
+    """Why draws with this evidence should not be trusted, the gravest reason first; empty where nothing was found.
+
+    A reason reads "what was found; try what to type".
+    """
     said = []
+    if d.invalid:
+        said.append(
+            f"{d.invalid} draws are not finite or have energy NaN or +inf: an expert fails there; "
+            "try draws.chains[~draws.energy.isfinite()] to see where"
+        )
     if exact_draws or draws == 0:
         return said
-    worst = max(d.rhat, d.rhat_energy) if not np.isnan(d.rhat) else float("nan")
-    if np.isnan(worst):
-        said.append("R-hat needs at least two chains of four draws: agreement between chains was not checked")
-    elif worst > RHAT_LIMIT:
-        said.append(f"chains disagree: R-hat {worst:.3f} > {RHAT_LIMIT}; do not trust shares of modes or means")
-    least = min(d.ess_bulk, d.ess_tail)
-    if not least >= 100:
-        said.append(f"few independent draws: ESS {least:.0f} < 100; ask for more draws or a larger thin")
+    particles = d.most < np.inf  # draws of importance sampling or SMC
+    more = f"poe.sample(..., {max(4 * draws, 1000)})"
+    worst = d.rhat if np.isnan(d.rhat) else max(d.rhat, d.rhat_energy)
+    if worst > RHAT_LIMIT:
+        cure = more if particles or not np.isnan(d.swaps) else 'poe.sample(..., method="annealed")'
+        said.append(f"chains disagree: R-hat {worst:.3f} > {RHAT_LIMIT}, so shares of modes and means are wrong; try {cure}")
+    if d.stein_pvalue < STEIN_LIMIT:
+        said.append(
+            f"the draws do not follow the target's score (Stein test, p = {d.stein_pvalue:.2g}); "
+            "try poe.sample(..., warmup=2000, thin=4) or a kernel with metropolis=True"
+        )
     if d.stuck:
-        said.append(f"{d.stuck} chains never moved; they count as no draws")
-    if d.divergent:
-        said.append(f"{d.divergent} divergent proposals: the energy rises too steeply somewhere for this step size")
+        said.append(f"{d.stuck} chains never moved; they count as no draws; try poe.sample(..., warmup=2000), without init=")
+    if particles and d.pareto_k > PARETO_LIMIT:
+        said.append(
+            f'few particles carry the weight: Pareto k {d.pareto_k:.2f} > {PARETO_LIMIT}; try poe.sample(..., method="annealed")'
+        )
+    least = min(d.ess_bulk, d.ess_tail)
+    if not least >= ESS_LIMIT:
+        thin = 1 if particles or not least > 0 else int(np.ceil(draws / least))
+        cure = f"poe.sample(..., thin={thin})" if draws >= 2 * ESS_LIMIT and thin > 2 else more
+        said.append(f"few independent draws: ESS {least:.0f} < {ESS_LIMIT}; try {cure}")
+    if np.isnan(worst) and not d.invalid:
+        said.append(
+            "R-hat needs at least two chains of four draws: agreement between chains was not checked; "
+            f"try poe.sample(..., {max(draws, 400)}, chains=4)"
+        )
     if d.nonfinite:
-        said.append(f"{d.nonfinite} proposals had a non-finite energy or gradient; they were rejected, and an expert fails there")
+        said.append(
+            f"{d.nonfinite} proposals had a non-finite energy or gradient; they were rejected, and an expert fails there; "
+            "try an expert whose support leaves these points out"
+        )
+    if d.divergent:
+        said.append(
+            f"{d.divergent} divergent proposals: the energy rises too steeply somewhere for this step size; try a kernel with a "
+            "smaller step_size="
+        )
     if d.acceptance < 0.2:
-        said.append(f"acceptance {d.acceptance:.2f} is low: the chains hardly move")
+        said.append(f"acceptance {d.acceptance:.2f} is low: the chains hardly move; try poe.sample(..., warmup=2000)")
     if d.swaps < 0.02:
-        said.append(f"neighbouring rungs hardly swap ({d.swaps:.3f}): the ladder does not connect start and target")
+        said.append(
+            f"neighbouring rungs hardly swap ({d.swaps:.3f}): the ladder does not connect start and target; "
+            'try poe.sample(..., method="annealed")'
+        )
     return said

@@ -422,8 +422,8 @@ class Product(Energy):
 
     @property
     def proper(self) -> bool | None:
-        """True where Hölder's inequality bounds Z: powers are positive, those of proper factors sum to 1 or more, and what
-        exceeds 1 falls on factors bounded above. False where a closed form diverges, the support is empty, or every power is
+        """True where Hölder's inequality bounds Z: powers are positive once mixtures in denominators are taken out against their own
+        parts, those of proper factors sum to 1 or more, and what exceeds 1 falls on factors bounded above. False where a closed form diverges, the support is empty, or every power is
         negative on a support of infinite volume. None otherwise.
         """
         if sets.is_empty(self.support):
@@ -438,6 +438,7 @@ class Product(Energy):
         if all(power < 0 for power, _ in known) and sets.is_infinite(self.support):
             # 1/p has infinite mass on infinite volume: vol <= (∫p)^(w/(1+w)) (∫p^-w)^(1/(1+w)), and zero powers add nothing
             return False if all(self._is_mass(e) for _, e in known) else None
+        known = _dominating(known)
         if any(power < 0 for power, _ in known):
             return super().proper
         loose = [power for power, e in known if not e.bounded]
@@ -455,9 +456,10 @@ class Product(Energy):
 
     @property
     def bounded(self) -> bool | None:
-        positive = all(t.parameter is None and t.coefficient >= 0 for t in self.terms)
-        if positive and all(t.energy.bounded for t in self.terms if t.coefficient):
-            return True
+        if all(t.parameter is None for t in self.terms):
+            known = _dominating([(t.coefficient, t.energy) for t in self.terms if t.coefficient])
+            if all(power > 0 and e.bounded for power, e in known):
+                return True
         return super().bounded if isinstance(self._closed, Product) else self._closed.bounded
 
     def _format(self, label: dict[int, str]) -> tuple[str, int]:
@@ -479,6 +481,22 @@ class Product(Energy):
             if factored.count("(") <= joined.count("("):
                 return factored, _POWER
         return joined, _AND
+
+
+def _dominating(factors: list[tuple[float, Energy]]) -> list[tuple[float, Energy]]:
+    """Factors (power, energy) whose product bounds that of the given ones up to a constant, with mixtures taken out of denominators:
+    a part is at most a constant times its mixture, so a^w / (a | b)^s <= c·a^(w - s)."""
+    powers = {id(e): (power, e) for power, e in factors}
+    for power, mixed in factors:
+        if power > 0 or not isinstance(mixed, Mixture):
+            continue
+        for weight, part in zip(mixed.log_weights, mixed.parts, strict=True):
+            have = powers.get(id(part), (0.0, part))[0]
+            if weight > -math.inf and have >= -power:
+                powers[id(part)] = have + power, part
+                del powers[id(mixed)]
+                break
+    return [(power, e) for power, e in powers.values() if power]
 
 
 def _add(a: Tensor, b: Tensor) -> Tensor:

@@ -24,6 +24,11 @@ class Pair(NamedTuple):
         wide = beta.reshape(beta.shape + (1,) * event)
         return mix(beta, self.start, self.end), mix(wide, self.start_gradient, self.end_gradient)
 
+    def drop(self) -> Tensor:
+        """U = E_0 - E_1 in double precision, what log weights grow by; -inf where the end has no mass or fails."""
+        drop = self.start.double() - self.end.double()
+        return torch.where(drop.isnan(), -torch.inf, drop)
+
     def permuted(self, order: Tensor) -> Pair:
         """With axis 1 (the rungs) reordered by `order` (chains, rungs)."""
         return Pair(*(take(part, order) for part in self))
@@ -36,9 +41,9 @@ def mix(beta: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 
 def take(values: Tensor, order: Tensor) -> Tensor:
-    # (chains, rungs, ...), (chains, rungs) -> (chains, rungs, ...)
-    """The values of the rungs in another order, for each chain its own."""
-    index = order.reshape(order.shape + (1,) * (values.ndim - 2)).expand(values.shape)
+    # (chains, rungs, ...), (chains, n) -> (chains, n, ...)
+    """The values at these places of axis 1, for each chain its own."""
+    index = order.reshape(order.shape + (1,) * (values.ndim - 2)).expand(*order.shape, *values.shape[2:])
     return values.gather(1, index)
 
 
@@ -52,22 +57,35 @@ class Geometric:
     def pair(self, x: Tensor) -> Pair:  # (*batch, *event)
         return Pair(*self.start.value_and_grad(x), *self.end.value_and_grad(x))
 
-    def level(self, beta: Tensor) -> Level:
-        return Level(self, beta)
+    def level(self, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None) -> Level:
+        """The energy at β; `pair` of the points x where they are known already, so that a kernel starts there for nothing."""
+        return Level(self, beta, x, pair)
 
 
 class Level(Energy):
     """The path's energy at fixed inverse temperatures: a tensor over the trailing batch axes, so that a whole ladder is one batch."""
 
-    def __init__(self, path: Geometric, beta: Tensor) -> None:
+    def __init__(self, path: Geometric, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None) -> None:
         super().__init__(path.end.event_shape)
         self.path, self.beta = path, beta
+        self._known = x, pair
+
+    @property
+    def known(self) -> tuple[Tensor, Pair]:
+        """Points whose pair is known, and that pair."""
+        x, pair = self._known
+        if x is None or pair is None:
+            raise ValueError("no pair was given with this level")
+        return x, pair
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return mix(self.beta, self.path.start(x), self.path.end(x))
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.path.pair(x).at(self.beta, len(self.event_shape))
+        known, pair = self._known
+        if pair is None or known is None or known.data_ptr() != x.data_ptr() or known.shape != x.shape:  # never written in place
+            pair = self.path.pair(x)
+        return pair.at(self.beta, len(self.event_shape))
 
 
 class StandardNormal(Density):

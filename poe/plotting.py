@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SMALL = 16  # pixels a side: smaller images are enlarged smoothly, as eyes read them better than as blocks
+
 
 def _pyplot() -> Any:
     try:
@@ -80,7 +82,9 @@ def rows(pictures: Mapping[str, Tensor], path: str | Path | None = None, *, widt
         finite = canvas[canvas.isfinite()]
         low, high = (finite.quantile(q).item() for q in (0.01, 0.99)) if len(finite) else (0.0, 1.0)
         shown = torch.where(canvas.isfinite(), ((canvas - low) / max(high - low, 1e-6)).clamp(0, 1), 1.0)
-        padded = torch.nn.functional.pad(shown, (1, 1, 1, 1), value=1.0)
+        if max(shown.shape[-2:]) < SMALL:
+            shown = torch.nn.functional.interpolate(shown, scale_factor=8, mode="bicubic").clamp(0, 1)
+        padded = torch.nn.functional.pad(shown, [max(1, shown.shape[-1] // 10)] * 4, value=1.0)
         _, channels, h, w = padded.shape
         image = padded.reshape(count, width, channels, h, w).permute(0, 3, 1, 4, 2).reshape(count * h, width * w, channels)
         ax.imshow(image[..., 0] if channels == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -1,161 +1,262 @@
-"""log Z by weighted particles: importance sampling from a density and, where that is not enough, annealed importance sampling."""
+"""Annealed particles: one loop carries a population along a path of energies, for draws and for log Z.
+
+With E_β the path's energies and U = E_0 - E_1 on the geometric path, particles carry weights
+
+    log w ← log w + (β_k - β_{k-1}) U(x_{k-1}),     x_k drawn from a kernel that leaves p_{β_k} invariant,
+
+and where the effective size of a population's weights falls below half of it, it is resampled and log Z grows by the log of its mean
+weight. Without resampling this is annealed importance sampling. On the scale of Z the estimate is unbiased whatever the moves, as
+long as levels and kernels do not depend on the particles: so a pilot tunes them, and independent populations use them frozen.
+
+References: Neal 2001, Statistics and Computing 11 (annealed importance sampling); Del Moral, Doucet and Jasra 2006, J. R. Statist.
+Soc. B 68(3) (sequential Monte Carlo samplers); Zhou, Johansen and Aston 2016, J. Comput. Graph. Statist. 25(3) (levels chosen by ESS).
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from poe import support as sets
-from poe.capabilities import Samples
-from poe.diagnostics import pareto_k, weight_ess
-from poe.energy import Energy, Estimate, shift
-from poe.kernels import Langevin, Tempered
-from poe.kernels.tempered import linear_betas
-from poe.path import Geometric, Level, StandardNormal
-from poe.plan import candidates, sample
-from poe.run import run, streams
-from poe.transport import Unconstrained
+from poe.adapt import MOST_DENSE, Moments, first_step
+from poe.energy import Estimate
+from poe.kernels import Kernel, Langevin
+from poe.path import Geometric, Pair, take
+from poe.path import Level as PathLevel
 
-
-class EstimateWarning(UserWarning):
-    """An estimate of log Z whose weights have too heavy a tail for its standard error to be believed."""
+KEEP = 0.7  # of the effective particles, from one level to the next
+FORGET, SETTLE = 0.6, 0.25  # correlation of the energy before and after the moves of a level, and of the last
+FEWEST, MOST = 2, 16  # moves of a level; the last may have twice as many
+MOST_LEVELS = 250
+BATCH = 4096  # particles that move as one batch
 
 
-def log_z(
-    energy: Energy,
+class Level(NamedTuple):
+    """One step of a schedule: the inverse temperature, and how often which kernel moves the particles there."""
+
+    beta: float
+    kernel: Kernel
+    moves: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where and how a population moves: levels of rising inverse temperature, the last at 1."""
+
+    path: Geometric
+    levels: tuple[Level, ...]
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of the target for one particle."""
+        return 1 + sum(round(level.moves * level.kernel.gradients_per_step) + 1 for level in self.levels)
+
+
+class Population(NamedTuple):
+    """Particles after the last level, (populations, particles, ...): positions, energies of the target in nats, log weights in nats
+    (0 after resampling), log of each population's estimate of Z/Z_0 (populations), which particle of the start each descends from,
+    and counts."""
+
+    x: Tensor
+    energy: Tensor
+    log_weights: Tensor
+    log_ratio: Tensor
+    ancestors: Tensor
+    acceptance: float
+    nonfinite: int
+    divergent: int
+
+    @property
+    def distinct(self) -> int:
+        """Particles of the start that have descendants, over all populations."""
+        return sum(len(row.unique()) for row in self.ancestors)
+
+
+class Pilot(NamedTuple):
+    """What the tuning run found: a schedule, its particles (n, *event), its own log(Z/Z_0), consistent only, and its gradients."""
+
+    schedule: Schedule
+    x: Tensor
+    log_ratio: float
+    gradients: float
+
+
+class Stalled(ValueError):
+    """No schedule of at most `MOST_LEVELS` levels connects the start with the target."""
+
+
+def tune(
+    path: Geometric,
+    x: Tensor,
+    generator: torch.Generator,
     *,
-    proposal: Energy | None = None,
-    draws: int = 2048,
-    steps: int = 100,
-    seed: int | None = None,
+    kernel: Kernel | None = None,
     progress: bool = False,
-) -> Estimate:
-    """log of the integral of exp(-E) in nats, with its standard error; exact (error 0) where a closed form gives it.
+) -> Pilot:  # x (n, *event): exact draws of the start
+    """Levels, kernels and numbers of moves, found on the way with one population that is resampled at each level.
 
-    With a normalised proposal q that draws samples, Z = E_q[w], w = exp(-E(x)) / q(x). When these weights are too uneven (their ESS is
-    below a tenth of the draws, or Pareto k above 0.5), the particles are annealed: along the path of energies (1 - β) E_q + β E
-
-        log w = Σ_k (β_k - β_{k-1}) (E_q - E)(x_{k-1}),     x_k moved by a Langevin step that leaves level β_k invariant,
-
-    whose weight has mean Z as well, whatever the moves (Neal 2001, Statistics and Computing 11). The standard error is that of
-    the mean weight by the delta method, sd(w) / (sqrt(n) mean(w)).
-
-    Arguments:
-        proposal: a normalised energy with exact draws; by default the expert's own, a samplable part, or a normal fitted to chains.
-        draws: particles.
-        steps: levels of the annealing.
-
-    Raises:
-        TypeError: the proposal cannot draw, or its own log Z is not known.
-        ValueError: the energy is improper, or no particle has finite energy.
-    Warns:
-        EstimateWarning: Pareto k of the final weights is above 0.7.
+    The next β keeps `KEEP` of the effective particles (bisection on cached energies). At each level the preconditioner is the pooled
+    covariance of the particles, the step size follows its acceptance, and moves go on until the energy has forgotten where it was.
+    Raises ValueError where no particle has finite energy, and Stalled.
     """
-    if energy.log_z is not None:
-        return energy.log_z
-    if energy.proper is False:
-        raise ValueError(f"{energy} is improper: its Z is infinite or 0")
-    if draws < 2 or steps < 1:
-        raise ValueError(f"log Z needs at least 2 draws and 1 step, got {draws} and {steps}")
-    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-    target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
-    start = _proposal(energy, target, proposal, seed)
-    generators = streams(seed, 2, energy.device)
-    x = start.sample(draws, generator=generators[0]).to(target._like())  # type: ignore[operator]
-    with torch.no_grad():
-        weights = _difference(start(x), target(x))
-    k, enough = pareto_k(weights), weight_ess(weights) > draws / 10
-    if not (k < 0.5 and enough):
-        weights = _anneal(start, target, x, steps, generators[1], progress)
-        k = pareto_k(weights)
-    value = weights.logsumexp(0) - math.log(draws)
-    if value == -math.inf:
-        raise ValueError(f"no draw of {start} has finite energy under {energy}: give a proposal= whose draws do")
-    error = ((weights - value).exp().std() / math.sqrt(draws)).item()
-    if k > 0.7:
-        message = f"log Z of {energy} rests on few particles (Pareto k {k:.2f} > 0.7): its standard error is too small"
-        warnings.warn(f"{message}; give a nearer proposal= or more steps=", EstimateWarning, stacklevel=2)
-    known = start.log_z
-    assert known is not None
-    return Estimate(value.item() + known.value, math.hypot(error, known.standard_error))
+    kernel = Langevin() if kernel is None else kernel
+    pair, beta, log_ratio, levels = path.pair(x), 0.0, 0.0, []
+    bar = tqdm(total=1.0, desc="annealing pilot", disable=not progress, leave=False, bar_format="{desc}: {percentage:3.0f}%")
+    with bar:
+        while beta < 1:
+            drop = pair.drop()
+            if not bool((drop > -math.inf).any()):
+                raise ValueError(f"no draw of {path.start} has finite energy under {path.end}")
+            if len(levels) == MOST_LEVELS:
+                raise Stalled(f"more than {MOST_LEVELS} levels from {path.start} to {path.end}; give a nearer start")
+            new = _next(drop, beta)
+            logs = ((new - beta) * drop).unsqueeze(0)
+            log_ratio += float(logs.logsumexp(1)) - math.log(len(x))
+            bar.update(new - beta)
+            order = systematic(logs, torch.rand(1, 2, generator=generator, device=x.device, dtype=torch.float64))[0]
+            x, pair, beta = x[order], Pair(*(part[order] for part in pair)), new
+            here = path.level(torch.tensor(beta, dtype=pair.end.dtype, device=x.device), x, pair)
+            level, x, pair = _settle(kernel, here, beta, generator, first=not levels)
+            kernel = level.kernel
+            levels.append(level)
+    schedule = Schedule(path, tuple(levels))
+    return Pilot(schedule, x, log_ratio, float(len(x) * schedule.gradients))
 
 
-def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) -> Energy:
-    """The energy shifted so that its log Z is 0; the standard error of the estimate is kept in `log_z`, and shown.
+def anneal(
+    schedule: Schedule,
+    start: Callable[[int, torch.Generator], Tensor],
+    sizes: Sequence[int],
+    particles: int,
+    generators: Sequence[torch.Generator],
+    *,
+    resample: bool = True,
+    progress: bool = False,
+) -> Population:
+    """Independent populations over a frozen schedule: `sizes[s]` of them in shard s, each with `particles` particles.
 
-    `log_z` states it where it is known; otherwise it is estimated by `poe.log_z`, which takes the other options.
+    `start(n, generator)` draws n particles of the start of the path. Populations move in batches of about `BATCH` particles.
     """
-    estimate = _estimate(energy, **options) if log_z is None else Estimate(*log_z)
-    if energy.log_z is not None and log_z is None:
-        return shift(energy, estimate.value)
-    result = shift(energy, estimate.value, log_z=Estimate(0.0, estimate.standard_error))
-    result.name = energy.name
-    return result
+    jobs = []
+    for size, generator in zip(sizes, generators, strict=True):
+        at_once = max(1, BATCH // particles)
+        jobs += [(min(at_once, size - done), generator) for done in range(0, size, at_once)]
+    parts = []
+    with tqdm(total=len(jobs) * len(schedule.levels), desc="annealing", disable=not progress, leave=False) as bar:
+        for count, generator in jobs:
+            x = start(count * particles, generator)
+            x = x.reshape(count, particles, *x.shape[1:])
+            parts.append(_carry(schedule, x, generator, resample, bar))
+    tensors = [torch.cat(column) for column in list(zip(*parts, strict=True))[:5]]
+    counts = torch.tensor([part[5:] for part in parts], dtype=torch.float64)
+    return Population(*tensors, counts[:, 0].mean().item(), int(counts[:, 1].sum()), int(counts[:, 2].sum()))
 
 
-_estimate = log_z
+def estimate(log_ratios: Tensor) -> Estimate:  # (populations)
+    """log of the mean of independent estimates of Z, with the standard error sd(Z) / (sqrt(n) mean(Z)) of the delta method."""
+    logs, n = log_ratios.double(), len(log_ratios)
+    value = logs.logsumexp(0) - math.log(n)
+    spread = (logs - value).exp().std().item() if n > 1 else math.inf
+    return Estimate(value.item(), spread / math.sqrt(n))
 
 
-def _proposal(energy: Energy, target: Energy, proposal: Energy | None, seed: int) -> Energy:
-    """A normalised start in the space of the target."""
-    if proposal is not None:
-        if not proposal.can(Samples) or proposal.log_z is None:
-            raise TypeError(f"the proposal {proposal} must draw exact samples and know its log Z; a Density does")
-        if proposal.event_shape != energy.event_shape:
-            raise ValueError(
-                f"the proposal {proposal} has event shape {tuple(proposal.event_shape)}, not {tuple(energy.event_shape)}"
-            )
-        if isinstance(target, Unconstrained):
-            if not sets.covers(energy.support, proposal.support):
-                raise ValueError(f"draws of {proposal} may lie outside the support {energy.support!r} of {energy}")
-            return target.around(proposal)
-        return proposal
-    for start in candidates(energy):
-        if start.log_z is not None and sets.covers(energy.support, start.support):
-            return target.around(start) if isinstance(target, Unconstrained) else start
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the draws only place a normal; the weights below judge it
-        chains = sample(energy, 512, method="chains", kernel=Langevin(), chains=32, warmup=200, seed=seed).chains.flatten(0, 1)
-    z = target.to_z(chains) if isinstance(target, Unconstrained) else chains
-    return StandardNormal(z.mean(0), 1.2 * z.std(0).clamp(min=1e-6))
+def systematic(log_weights: Tensor, uniform: Tensor, count: int | None = None) -> Tensor:
+    # (populations, particles), (populations, 2) -> (populations, count)
+    """Indices drawn with mean numbers of copies count·w_i, from two uniform numbers a population: copies are neighbours.
+
+    The points (i + u)/count are looked up in the cumulative weights (Kitagawa 1996, J. Comput. Graph. Statist. 5(1)). A first point is
+    likelier to fall on a small weight than a later one, so the second number turns the list round: each place then has the same law.
+    """
+    n = log_weights.shape[-1]
+    count = n if count is None else count
+    edges = log_weights.double().softmax(-1).cumsum(-1)
+    place = torch.arange(count, device=log_weights.device)
+    turned = (place + (uniform[..., 1:] * count).long()) % count
+    at = (turned + uniform[..., :1].double()) / count
+    return torch.searchsorted(edges / edges[..., -1:], at.clamp(max=1 - 1e-12), right=True).clamp(max=n - 1)
 
 
-def _difference(start: Tensor, end: Tensor) -> Tensor:
-    """E_start - E_end in double precision; -inf where the end has no mass. A NaN stays, and is refused."""
-    weights = start.double() - end.double()
-    if bool(weights.isnan().any()):
-        raise ValueError(f"{int(weights.isnan().sum())} of {len(weights)} particles have energy NaN; an expert fails there")
-    return weights
-
-
-def _anneal(start: Energy, target: Energy, x: Tensor, steps: int, generator: torch.Generator, progress: bool) -> Tensor:
-    """Log weights (n,) of particles carried from the start to the target; a ladder tuned beforehand on other particles."""
-    kernel: Tempered = Tempered(start, linear_betas(12), Langevin(), moves=1)
-    pilot_start = start.sample(32, generator=generator).to(x)  # type: ignore[operator]
-    for _ in range(2):
-        pilot = run(
-            kernel, target, pilot_start, draws=10, warmup=60, generators=[generator], progress="ladder" if progress else None
-        )
-        rejection = 1 - pilot.states[0].swapped
-        kernel = pilot.kernel.respaced(rejection)  # type: ignore[attr-defined]
-    fine = kernel.respaced(1 - torch.ones(len(kernel.betas) - 1).to(x), steps + 1)
-    assert isinstance(fine.kernel.step_size, Tensor)
-    path = Geometric(start, target)
+def _carry(schedule: Schedule, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
+    """Populations (r, n, *event) through all levels, as the fields of `Population`."""
+    path, (populations, n) = schedule.path, x.shape[:2]
     pair = path.pair(x)
-    weights = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    betas = fine.betas.to(x)
-    for level in range(1, steps + 1):
-        weights = weights + (betas[level] - betas[level - 1]).double() * _difference(pair.start, pair.end)
-        if level == steps:
-            break
-        scale = None if fine.kernel.scale is None else fine.kernel.scale[level]
-        move = fine.kernel.tuned(fine.kernel.step_size[level], scale, fine.kernel.dense)
-        here = Level(path, betas[level])
-        state = move.walkers(move.init(here, x))
-        state, _ = move.step(here, state, move.noise(state, generator))
-        x, pair = state.x, path.pair(state.x)
-    return weights
+    logs = torch.zeros(populations, n, dtype=torch.float64, device=x.device)
+    own = torch.arange(n, device=x.device).expand(populations, n)
+    log_ratio, ancestors, beta, counts = logs[:, 0], own, 0.0, []
+    for index, level in enumerate(schedule.levels):
+        logs = logs + (level.beta - beta) * pair.drop()
+        beta = level.beta
+        if resample:
+            size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
+            # a population without weight has died out: it stays where it is, with Z = 0
+            tired = ((size < n / 2) | (index == len(schedule.levels) - 1)) & (logs > -math.inf).any(1)
+            uniform = torch.rand(populations, 2, generator=generator, device=x.device, dtype=torch.float64)
+            order = torch.where(tired.unsqueeze(1), systematic(logs, uniform), own)
+            log_ratio = log_ratio + torch.where(tired, logs.logsumexp(1) - math.log(n), 0)
+            logs = torch.where(tired.unsqueeze(1), 0, logs)
+            x, pair, ancestors = take(x, order), pair.permuted(order), ancestors.gather(1, order)
+        here = path.level(torch.tensor(beta, dtype=pair.end.dtype, device=x.device), x, pair)
+        state = level.kernel.init(here, x)
+        for _ in range(level.moves):
+            state, info = level.kernel.step(here, state, level.kernel.noise(state, generator))
+            counts.append(torch.stack([info.acceptance.mean(), info.nonfinite.sum(), info.divergent.sum()]))
+        x = level.kernel.walkers(state).x
+        pair = path.pair(x)
+        bar.update()
+    totals = torch.stack(counts).double()
+    log_ratio = log_ratio + logs.logsumexp(1) - math.log(n)
+    return x, pair.end, logs, log_ratio, ancestors, totals[:, 0].mean().item(), *totals[:, 1:].sum(0).tolist()
+
+
+def _next(drop: Tensor, beta: float) -> float:
+    """The β at which weights exp((β' - β) U) of the particles that have any leave `KEEP` of them effective, by bisection; at most 1."""
+    alive = drop[drop > -math.inf]
+
+    def size(new: float) -> float:
+        logs = (new - beta) * alive
+        return float((2 * logs.logsumexp(0) - (2 * logs).logsumexp(0)).exp()) / len(alive)
+
+    low, high = beta, 1.0
+    if size(high) >= KEEP:
+        return 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(middle) >= KEEP else (low, middle)
+    return high
+
+
+def _settle(
+    kernel: Kernel, here: PathLevel, beta: float, generator: torch.Generator, *, first: bool
+) -> tuple[Level, Tensor, Pair]:
+    """The kernel for this level, tuned while it moves the particles until the energy has forgotten its value: (level, x, pair)."""
+    x = here.known[0]
+    flat = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
+    root = Moments.empty(flat, dense=flat.shape[1] <= MOST_DENSE).update(flat).root()
+    kernel = kernel.tuned(torch.as_tensor(1.0 if kernel.step_size is None else kernel.step_size).to(x), *root)
+    state = kernel.init(here, x)
+    if first:
+        kernel = kernel.tuned(first_step(kernel, here, [state], [generator]), *root)
+    before, last, moves, correlation = kernel.walkers(state).energy, beta == 1, 0, 1.0
+    while moves < FEWEST or (moves < (2 * MOST if last else MOST) and correlation > (SETTLE if last else FORGET)):
+        state, info = kernel.step(here, state, kernel.noise(state, generator))
+        moves += 1
+        assert kernel.step_size is not None
+        error = info.acceptance.mean() - kernel.target_acceptance
+        kernel = kernel.tuned(torch.as_tensor(kernel.step_size).to(x) * (2 * error / math.sqrt(moves)).exp(), *root)
+        correlation = _correlation(before, kernel.walkers(state).energy)
+    x = kernel.walkers(state).x
+    return Level(beta, kernel, moves), x, here.path.pair(x)
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's, over the particles where both are finite; 0 where it has no meaning."""
+    good = a.isfinite() & b.isfinite()
+    if good.sum() < 3:
+        return 0.0
+    result = torch.corrcoef(torch.stack([a[good], b[good]]))[0, 1].item()
+    return 0.0 if math.isnan(result) else result

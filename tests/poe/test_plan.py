@@ -66,12 +66,16 @@ def z_of_mean(values: torch.Tensor, truth: float, ess: float) -> float:
 def test_structure_decides_the_method() -> None:
     a, b = Gauss(0.0, name="a"), Gauss(1.0, name="b")
     assert poe.plan(a | b).method == "exact"
-    assert poe.plan(a & b).method == "chains"
-    assert poe.plan(a | b, kernel=Langevin()).method == "chains"
-    assert "a, b" in str(poe.plan(a & b)) and "importance resampling" in str(poe.plan(a & b))
+    assert poe.plan(a & b).methods == ("importance", "annealed", "tempered")
+    assert poe.plan(Raw(a)).methods == ("annealed", "tempered")
+    assert poe.plan(a | b, kernel=Langevin()).methods == ("chains", "tempered")
+    assert poe.plan(a & b, method="annealed").methods == ("annealed",)
+    assert "starts from a, b" in str(poe.plan(a & b)) and "then annealed" in str(poe.plan(a & b))
+    with pytest.raises(ValueError, match="nothing to resample"):
+        poe.plan(Raw(a), method="importance")
     with pytest.raises(ValueError, match="a & b has no exact draws"):
         poe.plan(a & b, method="exact")
-    with pytest.raises(ValueError, match="the methods are exact, enumerate, chains, tempered"):
+    with pytest.raises(ValueError, match="the methods are exact, enumerate, importance, annealed, chains, tempered"):
         poe.plan(a, method="gibs")
 
 
@@ -85,17 +89,25 @@ def test_a_product_of_normals_has_the_moments_of_the_closed_form(seed: int) -> N
 
 def test_a_contrast_is_drawn_like_exact_rejection_draws() -> None:
     a, b = Gauss(0.0), Gauss(1.0, 0.7)
-    draws = poe.sample(a - b, 2000, seed=0, thin=4)
+    draws = poe.sample(a - b, 2000, method="chains", seed=0, thin=4)
     exact = but_not(a, b, 2000, torch.Generator().manual_seed(5))
     assert draws.diagnostics.ess_bulk > 1200
     assert ks_pvalue(exact, draws.x) > 1e-4
     assert ks_pvalue(a.sample(2000), draws.x) < 1e-4  # the control: a itself is told apart
 
 
-def test_modes_that_langevin_cannot_connect_come_out_with_their_weights() -> None:
+@pytest.mark.parametrize(
+    ("method", "kernel", "words"),
+    [
+        (None, None, "importance"),
+        ("annealed", None, "annealed"),
+        (None, Langevin(), "replica exchange, for chains are slow"),
+    ],
+)
+def test_modes_that_langevin_cannot_connect_come_out_with_their_weights(method, kernel, words) -> None:
     target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7]) & Gauss(0.0, 50.0, name="wide")
-    draws = poe.sample(target, 2000, seed=0)
-    assert "replica exchange" in draws.method
+    draws = poe.sample(target, 2000, method=method, kernel=kernel, seed=0)
+    assert words in draws.method
     share = (draws.x[:, 0] > 0).double()
     truth = 0.7  # the wide factor is the same at both modes
     assert z_of_mean(share, truth, draws.diagnostics.ess_bulk) < 4.5
@@ -178,7 +190,7 @@ def test_an_expert_that_fails_somewhere_is_reported() -> None:
         poe.sample(Raw(lambda x: x.sum(-1) * math.inf, name="nowhere"), 10)
 
 
-@pytest.mark.parametrize("method", [None, "chains", "tempered"])
+@pytest.mark.parametrize("method", [None, "importance", "annealed", "chains", "tempered"])
 def test_no_draws_one_chain_and_few_draws(method: str | None) -> None:
     target = Gauss(0.0) & Gauss(1.0)
     assert poe.sample(target, 0, method=method).x.shape == (0, 2)

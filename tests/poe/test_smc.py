@@ -1,96 +1,95 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import pytest
 import torch
-from scipy import integrate
 
-import poe
-from poe.energy import Estimate
-from poe.smc import EstimateWarning
-from tests.poe.targets import Gauss, Raw
+from poe.kernels import Langevin
+from poe.path import Geometric
+from poe.run import streams
+from poe.smc import Level, Schedule, Stalled, anneal, estimate, systematic, tune
+from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue
 
-
-def quadratic(sd: float, offset: float, d: int = 2) -> tuple[Raw, float]:
-    """An unnormalised normal and its log Z."""
-    energy = Raw(lambda x: 0.5 * (x / sd).square().sum(-1) - offset, d=d, name="quadratic")
-    return energy, offset + d * (math.log(sd) + 0.5 * math.log(2 * math.pi))
+CPU = torch.device("cpu")
 
 
-def test_importance_estimates_are_within_their_standard_error() -> None:
-    z = []
-    for seed in range(100):
-        energy, truth = quadratic(0.8, 3.0)
-        estimate = poe.log_z(energy, proposal=Gauss(0.2), draws=1000, seed=seed)
-        assert estimate.standard_error > 0
-        z.append((estimate.value - truth) / estimate.standard_error)
-    covered = (torch.tensor(z).abs() < 1.96).float().mean()
-    assert 0.88 <= covered <= 1.0  # 95 of 100 expected; 88 or fewer has probability 0.4 %
-    assert abs(torch.tensor(z).mean()) < 4.5 / math.sqrt(100)
+def started(start: Gauss):
+    return lambda n, generator: start.sample(n, generator=generator)
 
 
-@pytest.mark.filterwarnings("ignore::poe.smc.EstimateWarning")
-def test_annealing_takes_over_where_weights_are_uneven() -> None:
-    z = []
-    for seed in range(10):
-        energy, truth = quadratic(0.3, 0.0, d=8)
-        estimate = poe.log_z(energy, proposal=Gauss(1.0, 1.5, d=8), draws=512, steps=200, seed=seed)
-        z.append((estimate.value - truth) / estimate.standard_error)
-    assert torch.tensor(z).abs().max() < 5
-    assert abs(torch.tensor(z).mean()) < 4.5 / math.sqrt(10)
+def frozen(start: Gauss, end, betas: list[float], step: float, moves: int) -> Schedule:
+    return Schedule(Geometric(start, end), tuple(Level(beta, Langevin(step), moves) for beta in betas))
 
 
-def test_without_a_proposal_a_normal_is_fitted_to_chains() -> None:
-    energy, truth = quadratic(5.0, -2.0)
-    estimate = poe.log_z(energy, seed=0)
-    assert abs(estimate.value - truth) < 5 * estimate.standard_error
+@pytest.mark.parametrize("resample", [True, False])
+def test_the_mean_weight_is_the_ratio_of_the_z_whatever_the_mixing(resample: bool) -> None:
+    # three levels and one small move each: the weights are bad, and right on average
+    start, end = Gauss(0.0, 1.0), Gauss(1.2, 0.7)
+    schedule = frozen(start, end, [0.3, 0.7, 1.0], step=0.01, moves=1)
+    moved = anneal(schedule, started(start), [4000], 16, streams(0, 1, CPU), resample=resample)
+    ratios = moved.log_ratio.exp()
+    assert abs(ratios.mean() - 1) < 5 * ratios.std() / math.sqrt(4000)
+    wrong = frozen(start, end**1.1, [0.3, 0.7, 1.0], step=0.01, moves=1)  # the control: another Z, (2π·0.49)^-1.1 · 2π·0.49/1.1
+    other = anneal(wrong, started(start), [4000], 16, streams(0, 1, CPU), resample=resample).log_ratio.exp()
+    assert abs(other.mean() - 1) > 5 * other.std() / math.sqrt(4000)
+    truth = (2 * math.pi * 0.49) ** -0.1 / 1.1
+    assert abs(other.mean() - truth) < 5 * other.std() / math.sqrt(4000)
 
 
-def test_a_contrast_against_quadrature() -> None:
-    a, b = Gauss(0.0, d=1, name="a"), Gauss(1.0, 0.7, d=1, name="b")
-    density = lambda x: math.exp(-(a - b)(torch.tensor([[x]], dtype=torch.float64)).item())  # noqa: E731
-    truth = math.log(integrate.quad(density, -12, 12)[0])
-    estimate = poe.log_z(a - b, seed=0)
-    assert abs(estimate.value - truth) < 5 * estimate.standard_error
+def test_standard_errors_cover() -> None:
+    start, end = Gauss(0.0, 1.0), Gauss(1.0, 0.6)
+    schedule = frozen(start, end, [0.5, 1.0], step=0.2, moves=2)
+    covered = 0
+    for seed in range(200):
+        ratio = estimate(anneal(schedule, started(start), [16], 32, streams(seed, 1, CPU)).log_ratio)
+        covered += abs(ratio.value) < 1.96 * ratio.standard_error
+    # 15 degrees of freedom: 93.1 % expected; outside of 172 to 199 of 200 with probability 1e-3
+    assert 172 <= covered <= 199
 
 
-def test_normalize_keeps_the_standard_error_and_shows_it() -> None:
-    energy, truth = quadratic(0.8, 3.0)
-    normal = poe.normalize(energy, proposal=Gauss(0.0), seed=0)
-    assert normal.log_z is not None and normal.log_z.value == 0 and normal.log_z.standard_error > 0
-    x = torch.randn(5, 2)
-    assert torch.allclose(normal(x), energy(x) + truth, atol=10 * normal.log_z.standard_error)
-    assert "±" in repr(normal) and "log_z=Estimate(0.0, " in str(normal)
-    both = poe.mixture([normal, Gauss(1.0)], weights=[0.4, 0.6])
-    assert both.log_z is not None and abs(both.log_z.standard_error - 0.4 * normal.log_z.standard_error) < 1e-12
-    stated = poe.normalize(energy, log_z=Estimate(truth, 0.1))
-    assert stated.log_z == Estimate(0.0, 0.1)
+def test_particles_of_a_tuned_schedule_have_the_law_of_the_target() -> None:
+    end, start = Skewed(), Gauss(0.0, 3.0)
+    g = torch.Generator().manual_seed(0)
+    pilot = tune(Geometric(start, end), start.sample(1000, generator=g), g)
+    moved = anneal(pilot.schedule, started(start), [200], 100, streams(1, 1, CPU))
+    one_each = moved.x[:, 50]  # populations are independent, particles of one share ancestors
+    assert ks_pvalue(end.sample(200, generator=g), one_each) > 1e-3
+    assert ks_pvalue(start.sample(200, generator=g), one_each) < 1e-4
+    assert torch.allclose(moved.energy, end(moved.x))
 
 
-def test_where_a_closed_form_knows_nothing_is_estimated() -> None:
-    assert poe.log_z(Gauss(0.0) | Gauss(1.0)) == Estimate(math.log(2))
-    assert poe.normalize(Gauss(0.0) | Gauss(1.0)).log_z == Estimate(0.0)
+@pytest.mark.parametrize("place", [0, 7])
+def test_resampling_has_mean_counts_and_one_law_at_every_place(place: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    logs = torch.randn(40_000, 8, generator=g, dtype=torch.float64)
+    order = systematic(logs, torch.rand(40_000, 2, generator=g, dtype=torch.float64))
+    counts = torch.nn.functional.one_hot(order, 8).sum(1)
+    assert (counts - 8 * logs.softmax(1)).abs().max() < 1  # systematic: never a whole copy off
+    change = (counts - 8 * logs.softmax(1))[:, 0]
+    assert abs(change.mean()) < 4.5 * change.std() / math.sqrt(40_000)
+    chosen = logs.gather(1, order)
+    gap = chosen[:, place] - (logs * logs.softmax(1)).sum(1)
+    assert abs(gap.mean()) < 4.5 * gap.std() / math.sqrt(40_000)
 
 
-def test_what_cannot_be_estimated_is_said() -> None:
-    energy, _ = quadratic(1.0, 0.0)
-    with pytest.raises(TypeError, match="must draw exact samples and know its log Z"):
-        poe.log_z(energy, proposal=energy)
-    with pytest.raises(ValueError, match="is improper"):
-        poe.log_z(~Gauss(0.0))
-    with pytest.raises(ValueError, match="event shape"):
-        poe.log_z(energy, proposal=Gauss(0.0, d=3))
-    nan = Raw(lambda x: torch.where(x[..., 0] > 0, torch.nan, x.square().sum(-1)), name="nan")
-    with pytest.raises(ValueError, match="particles have energy NaN"):
-        poe.log_z(nan, proposal=Gauss(0.0))
+def test_levels_keep_the_asked_share_of_particles() -> None:
+    g = torch.Generator().manual_seed(0)
+    start, end = Gauss(0.0, 1.0, d=8), Gauss(1.0, 0.4, d=8)
+    pilot = tune(Geometric(start, end), start.sample(2000, generator=g), g)
+    betas = [0.0, *(level.beta for level in pilot.schedule.levels)]
+    assert betas[-1] == 1 and betas == sorted(betas) and len(betas) > 3
+    assert abs(pilot.log_ratio) < 0.3
 
 
-def test_weights_of_too_heavy_a_tail_are_warned_about() -> None:
-    wide, _ = quadratic(30.0, 0.0, d=6)
-    with pytest.warns(EstimateWarning, match="rests on few particles"):
-        poe.log_z(wide, proposal=Gauss(0.0, 0.05, d=6), draws=200, steps=1, seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        poe.log_z(wide, proposal=Gauss(0.0, 35.0, d=6), draws=500, seed=0)
+def test_what_dies_out_has_no_mass_and_what_is_too_far_is_said() -> None:
+    start = Gauss(0.0)
+    nowhere = Raw(lambda x: x.sum(-1) * 0 + math.inf, name="nowhere")
+    g = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="no draw of gauss has finite energy under nowhere"):
+        tune(Geometric(start, nowhere), start.sample(50, generator=g), g)
+    schedule = frozen(start, nowhere, [1.0], step=0.1, moves=1)
+    assert bool((anneal(schedule, started(start), [3], 8, streams(0, 1, CPU)).log_ratio == -math.inf).all())
+    far = Raw(lambda x: 0.5 * ((x - 1e5) / 1e-3).square().sum(-1), name="far")
+    with pytest.raises(Stalled, match="levels from gauss to far; give a nearer start"):
+        tune(Geometric(start, far), start.sample(50, generator=g), g)

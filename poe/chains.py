@@ -1,0 +1,187 @@
+"""Markov chains, and replica exchange: the two methods that run the loop of `poe.run`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poe import support as sets
+from poe.diagnostics import RHAT_LIMIT, Diagnostics, diagnose, judge
+from poe.draws import Draws, first
+from poe.energy import Energy
+from poe.kernels import Kernel, Langevin, Tempered
+from poe.kernels.tempered import linear_betas
+from poe.methods import Job, NotThisWay
+from poe.path import StandardNormal
+from poe.run import Trace, run
+
+WARMUP = 400
+PILOT = 64  # steps of the chains from which the gap between draws is found
+MOST_GAP = 48
+
+
+def chains(job: Job, *, forced: bool) -> Draws:
+    """Chains of one kernel, tuned in warm-up, from starts of importance resampling or from `init`.
+
+    Unless `forced`, NotThisWay is raised where the chains disagree, or are slow: R-hat is blind to a mode that no chain has had the
+    time to find.
+    """
+    work = _Chains(job)
+    pilot, gap = work.pilot(Langevin() if job.kernel is None else job.kernel, work.starts(), WARMUP, "chains")
+    if not forced and 4 * gap > PILOT:
+        raise NotThisWay(f"chains are slow: about {gap} steps between independent draws", work.gradients)
+    trace = work.run(pilot, gap, "chains")
+    evidence = work.evidence(trace)
+    worst = 0.0 if math.isnan(evidence.rhat) else max(evidence.rhat, evidence.rhat_energy)
+    if not forced and worst > RHAT_LIMIT:
+        raise NotThisWay(f"chains disagreed (R-hat {worst:.2f})", work.gradients)
+    return work.finish(trace)
+
+
+def tempered(job: Job) -> Draws:
+    """Replica exchange from the start to the target: a ladder tuned and respaced in warm-up until its rejection rates are even."""
+    work = _Chains(job)
+    x = work.starts()
+    kernel: Any = Langevin() if job.kernel is None else job.kernel
+    if not isinstance(kernel, Tempered):
+        kernel = Tempered(work.bottom(x), linear_betas(8), kernel)
+    walkers: Any = x
+    for _ in range(2):
+        pilot = run(
+            kernel, job.target, walkers, draws=20, warmup=40, generators=work.generators,
+            progress="ladder" if job.progress else None,
+        )  # fmt: skip
+        work.gradients += pilot.counts.gradients
+        rejection = 1 - torch.stack([state.swapped for state in pilot.states]).mean(0)
+        rungs = int(min(24, max(4, math.ceil(1.3 * float(rejection.sum())) + 2)))
+        old, kernel = pilot.kernel.betas, pilot.kernel.respaced(rejection, rungs)  # type: ignore[attr-defined]
+        nearest = (old.unsqueeze(0) - kernel.betas.unsqueeze(1)).abs().argmin(1)
+        walkers = torch.cat([state.rungs.x for state in pilot.states])[:, nearest]
+    return work.finish(work.run(*work.pilot(kernel, walkers, 60, "replica exchange"), "replica exchange"))
+
+
+class _Chains:
+    """What both share: where chains start, the pilot that finds the gap between draws, the draws, and what comes back."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, event = job, tuple(job.energy.event_shape)
+        if job.init is not None:
+            self.count = job.init.shape[0] if job.init.ndim == len(event) + 1 else 0
+            if self.count == 0 or job.init.shape[1:] != event or (job.chains is not None and job.chains != self.count):
+                raise ValueError(f"init has shape {tuple(job.init.shape)}; it takes (chains, *event), event {event}")
+        else:
+            self.count = job.chains or max(4, job.shards, min(32, job.draws // 25))
+        if job.shards > self.count:
+            raise ValueError(f"{job.shards} shards need at least as many chains, got {self.count}")
+        self.generators = job.streams(3)
+        self.shared = job.streams(4)[0]
+        self.gradients, self.energies = 0.0, 0
+        self.started = time.perf_counter()
+
+    def starts(self) -> Tensor:  # (chains, *reals)
+        """Points in the space of the chains: `init`, else draws of the start resampled by importance, else of a standard normal."""
+        job = self.job
+        if job.init is not None:
+            x = job.init.to(job.energy._like())
+            inside = sets.contains(job.energy.support, x)
+            if not bool(inside.all()):
+                raise ValueError(
+                    f"{int((~inside).sum())} of {len(x)} points of init lie outside the support {job.energy.support!r}"
+                )
+            return x if job.space is None else job.space.to_z(x)
+        if job.start is None:
+            return self._from_normal()
+        self.energies += job.weighed
+        weights = (job.start.log_weights - job.start.log_weights.max()).exp()
+        return job.start.x[torch.multinomial(weights, self.count, replacement=True, generator=self.shared)]
+
+    def _from_normal(self) -> Tensor:
+        job, like = self.job, self.job.energy._like()
+        z = torch.randn(64 * self.count, *job.target.event_shape, generator=self.shared, dtype=like.dtype, device=like.device)
+        with torch.no_grad():
+            finite = job.target(z).isfinite()
+        self.energies += len(z)
+        if not bool(finite.any()):
+            names = ", ".join(map(str, job.starts))
+            why = f"no draw of {names} has finite energy" if names else "it draws no samples"
+            raise ValueError(
+                f"found no starting point of finite energy for {job.energy}: {why}, and {len(z)} draws of a standard normal all have "
+                "energy +inf or NaN; give init="
+            )
+        good = z[finite]
+        return good[torch.arange(self.count, device=good.device) % len(good)]
+
+    def bottom(self, x: Tensor) -> Energy:
+        """Where a ladder starts: the density that chains start from, else a normal with twice the spread of a few short chains."""
+        if self.job.start is not None:
+            return self.job.start.density
+        trace = run(Langevin(), self.job.target, x, draws=PILOT, warmup=WARMUP, generators=self.generators)
+        self.gradients += trace.counts.gradients
+        z = trace.x.flatten(0, 1)
+        return StandardNormal(z.mean(0), 2 * z.std(0).clamp(min=1e-6))
+
+    def pilot(self, kernel: Kernel, x: Any, warmup: int, label: str) -> tuple[Trace, int]:
+        """Warm-up and a pilot, and the number of steps that should lie between two draws: the autocorrelation time that the pilot's
+        chains show, at most `MOST_GAP`."""
+        job = self.job
+        given = job.kernel is not None and job.kernel.step_size is not None
+        steps = job.warmup if job.warmup is not None else 0 if given else warmup
+        if steps == 0 and kernel.step_size is None:
+            raise ValueError("warmup=0 leaves no steps to find a step size in; give the kernel one, or some warmup")
+        bar = f"{label} warm-up" if job.progress else None
+        pilot = run(kernel, job.target, x, draws=PILOT, warmup=steps, generators=self.generators, progress=bar)
+        self.gradients += pilot.counts.gradients
+        evidence = self.evidence(pilot)
+        size = min(evidence.ess_bulk, evidence.ess_tail)
+        return pilot, int(min(MOST_GAP, max(1, round(pilot.energy.numel() / max(size, 1.0)))))
+
+    def run(self, pilot: Trace, gap: int, label: str) -> Trace:
+        """The draws, with the pilot's kernel and from its last states."""
+        job = self.job
+        trace = run(
+            pilot.kernel, job.target, pilot.states, draws=-(-job.draws // self.count), thin=gap * job.thin,
+            generators=self.generators, progress=label if job.progress else None, compile=job.compile,
+        )  # fmt: skip
+        self.gradients += trace.counts.gradients
+        return trace
+
+    def evidence(self, trace: Trace, **counts: float) -> Diagnostics:
+        """The diagnostics of a trace, over points of the event."""
+        return diagnose(self.job.x(trace.x), trace.energy, len(self.job.energy.event_shape), **counts)
+
+    def finish(self, trace: Trace) -> Draws:
+        """Draws of the event with all their evidence."""
+        job = self.job
+        x = job.x(trace.x)
+        if job.space is not None:
+            with torch.no_grad():
+                trace = replace(trace, energy=job.energy(x))
+        evidence = self.evidence(
+            trace, acceptance=trace.counts.acceptance, divergent=trace.counts.divergent, nonfinite=trace.counts.nonfinite,
+            gradients=self.gradients, energies=self.energies, seconds=time.perf_counter() - self.started,
+            pareto_k=float("nan") if job.init is not None or job.start is None else job.start.pareto_k,
+            swaps=_swaps(trace.states),
+        )  # fmt: skip
+        said = judge(evidence, job.draws, exact_draws=False)
+        if trace.partial:
+            said.append(f"interrupted: {x.shape[1]} of {-(-job.draws // self.count)} draws a chain are there")
+        if not trace.kernel.exact:
+            said.append(
+                "the kernel is unadjusted: its stationary law differs from the target by a bias of the order of its step size"
+            )
+        return Draws(
+            first(x, job.draws), x, trace.energy, None, evidence, "", "", tuple(said), trace.kernel.exact, trace.partial
+        )  # fmt: skip
+
+
+def _swaps(states: Sequence[Any]) -> float:
+    """The smallest swap acceptance between neighbouring rungs; NaN where there is no ladder."""
+    if "swapped" not in states[0]._fields:
+        return float("nan")
+    return torch.stack([state.swapped for state in states]).mean(0).min().item()

@@ -1,0 +1,221 @@
+"""The ways of drawing, each a function of a job: exact, enumeration, importance resampling, annealed particles."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from poe import support as sets
+from poe.diagnostics import diagnose, judge, pareto_smoothed
+from poe.draws import Draws, first
+from poe.energy import Energy, Estimate
+from poe.kernels import Kernel
+from poe.path import take
+from poe.run import streams
+from poe.smc import Stalled, anneal, estimate, systematic
+from poe.spaces import points
+from poe.starts import CANDIDATES, Start, pilot, weigh, within
+from poe.transport import Unconstrained
+
+POPULATIONS = 16  # independent ones, unless `chains` says otherwise
+PARTICLES = 1024  # over all populations, at the least
+MOST_WEIGHED = 64 * CANDIDATES  # draws of a start that importance resampling may take
+HEAVY = 0.5  # Pareto k from which on importance weights are not resampled
+UNEVEN = 1 / 50  # share of effective draws below which they are not
+
+
+class NotThisWay(Exception):
+    """The method does not apply to this target, as was measured: why, and the gradients and energies that this took."""
+
+    def __init__(self, why: str, gradients: float = 0.0, energies: float = 0.0) -> None:
+        super().__init__(why)
+        self.gradients, self.energies = gradients, energies
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be drawn: the target, the densities it may start from, and the arguments of `poe.sample`."""
+
+    energy: Energy
+    starts: tuple[Energy, ...]
+    kernel: Kernel | None
+    draws: int
+    chains: int | None
+    warmup: int | None
+    thin: int
+    init: Tensor | None
+    seed: int
+    progress: bool
+    shards: int
+    compile: bool
+
+    @cached_property
+    def space(self) -> Unconstrained | None:
+        """The unconstrained space, where the support is not all of R^n."""
+        return None if sets.is_real(self.energy.support) else Unconstrained(self.energy)
+
+    @property
+    def target(self) -> Energy:
+        """The energy in the space where methods work."""
+        return self.energy if self.space is None else self.space
+
+    def x(self, z: Tensor) -> Tensor:
+        """Points of the event from points of that space."""
+        return z if self.space is None else self.space.to_x(z)
+
+    def streams(self, phase: int) -> list[torch.Generator]:
+        """One random stream for each shard, others for each phase of the work."""
+        return streams(self.seed, (phase + 1) * self.shards, self.energy.device)[phase * self.shards :]
+
+    @cached_property
+    def start(self) -> Start | None:
+        """The start with the most effective draws, weighed in the space of the target; None where none has any."""
+        (generator, *_) = self.streams(0)
+        densities = [within(self.target, start) for start in self.starts]
+        weighed = [weigh(density, self.target, generator) for density in densities if density is not None]
+        return max((start for start in weighed if start.ess > 0), key=lambda start: start.ess, default=None)
+
+    @property
+    def weighed(self) -> int:
+        """Energies evaluated to find the start."""
+        return CANDIDATES * len(self.starts)
+
+
+def exact(job: Job) -> Draws:
+    """Independent draws of a closed form."""
+    started = time.perf_counter()
+    (generator, *_) = job.streams(0)
+    chains = job.chains or min(4, max(1, job.draws))
+    x = job.energy.sample((chains, -(-job.draws // chains)), generator=generator)  # type: ignore[operator]
+    with torch.no_grad():
+        energy = job.energy(x)
+    evidence = diagnose(x, energy, len(job.energy.event_shape), seconds=time.perf_counter() - started, energies=energy.numel())
+    return Draws(first(x, job.draws), x, energy, job.energy.log_z, evidence, "", "")
+
+
+def enumerate_all(job: Job) -> Draws:
+    """Independent draws from the table of all points of a small discrete space."""
+    started = time.perf_counter()
+    target = job.energy
+    (generator, *_) = job.streams(0)
+    states = points(target)
+    with torch.no_grad():
+        energy = target(states)
+    if bool(energy.isnan().any()):
+        raise ValueError(f"{target} is NaN at {int(energy.isnan().sum())} of {len(states)} points; an expert fails there")
+    logs = -energy.double()
+    log_z = logs.logsumexp(0)
+    if log_z == -math.inf:
+        raise ValueError(f"{target} has energy +inf at every point: nothing can be drawn")
+    chains = job.chains or min(4, max(1, job.draws))
+    count = chains * -(-job.draws // chains)
+    index = torch.multinomial((logs - log_z).exp(), max(count, 1), replacement=True, generator=generator)[:count]
+    x = states[index].reshape(chains, -1, *target.event_shape) if count else states[:0].reshape(chains, 0, *target.event_shape)
+    values = energy[index].reshape(chains, -1)
+    evidence = diagnose(x, values, len(target.event_shape), seconds=time.perf_counter() - started, energies=len(states))
+    return Draws(first(x, job.draws), x, values, Estimate(log_z.item()), evidence, "", "")
+
+
+def importance(job: Job, *, forced: bool) -> Draws:
+    """Draws of a samplable part, resampled with Pareto-smoothed weights exp(E_start - E_target), in independent populations.
+
+    Twice as many effective draws are weighed as are asked for. Unless `forced`, NotThisWay is raised where Pareto k of the weights
+    is above `HEAVY` or their effective share below `UNEVEN`.
+    Reference: Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25.
+    """
+    started = time.perf_counter()
+    start = job.start
+    if start is None:
+        raise NotThisWay("no part draws samples where the target has its mass")
+    share = start.ess / len(start.x)
+    if not forced and (start.pareto_k > HEAVY or share < UNEVEN):
+        raise NotThisWay(
+            f"the weights of {start.density} are too uneven: Pareto k {start.pareto_k:.2f}, ESS {100 * share:.1f} %",
+            0,
+            job.weighed,
+        )
+    populations, wide = _sizes(job)
+    each = max(CANDIDATES, min(MOST_WEIGHED, math.ceil(2 * job.draws / share))) // populations + 1
+    x, logs, failed = [], [], 0
+    for size, generator in zip(_split(populations, job.shards), job.streams(1), strict=True):
+        weighed = weigh(start.density, job.target, generator, size * each)
+        x.append(weighed.x.unflatten(0, (size, each)))
+        logs.append(weighed.log_weights.unflatten(0, (size, each)))
+        failed += weighed.failed
+    raw = torch.cat(logs)
+    smooth, k = pareto_smoothed(raw.flatten())
+    smooth = smooth.reshape(raw.shape)
+    uniform = torch.rand(populations, 2, generator=job.streams(2)[0], dtype=torch.float64, device=raw.device)
+    order = systematic(smooth, uniform, wide)
+    size = (2 * smooth.logsumexp(1) - (2 * smooth).logsumexp(1)).exp().sum()
+    return _population(
+        job, take(torch.cat(x), order), start.density, estimate(raw.logsumexp(1) - math.log(each)),
+        pareto_k=k, nonfinite=failed, energies=job.weighed + raw.numel() + order.numel(),
+        weight_ess=float(size), ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def annealed(job: Job) -> Draws:
+    """Populations of particles carried along a path from the nearest start to the target, by a schedule that a pilot tuned.
+
+    Raises NotThisWay where no path was found.
+    """
+    started = time.perf_counter()
+    populations, wide = _sizes(job)
+    wide *= job.thin
+    try:
+        tuned = pilot(
+            job.target, None if job.start is None else job.start.density, job.streams(2)[0],
+            kernel=job.kernel, progress=job.progress,
+        )  # fmt: skip
+    except Stalled as stalled:
+        raise NotThisWay(str(stalled)) from stalled
+    path = tuned.schedule.path
+    moved = anneal(
+        tuned.schedule,
+        lambda n, generator: path.start.sample(n, generator=generator).to(job.target._like()),  # type: ignore[operator]
+        _split(populations, job.shards),
+        wide,
+        job.streams(1),
+        progress=job.progress,
+    )
+    return _population(
+        job, moved.x[:, job.thin - 1 :: job.thin], path.start, estimate(moved.log_ratio),
+        acceptance=moved.acceptance, nonfinite=moved.nonfinite, divergent=moved.divergent, ancestors=moved.distinct,
+        gradients=tuned.gradients + populations * wide * tuned.schedule.gradients, energies=job.weighed + populations * wide,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _sizes(job: Job) -> tuple[int, int]:
+    """(populations, particles of each)."""
+    populations = job.chains or max(POPULATIONS, job.shards)
+    return populations, max(-(-PARTICLES // populations), -(-job.draws // populations))
+
+
+def _split(populations: int, shards: int) -> list[int]:
+    return [len(part) for part in torch.arange(populations).tensor_split(shards)]
+
+
+def _population(job: Job, z: Tensor, start: Energy, ratio: Estimate, **counts: float) -> Draws:
+    """Draws from independent populations (population, particle, *reals), evenly spaced ones of each: copies are neighbours.
+
+    The evidence is that of all particles, the effective numbers bounded by the draws that are kept.
+    """
+    x, event = job.x(z), len(job.energy.event_shape)
+    with torch.no_grad():
+        energy = job.energy(x)
+    evidence = diagnose(x, energy, event, **counts)
+    kept = torch.linspace(0, x.shape[1] - 1, -(-job.draws // len(x))).round().long().to(x.device)
+    bound = float(len(x) * len(kept))
+    evidence = replace(evidence, ess_bulk=min(evidence.ess_bulk, bound), ess_tail=min(evidence.ess_tail, bound))
+    known = start.log_z
+    log_z = None if known is None else Estimate(ratio.value + known.value, math.hypot(ratio.standard_error, known.standard_error))
+    said = judge(evidence, job.draws, exact_draws=False)
+    chains = x[:, kept]
+    return Draws(first(chains, job.draws), chains, energy[:, kept], log_z, evidence, "", "", tuple(said), exact=False)

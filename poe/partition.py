@@ -1,0 +1,159 @@
+"""log Z: exact where a closed form or enumeration knows it, else by importance sampling, else by annealed particles."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+
+from poe import support as sets
+from poe.capabilities import Samples
+from poe.diagnostics import pareto_k
+from poe.energy import Energy, Estimate, shift
+from poe.run import streams
+from poe.smc import anneal, estimate
+from poe.spaces import enumerable, points
+from poe.starts import Start, candidates, pilot, weigh, within
+from poe.transport import Unconstrained
+
+POPULATIONS = 16  # independent ones, whose spread gives the standard error
+METHODS = ("importance", "annealed", "ais")
+
+
+class EstimateWarning(UserWarning):
+    """An estimate of log Z whose weights have too heavy a tail for its standard error to be believed."""
+
+
+def log_z(
+    energy: Energy,
+    *,
+    proposal: Energy | None = None,
+    method: str | None = None,
+    draws: int = 8192,
+    seed: int | None = None,
+    progress: bool = False,
+) -> Estimate:
+    """log of the integral (or sum) of exp(-E) in nats, with its standard error; exact (error 0) where a closed form or a small
+    discrete space gives it.
+
+    With a normalised proposal q that draws samples, Z = E_q[w], w = exp(-E(x)) / q(x): `importance`, chosen when the weights' ESS is at
+    least a tenth of the draws and Pareto k at most 0.5. Otherwise `annealed`: sequential Monte Carlo from the proposal to the energy
+    (see `poe.smc`), its levels tuned by a pilot and then frozen, so that each of 16 independent populations has mean Z; the standard
+    error is that of their mean, by the delta method. `ais` is the same without resampling. Without any proposal a start is sought by
+    chains (`poe.starts.pilot`).
+
+    Arguments:
+        proposal: a normalised energy with exact draws; by default the expert's own, or the samplable part with the evenest weights.
+        method: "importance", "annealed" or "ais"; measured by default.
+        draws: particles in all.
+
+    Raises:
+        TypeError: the proposal cannot draw, or its own log Z is not known.
+        ValueError: the energy is improper, or no particle has finite energy.
+    Warns:
+        EstimateWarning: Pareto k of the final weights is above 0.7, or the populations' estimates differ by more than their mean.
+    """
+    if energy.log_z is not None:
+        return energy.log_z
+    if energy.proper is False:
+        raise ValueError(f"{energy} is improper: its Z is infinite or 0")
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; log Z is estimated by {', '.join(METHODS)}")
+    if draws < 2 * POPULATIONS:
+        raise ValueError(f"log Z needs at least {2 * POPULATIONS} draws, got {draws}")
+    if sets.is_discrete(energy.support):
+        return _summed(energy)
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
+    generators = streams(seed, 3, energy.device)
+    start = _proposal(energy, target, proposal, generators[0])
+    if method == "importance" and start is None:
+        raise ValueError(f"importance sampling of {energy} needs a proposal= that draws: none of its parts does")
+    if start is not None and method in (None, "importance"):
+        full = weigh(start.density, target, generators[1], draws)
+        if method == "importance" or (full.pareto_k <= 0.5 and full.ess >= draws / 10):
+            return _importance(energy, full)
+    run = pilot(target, None if start is None else start.density, generators[1], progress=progress)
+    path = run.schedule.path
+    population = anneal(
+        run.schedule,
+        lambda n, generator: path.start.sample(n, generator=generator).to(target._like()),  # type: ignore[operator]
+        [POPULATIONS],
+        -(-draws // POPULATIONS),
+        [generators[2]],
+        resample=method != "ais",
+        progress=progress,
+    )
+    if population.nonfinite:
+        raise ValueError(f"{energy} was NaN or had a NaN gradient at {population.nonfinite} points; an expert fails there")
+    result = estimate(population.log_ratio)
+    if not result.standard_error < 0.5:
+        _warn(f"log Z of {energy} rests on few of {POPULATIONS} populations (standard error {result.standard_error:.2g})")
+    return _plus(result, path.start.log_z)
+
+
+def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) -> Energy:
+    """The energy shifted so that its log Z is 0; the standard error of the estimate is kept in `log_z`, and shown.
+
+    `log_z` states it where it is known; otherwise it is estimated by `poe.log_z`, which takes the other options.
+    """
+    known = _estimate(energy, **options) if log_z is None else Estimate(*log_z)
+    if energy.log_z is not None and log_z is None:
+        return shift(energy, known.value)
+    result = shift(energy, known.value, log_z=Estimate(0.0, known.standard_error))
+    result.name = energy.name
+    return result
+
+
+_estimate = log_z
+
+
+def _summed(energy: Energy) -> Estimate:
+    if not enumerable(energy):
+        raise ValueError(f"log Z of {energy} is a sum over too many points, and nothing here estimates it")
+    with torch.no_grad():
+        values = energy(points(energy)).double()
+    if bool(values.isnan().any()):
+        raise ValueError(f"{energy} is NaN at {int(values.isnan().sum())} of {len(values)} points; an expert fails there")
+    return Estimate((-values).logsumexp(0).item())
+
+
+def _proposal(energy: Energy, target: Energy, proposal: Energy | None, generator: torch.Generator) -> Start | None:
+    """A normalised start in the space of the target, weighed: the given one, else the samplable part with the largest ESS."""
+    if proposal is not None:
+        if not proposal.can(Samples) or proposal.log_z is None:
+            raise TypeError(f"the proposal {proposal} must draw exact samples and know its log Z; a Density does")
+        if proposal.event_shape != energy.event_shape:
+            raise ValueError(
+                f"the proposal {proposal} has event shape {tuple(proposal.event_shape)}, not {tuple(energy.event_shape)}"
+            )
+        density = within(target, proposal)
+        if density is None:
+            raise ValueError(f"draws of {proposal} may lie outside the support {energy.support!r} of {energy}")
+        return weigh(density, target, generator)
+    densities = [within(target, start) for start in candidates(energy) if start.log_z is not None]
+    weighed = [weigh(density, target, generator) for density in densities if density is not None]
+    return max((start for start in weighed if start.ess > 0), key=lambda start: start.ess, default=None)
+
+
+def _importance(energy: Energy, start: Start) -> Estimate:
+    logs, n = start.log_weights, len(start.log_weights)
+    failed = start.failed
+    if failed:
+        raise ValueError(f"{failed} of {n} particles have energy NaN; an expert fails there")
+    if not bool((logs > -math.inf).any()):
+        raise ValueError(f"no draw of {start.density} has finite energy under {energy}: give a proposal= whose draws do")
+    if (k := pareto_k(logs)) > 0.7:
+        _warn(f"log Z of {energy} rests on few particles (Pareto k {k:.2f} > 0.7): its standard error is too small")
+    return _plus(estimate(logs), start.density.log_z)
+
+
+def _plus(ratio: Estimate, known: Estimate | None) -> Estimate:
+    assert known is not None
+    return Estimate(ratio.value + known.value, math.hypot(ratio.standard_error, known.standard_error))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"{message}; give a nearer proposal= or more draws=", EstimateWarning, stacklevel=3)

@@ -1,0 +1,133 @@
+"""Where drawing starts: samplable parts of the target, weighed by importance; where there are none, normals found by hot chains."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from poe import support as sets
+from poe.capabilities import Proposes, Samples
+from poe.diagnostics import pareto_k, weight_ess
+from poe.energy import Contrast, Energy, Mixture, Product, Shifted
+from poe.gaussians import Gaussians
+from poe.kernels import Kernel, Langevin
+from poe.path import Geometric, StandardNormal
+from poe.rules import simplify
+from poe.run import run
+from poe.smc import Pilot, Stalled, tune
+from poe.transport import Unconstrained
+
+CANDIDATES = 4096  # draws of each samplable factor that are weighed
+PARTICLES = 1024  # of the annealing pilot
+HEAT = (1.0, 16.0)  # temperatures at which chains look for the extent of a target that nothing is known of
+
+
+class Start(NamedTuple):
+    """A density that draws, in the space of the chains: its draws (n, *event), their log weights E_start - E_target in nats
+    (-inf where the target has no mass or fails), their effective number, Pareto k, and how many have energy NaN."""
+
+    density: Energy
+    x: Tensor
+    log_weights: Tensor
+    ess: float
+    pareto_k: float
+    failed: int
+
+
+def candidates(energy: Energy) -> list[Energy]:
+    """Samplable parts whose draws may lie where the target has its mass: positive factors, mixture parts, the wanted side of `-`."""
+    closed = simplify(energy)
+    if closed.can(Samples):
+        return [closed]
+    if energy.can(Proposes):
+        near = energy.proposal()  # type: ignore[operator]
+        return [] if near is None else [near]
+    if isinstance(energy, Product):
+        inner = [t.energy for t in energy.terms if t.power > 0]
+    elif isinstance(energy, Contrast):
+        inner = [energy.wanted]
+    elif isinstance(energy, (Mixture, Shifted)):
+        inner = list(energy.parts)
+    else:
+        inner = []
+    found: dict[int, Energy] = {}
+    for part in inner:
+        for start in candidates(part):
+            if start.event_shape == energy.event_shape:
+                found.setdefault(id(start), start)
+    return list(found.values())
+
+
+def weigh(start: Energy, target: Energy, generator: torch.Generator, n: int = CANDIDATES) -> Start:
+    """n draws of a start, weighed. `start` and `target` live in the same space."""
+    x = start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
+    with torch.no_grad():
+        logs = (start(x) - target(x)).double()
+    failed = logs.isnan()
+    logs = torch.where(failed, -math.inf, logs)
+    return Start(start, x, logs, weight_ess(logs), pareto_k(logs), int(failed.sum()))
+
+
+def within(target: Energy, start: Energy) -> Energy | None:
+    """The start in the space of the target; None where some of its draws would have no place there."""
+    if not isinstance(target, Unconstrained):
+        return start
+    return target.around(start) if sets.covers(target.energy.support, start.support) else None
+
+
+def pilot(
+    target: Energy, start: Energy | None, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False
+) -> Pilot:
+    """A tuned schedule from the start to the target; without a start, from the best of those that can be found.
+
+    Normals are fitted to chains of the target and of the target at temperature 16, whose wide moves reach modes that lie far apart.
+    Of the schedules from either, one whose log Z is more than half a nat below the other's has missed mass; else the shorter one
+    counts. A mixture of Gaussians fitted to its particles is then a start much nearer to the target, where the dimension allows.
+    """
+    options: dict[str, Any] = {"kernel": kernel, "progress": progress}
+
+    def go(start: Energy) -> Pilot:
+        x = start.sample(PARTICLES, generator=generator).to(target._like())  # type: ignore[operator]
+        return tune(Geometric(start, target), x, generator, **options)
+
+    if start is not None:
+        return go(start)
+    spent, found = 0.0, []
+    for heat in HEAT:
+        wide, gradients = _extent(target, heat, generator)
+        spent += gradients
+        try:
+            found.append(go(wide))
+            spent += found[-1].gradients
+        except Stalled:
+            continue
+    if not found:
+        raise Stalled(f"no path from a normal reaches {target}; give init= points, or multiply by an expert that draws samples")
+    top = max(p.log_ratio for p in found)
+    best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
+    near = Gaussians.fitted(best.x, generator)
+    if near is not None:
+        mixed = go(near)
+        spent += mixed.gradients
+        best = mixed if mixed.schedule.gradients < best.schedule.gradients else best
+    return best._replace(gradients=spent)
+
+
+def _extent(target: Energy, heat: float, generator: torch.Generator) -> tuple[StandardNormal, float]:
+    """A normal with the spread of 64 chains at a temperature, half as wide again, and the gradients it took."""
+    like = target._like()
+    z = torch.randn(64 * 64, *target.event_shape, generator=generator, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        good = z[target(z).isfinite()]
+    if not len(good):
+        raise ValueError(
+            f"found no starting point of finite energy for {target}: it draws no samples, and {len(z)} draws of a standard normal "
+            "all have energy +inf or NaN; give init="
+        )
+    good = good[torch.arange(64, device=good.device) % len(good)]
+    trace = run(Langevin(), target if heat == 1 else target ** (1 / heat), good, draws=50, warmup=200, generators=[generator])
+    x = trace.x.flatten(0, 1)
+    return StandardNormal(x.mean(0), 1.5 * x.std(0).clamp(min=1e-6)), trace.counts.gradients + len(z)
