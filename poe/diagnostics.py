@@ -243,10 +243,8 @@ def judge(d: Diagnostics, draws: int, *, exact_draws: bool) -> list[str]:
         cure = more if particles or not np.isnan(d.swaps) else 'poe.sample(..., method="annealed")'
         said.append(f"chains disagree: R-hat {worst:.3f} > {RHAT_LIMIT}, so shares of modes and means are wrong; try {cure}")
     if d.stein_pvalue < STEIN_LIMIT:
-        said.append(
-            f"the draws do not follow the target's score (Stein test, p = {d.stein_pvalue:.2g}); "
-            "try poe.sample(..., warmup=2000, thin=4) or a kernel with metropolis=True"
-        )
+        cure = "poe.sample(..., thin=4)" if particles else "poe.sample(..., warmup=2000, thin=4) or a kernel with metropolis=True"
+        said.append(f"the draws do not follow the target's score (Stein test, p = {d.stein_pvalue:.2g}); try {cure}")
     if d.stuck:
         said.append(f"{d.stuck} chains never moved; they count as no draws; try poe.sample(..., warmup=2000), without init=")
     if particles and d.pareto_k > PARETO_LIMIT:
@@ -254,10 +252,11 @@ def judge(d: Diagnostics, draws: int, *, exact_draws: bool) -> list[str]:
             f'few particles carry the weight: Pareto k {d.pareto_k:.2f} > {PARETO_LIMIT}; try poe.sample(..., method="annealed")'
         )
     least = min(d.ess_bulk, d.ess_tail)
-    if not least >= ESS_LIMIT:
+    enough = min(ESS_LIMIT, draws / 2) if particles else ESS_LIMIT  # particles are judged by more than the draws asked for
+    if not least >= enough:
         thin = 1 if particles or not least > 0 else int(np.ceil(draws / least))
         cure = f"poe.sample(..., thin={thin})" if draws >= 2 * ESS_LIMIT and thin > 2 else more
-        said.append(f"few independent draws: ESS {least:.0f} < {ESS_LIMIT}; try {cure}")
+        said.append(f"few independent draws: ESS {least:.0f} < {enough:.0f}; try {cure}")
     if np.isnan(worst) and not d.invalid:
         said.append(
             "R-hat needs at least two chains of four draws: agreement between chains was not checked; "

@@ -94,7 +94,9 @@ def exact(job: Job) -> Draws:
     x = job.energy.sample((chains, -(-job.draws // chains)), generator=generator)  # type: ignore[operator]
     with torch.no_grad():
         energy = job.energy(x)
-    evidence = diagnose(x, energy, len(job.energy.event_shape), seconds=time.perf_counter() - started, energies=energy.numel())
+    evidence = diagnose(
+        x, energy, len(job.energy.event_shape), seconds=time.perf_counter() - started, energies=energy.numel(), independent=True
+    )
     return Draws(first(x, job.draws), x, energy, job.energy.log_z, evidence, "", "")
 
 
@@ -117,7 +119,9 @@ def enumerate_all(job: Job) -> Draws:
     index = torch.multinomial((logs - log_z).exp(), max(count, 1), replacement=True, generator=generator)[:count]
     x = states[index].reshape(chains, -1, *target.event_shape) if count else states[:0].reshape(chains, 0, *target.event_shape)
     values = energy[index].reshape(chains, -1)
-    evidence = diagnose(x, values, len(target.event_shape), seconds=time.perf_counter() - started, energies=len(states))
+    evidence = diagnose(
+        x, values, len(target.event_shape), seconds=time.perf_counter() - started, energies=len(states), independent=True
+    )
     return Draws(first(x, job.draws), x, values, Estimate(log_z.item()), evidence, "", "")
 
 

@@ -101,7 +101,8 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         methods = ("importance", "annealed", "tempered") if starts else ("annealed", "tempered")
     moved = None if methods[0] == "importance" else Langevin() if kernel is None else kernel
     space = "" if sets.is_real(energy.support) else ", in the unconstrained space"
-    return Plan(methods, energy, WORDS[methods[0]] + space, starts, moved)
+    words = f"{type(moved).__name__} chains" if methods[0] == "chains" else WORDS[methods[0]]
+    return Plan(methods, energy, words + space, starts, moved)
 
 
 def sample(
@@ -164,12 +165,13 @@ def sample(
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    notes = list(caveats(energy))
+    result = replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z)
+    result = result.warned(*caveats(energy), given="raw energies are to be weighed as they stand")
     if energy.proper is None:
         note = f"nobody knows whether {energy} has finite mass (proper is unknown); if it has not, these draws mean nothing"
         warnings.warn(note, ImproperWarning, stacklevel=2)
-        notes.append(note)
-    return replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z).warned(*notes)
+        result = result.warned(note, given="the target has finite mass")
+    return result
 
 
 def _follow(chosen: Plan, job: Job) -> Draws:
@@ -190,10 +192,10 @@ def _follow(chosen: Plan, job: Job) -> Draws:
             continue
         d = result.diagnostics
         d = replace(d, gradients=d.gradients + gradients, energies=d.energies + energies, seconds=d.seconds + seconds)
-        if last or result.partial or not result.warnings:
+        if last or result.partial or result.trusted:
             words = chosen.reason if name == chosen.method else f"{WORDS[name]}, for " + "; ".join(why)
             return replace(result, diagnostics=d, method=words)
-        why.append(f"{WORDS[name]}: {result.warnings[0]}")
+        why.append(f"{WORDS[name]}: {result.reasons[0].split('; try')[0]}")
         gradients, energies, seconds = d.gradients, d.energies, d.seconds
     raise AssertionError("a plan has at least one method")
 
