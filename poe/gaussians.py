@@ -10,7 +10,7 @@ from torch import Tensor
 from poe.energy import Density
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # components tried
-MOST_DIMENSIONS = 32
+MOST_DIMENSIONS = 40
 WIDER = 1.3  # variances are inflated by this, so that weights stay bounded in the tails
 DEFENCE = 0.1  # weight of one wide component with the moments of all particles, four times their variance
 
@@ -84,7 +84,7 @@ def _normal(x: Tensor, means: Tensor, roots: Tensor) -> Tensor:
 def _maximise(x: Tensor, count: int, generator: torch.Generator, rounds: int = 60) -> tuple[Tensor, Tensor, Tensor]:
     """(weights, means, Cholesky factors) after EM from centres chosen far apart (k-means++: each next one ∝ squared distance).
 
-    Covariances are shrunk as if d + 1 more points with a hundredth of the pooled variance stood at each centre.
+    Covariances are shrunk towards their diagonals, by d + 1 points' worth; components of fewer than d + 2 points are dropped.
     """
     n, d = x.shape
     centres = x[torch.randint(n, (1,), generator=generator, device=x.device)]
@@ -93,17 +93,19 @@ def _maximise(x: Tensor, count: int, generator: torch.Generator, rounds: int = 6
         distance = torch.cdist(x / scale, centres / scale).square().amin(1) + 1e-30
         centres = torch.cat([centres, x[torch.multinomial(distance, 1, generator=generator)]])
     share = torch.nn.functional.one_hot(torch.cdist(x / scale, centres / scale).argmin(1), count).to(x)
-    ridge = torch.diag((scale * 0.1).square())
+    floor = torch.diag((scale * 1e-4).square())
     last = -math.inf
     for _ in range(rounds):
+        share = share[:, share.sum(0) >= min(d + 2, n)]  # smaller ones would shrink onto their points
+        share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
         mass = share.sum(0)
-        weights = (mass + 1e-3) / (mass + 1e-3).sum()
-        means = (share.T @ x) / mass.clamp(min=1e-9).unsqueeze(1)
-        second = torch.einsum("nk,ni,nj->kij", share, x, x)
-        scatter = second - mass[:, None, None] * means.unsqueeze(2) * means.unsqueeze(1)
-        covariance = (scatter + (d + 1) * ridge) / (mass + d + 1)[:, None, None]
+        weights = mass / mass.sum()
+        means = (share.T @ x) / mass.unsqueeze(1)
+        scatter = torch.einsum("nk,ni,nj->kij", share, x, x) - mass[:, None, None] * means.unsqueeze(2) * means.unsqueeze(1)
+        own = torch.diag_embed((scatter / mass[:, None, None]).diagonal(dim1=-2, dim2=-1).clamp(min=0))
+        covariance = (scatter + (d + 1) * own) / (mass + d + 1)[:, None, None] + floor
         roots, failed = torch.linalg.cholesky_ex((covariance + covariance.mT) / 2)
-        roots = torch.where(failed[:, None, None] > 0, torch.linalg.cholesky(ridge), roots)
+        roots = torch.where(failed[:, None, None] > 0, (own + floor).sqrt(), roots)
         logs = weights.log() + _normal(x, means, roots)
         score = float(logs.logsumexp(-1).mean())
         share = logs.softmax(-1)

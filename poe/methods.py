@@ -189,7 +189,7 @@ def annealed(job: Job) -> Draws:
         progress=job.progress,
     )
     return _population(
-        job, moved.x[:, job.thin - 1 :: job.thin], path.start, estimate(moved.log_ratio),
+        job, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]), path.start, estimate(moved.log_ratio),
         acceptance=moved.acceptance, nonfinite=moved.nonfinite, divergent=moved.divergent, ancestors=moved.distinct,
         gradients=tuned.gradients + populations * wide * tuned.schedule.gradients, energies=job.weighed + populations * wide,
         seconds=time.perf_counter() - started,

@@ -28,11 +28,13 @@ from poe.energy import Estimate
 from poe.kernels import Kernel, Langevin
 from poe.path import Geometric, Pair, take
 from poe.path import Level as PathLevel
+from poe.transport import Transported
 
 KEEP = 0.7  # of the effective particles, from one level to the next
 FORGET, SETTLE = 0.6, 0.25  # correlation of the energy before and after the moves of a level, and of the last
 FEWEST, MOST = 2, 16  # moves of a level; the last may have twice as many
 MOST_LEVELS = 250
+SPREAD = 1.5  # powers of ten over which the step sizes of the particles are spread
 BATCH = 4096  # particles that move as one batch
 
 
@@ -84,6 +86,11 @@ class Pilot(NamedTuple):
     x: Tensor
     log_ratio: float
     gradients: float
+
+    def to_x(self, z: Tensor | None = None) -> Tensor:
+        """Points of the target from points of the path, which may run in the noise of a map; its own particles by default."""
+        z, end = self.x if z is None else z, self.schedule.path.end
+        return end.to_x(z) if isinstance(end, Transported) else z
 
 
 class Stalled(ValueError):
@@ -203,7 +210,7 @@ def _carry(schedule: Schedule, x: Tensor, generator: torch.Generator, resample: 
         here = path.level(torch.tensor(beta, dtype=pair.end.dtype, device=x.device), x, pair)
         state = level.kernel.init(here, x)
         for _ in range(level.moves):
-            state, info = level.kernel.step(here, state, level.kernel.noise(state, generator))
+            state, info = _jittered(level.kernel, state.energy, generator).step(here, state, level.kernel.noise(state, generator))
             counts.append(torch.stack([info.acceptance.mean(), info.nonfinite.sum(), info.divergent.sum()]))
         x = level.kernel.walkers(state).x
         pair = path.pair(x)
@@ -243,7 +250,7 @@ def _settle(
         kernel = kernel.tuned(first_step(kernel, here, [state], [generator]), *root)
     before, last, moves, correlation = kernel.walkers(state).energy, beta == 1, 0, 1.0
     while moves < FEWEST or (moves < (2 * MOST if last else MOST) and correlation > (SETTLE if last else FORGET)):
-        state, info = kernel.step(here, state, kernel.noise(state, generator))
+        state, info = _jittered(kernel, state.energy, generator).step(here, state, kernel.noise(state, generator))
         moves += 1
         assert kernel.step_size is not None
         error = info.acceptance.mean() - kernel.target_acceptance
@@ -251,6 +258,15 @@ def _settle(
         correlation = _correlation(before, kernel.walkers(state).energy)
     x = kernel.walkers(state).x
     return Level(beta, kernel, moves), x, here.path.pair(x)
+
+
+def _jittered(kernel: Kernel, like: Tensor, generator: torch.Generator) -> Kernel:
+    """The kernel with a step size of its own for each particle, 10^(-`SPREAD`·u) of the tuned one, u uniform: drawn apart from where
+    the particle is, it leaves every law invariant that the kernel does, and narrow places are entered by small steps."""
+    step = kernel.step_size
+    assert step is not None
+    uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    return kernel.tuned(torch.as_tensor(step).to(like) * 10 ** (-SPREAD * uniform), kernel.scale, kernel.dense)
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

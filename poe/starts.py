@@ -14,14 +14,16 @@ from poe.diagnostics import pareto_k, weight_ess
 from poe.energy import Contrast, Energy, Mixture, Product, Shifted
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel, Langevin
+from poe.maps import MOST_DIMENSIONS, Triangular
 from poe.path import Geometric, StandardNormal
 from poe.rules import simplify
 from poe.run import run
 from poe.smc import Pilot, Stalled, tune
-from poe.transport import Unconstrained
+from poe.transport import Transported, Unconstrained
 
 CANDIDATES = 4096  # draws of each samplable factor that are weighed
-PARTICLES = 1024  # of the annealing pilot
+PARTICLES, REFINED = 1024, 4096  # of the first annealing pilot, and of those from fitted starts
+ROUNDS = 6  # fitted starts, one from the particles of the other
 HEAT = (1.0, 16.0)  # temperatures at which chains look for the extent of a target that nothing is known of
 
 
@@ -85,22 +87,25 @@ def pilot(
 
     Normals are fitted to chains of the target and of the target at temperature 16, whose wide moves reach modes that lie far apart.
     Of the schedules from either, one whose log Z is more than half a nat below the other's has missed mass; else the shorter one
-    counts. A mixture of Gaussians fitted to its particles is then a start much nearer to the target, where the dimension allows.
+    counts. To its particles a triangular map and a mixture of Gaussians in its noise are fitted: a start much nearer to the target, in
+    variables that are easier to move in. That is done again with the particles of the schedule from there, until the schedules
+    grow no shorter.
     """
     options: dict[str, Any] = {"kernel": kernel, "progress": progress}
 
-    def go(start: Energy) -> Pilot:
-        x = start.sample(PARTICLES, generator=generator).to(target._like())  # type: ignore[operator]
+    def go(start: Energy, target: Energy, n: int = PARTICLES) -> Pilot:
+        x = start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
         return tune(Geometric(start, target), x, generator, **options)
 
     if start is not None:
-        return go(start)
+        return go(start, target)
     spent, found = 0.0, []
+    enough = max(PARTICLES, 64 * math.prod(target.event_shape)) if math.prod(target.event_shape) <= MOST_DIMENSIONS else PARTICLES
     for heat in HEAT:
         wide, gradients = _extent(target, heat, generator)
         spent += gradients
         try:
-            found.append(go(wide))
+            found.append(go(wide, target, enough))
             spent += found[-1].gradients
         except Stalled:
             continue
@@ -108,12 +113,44 @@ def pilot(
         raise Stalled(f"no path from a normal reaches {target}; give init= points, or multiply by an expert that draws samples")
     top = max(p.log_ratio for p in found)
     best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
-    near = Gaussians.fitted(best.x, generator)
-    if near is not None:
-        mixed = go(near)
+    for _ in range(ROUNDS):
+        fitted = _fitted(best.to_x(), generator)
+        if fitted is None:
+            break
+        map, near = fitted
+        mixed = go(near, target if map is None else Transported(target, map), REFINED)
         spent += mixed.gradients
-        best = mixed if mixed.schedule.gradients < best.schedule.gradients else best
+        gain = mixed.log_ratio - best.log_ratio
+        if mixed.schedule.gradients > best.schedule.gradients and gain < 0.1:
+            break
+        shorter = mixed.schedule.gradients < 0.8 * best.schedule.gradients
+        best = mixed
+        if not shorter and abs(gain) < 0.02:
+            break
     return best._replace(gradients=spent)
+
+
+def _fitted(x: Tensor, generator: torch.Generator) -> tuple[Triangular | None, Gaussians] | None:
+    """A map and a mixture in its noise, fitted to particles (n, *event): with the map, of none and two orders of the coordinates, that
+    gives fresh particles the highest density. None where no mixture can be fitted."""
+    half, rest = x[::2], x[1::2]
+    best: tuple[float, bool | None] | None = None
+    for backwards in (None, False, True):
+        map = None if backwards is None else Triangular.fitted(half, backwards=backwards)
+        if map is None and backwards is not None:
+            continue
+        z, (held, log_det) = (half, (rest, 0.0)) if map is None else (map.to_noise(half)[0], map.to_noise(rest))
+        near = Gaussians.fitted(z, generator)
+        if near is None:
+            return None
+        score = float((near.log_prob(held) + log_det).mean())
+        if best is None or score > best[0] + 0.05:
+            best = score, backwards
+    assert best is not None
+    map = None if best[1] is None else Triangular.fitted(x, backwards=best[1])
+    near = Gaussians.fitted(x if map is None else map.to_noise(x)[0], generator)
+    assert near is not None
+    return map, near
 
 
 def _extent(target: Energy, heat: float, generator: torch.Generator) -> tuple[StandardNormal, float]:

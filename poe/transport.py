@@ -65,3 +65,40 @@ class Unconstrained(Energy):
         batch = z.ndim - len(self.event_shape)
         log_det = self.transform.log_abs_det_jacobian(z, x)
         return log_det if log_det.ndim == batch else log_det.flatten(batch).sum(-1)
+
+
+class Transported(Energy):
+    """E(z) = E_x(T(z)) - log|det dT/dz|: the same law over the noise z of a map that tells its log-determinant.
+
+    `map` has the methods of the capability Transport: a flow, or a map fitted to particles (`poe.maps`).
+    """
+
+    def __init__(self, energy: Energy, map: Any) -> None:
+        super().__init__(energy.event_shape)
+        self.energy, self.map = energy, map
+
+    def forward(self, z: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        x, log_det = self.map.from_noise(z)
+        return self.energy(x) - log_det
+
+    def _value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            x, log_det = self.map.from_noise(z)
+        energy, slope = self.energy.value_and_grad(x.detach())
+        (gradient,) = torch.autograd.grad([x, log_det], z, [slope, -torch.ones_like(log_det)], materialize_grads=True)
+        return energy - log_det.detach(), gradient
+
+    @property
+    def proper(self) -> bool | None:
+        return self.energy.proper
+
+    def to_x(self, z: Tensor) -> Tensor:
+        """x = T(z)."""
+        with torch.no_grad():
+            return self.map.from_noise(z)[0]
+
+    def to_z(self, x: Tensor) -> Tensor:
+        """z with T(z) = x."""
+        with torch.no_grad():
+            return self.map.to_noise(x)[0]
