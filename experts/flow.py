@@ -35,7 +35,7 @@ import torch
 from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow as Nflow
 from nflows.nn.nets.resnet import ResidualNet
-from nflows.transforms.autoregressive import MaskedAffineAutoregressiveTransform
+from nflows.transforms.autoregressive import AutoregressiveTransform, MaskedAffineAutoregressiveTransform
 from nflows.transforms.base import CompositeTransform, Transform
 from nflows.transforms.coupling import AffineCouplingTransform, PiecewiseRationalQuadraticCouplingTransform
 from nflows.transforms.linear import Linear, NaiveLinear
@@ -159,6 +159,12 @@ class Flow(Density):
         flat, batch = self._pack(z)
         x, log_det = self._inverse(flat)
         return x.reshape(z.shape), log_det.reshape(batch)
+
+    @property
+    def passes(self) -> int:
+        """Passes of the network that `from_noise` takes: one a feature where a layer is autoregressive, else 1."""
+        slow = any(isinstance(module, AutoregressiveTransform) for module in self.flow.modules())
+        return math.prod(self._noise_shape) if slow else 1
 
     def can(self, capability: type) -> bool:
         return super().can(capability) and (self._standard or capability is not Transport)

@@ -17,18 +17,28 @@ from poe.energy import (
     shift,
 )
 from poe.expression import parse
+from poe.kernels import Cycle, Hamiltonian, IndependentMetropolis, Langevin, Microcanonical, RandomWalk, Tempered
 from poe.partition import log_z, normalize
 from poe.plan import Plan, plan, sample
 from poe.registry import as_energy, available, converter, create, register
 from poe.rules import closed_form, simplify
+from poe.stein import SteinTest, stein_test
 from poe.storage import load, save
 
 __all__ = [
+    "Cycle",
     "Density",
     "Draws",
     "Energy",
     "Estimate",
+    "Hamiltonian",
+    "IndependentMetropolis",
+    "Langevin",
+    "Microcanonical",
     "Plan",
+    "RandomWalk",
+    "SteinTest",
+    "Tempered",
     "as_energy",
     "available",
     "closed_form",
@@ -53,4 +63,5 @@ __all__ = [
     "save",
     "shift",
     "simplify",
+    "stein_test",
 ]

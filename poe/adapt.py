@@ -1,4 +1,5 @@
-"""Adaptation: step size and preconditioner from the pooled chains. Pure values; warm-up only, frozen afterwards."""
+"""Adaptation: step size, length of trajectories and preconditioner from the pooled chains. Pure values; warm-up only, frozen
+afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from poe.energy import Energy
-from poe.kernels.base import Kernel, State
+from poe.kernels.base import Flight, Kernel, Lesson, State
 
 MOST_DENSE = 128  # dimensions up to which the preconditioner may be dense
 
@@ -43,6 +44,35 @@ class DualAveraging(NamedTuple):
         log_step = self.centre - math.sqrt(t) / 0.05 * error
         weight = t**-0.75
         return DualAveraging(log_step, weight * log_step + (1 - weight) * self.log_average, error, self.centre, t)
+
+
+class Ascent(NamedTuple):
+    """Ascent of log T by Adam without momentum, along slopes s of what the length T of trajectories should maximise:
+
+        q ← 0.95 q + 0.05 s²,    log T ← log T + 0.025 s / sqrt(q / (1 - 0.95^t)),    log T̄ ← t^-0.75 log T + (1 - t^-0.75) log T̄.
+
+    Reference: Hoffman, Radul and Sountsov 2021, AISTATS, section 3.
+    """
+
+    log_length: float
+    log_average: float
+    square: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def start(cls, length: float) -> Ascent:
+        return cls(math.log(length), math.log(length))
+
+    def update(self, slope: float, shortest: float, longest: float) -> Ascent:
+        """One step, kept between two lengths; a slope that is 0 or not finite, where no chain moved, teaches nothing."""
+        if not math.isfinite(slope) or slope == 0:
+            return self
+        t = self.count + 1
+        square = 0.95 * self.square + 0.05 * slope**2
+        log_length = self.log_length + 0.025 * slope / math.sqrt(square / (1 - 0.95**t))
+        log_length = min(max(log_length, math.log(shortest)), math.log(longest))
+        weight = t**-0.75
+        return Ascent(log_length, weight * log_length + (1 - weight) * self.log_average, square, t)
 
 
 class Moments(NamedTuple):
@@ -92,7 +122,9 @@ class Adaptation:
     """Where warm-up stands: the kernel in use and what has been learned. `update` returns the next value.
 
     Warm-up of W steps: the step size moves in every one; from 15 % to 60 % the moments of the chains are gathered in windows that
-    double, and at the end of each the preconditioner is replaced and the step size search starts anew.
+    double, and at the end of each the preconditioner is replaced and the step size search starts anew. So does the length of
+    trajectories, where the kernel learns one: it begins at one step, and after each new preconditioner where it is best for a normal;
+    in step t of warm-up no trajectory is longer than t + 4 steps.
     """
 
     kernel: Kernel
@@ -101,6 +133,7 @@ class Adaptation:
     moments: Moments | None
     window_ends: tuple[int, ...]
     at: int = 0
+    ascent: Ascent | None = None
 
     @classmethod
     def start(
@@ -115,24 +148,63 @@ class Adaptation:
             end, width = end + width, 2 * width
             end = last if end + width > last else end
             ends.append(end)
-        return cls(kernel.tuned(step, kernel.scale, kernel.dense), steps, DualAveraging.start(step), None, tuple(ends))
+        kernel = kernel.tuned(step, kernel.scale, kernel.dense)
+        ascent = Ascent.start(float(step)) if kernel.learns_length and step.ndim == 0 else None
+        kernel = kernel if ascent is None else kernel.lengthened(float(step))
+        return cls(kernel, steps, DualAveraging.start(step), None, tuple(ends), ascent=ascent)
 
-    def update(self, states: list[Any], acceptance: Tensor) -> Adaptation:
-        """After one step of all shards: their states in block order, and the mean acceptance over all chains, (*rungs)."""
-        averaging = self.averaging.update(acceptance, self.kernel.target_acceptance)
+    def update(self, states: Sequence[Any], lessons: Sequence[Lesson]) -> Adaptation:
+        """After one step of all shards: their states and lessons, in block order."""
+        signal = torch.cat([lesson.signal for lesson in lessons])
+        target = self.kernel.target(dimensions(self.kernel.walkers(states[0])))
+        assert target is not None
+        averaging = self.averaging.update(self.kernel.judge(signal.mean(0)), target)
+        ascent, flights = self.ascent, [lesson.flight for lesson in lessons if lesson.flight is not None]
+        step = averaging.log_step.exp()
+        if ascent is not None and flights:
+            flight = Flight(*(torch.cat(parts) for parts in zip(*flights, strict=True)))
+            ascent = ascent.update(float(self.kernel.slope(flight, signal)), float(step), (self.at + 4) * float(step))
         at, moments, scale = self.at + 1, self.moments, (self.kernel.scale, self.kernel.dense)
         if self.window_ends and 0.15 * self.steps <= at <= self.window_ends[-1]:
             moments = _gather(moments, [self.kernel.walkers(state) for state in states])
         if at in self.window_ends and moments is not None:
             root, dense = moments.root()
             if root is not None:
-                d = root.shape[-1]
                 scale = (root, dense)
-                averaging = DualAveraging.start(torch.full_like(averaging.log_step, 1.36 * d ** (-1 / 3)))
+                averaging = DualAveraging.start(torch.full_like(averaging.log_step, self.kernel.guess(root.shape[-1])))
+                ascent = None if ascent is None else Ascent.start(self.kernel.guess_length(root.shape[-1]))
             moments = None
         last = at == self.steps
-        step = (averaging.log_average if last else averaging.log_step).exp()
-        return replace(self, kernel=self.kernel.tuned(step, *scale), averaging=averaging, moments=moments, at=at)
+        kernel = self.kernel.tuned((averaging.log_average if last else averaging.log_step).exp(), *scale)
+        if ascent is not None:
+            kernel = kernel.lengthened(math.exp(ascent.log_average if last else ascent.log_length))
+        return replace(self, kernel=kernel, averaging=averaging, moments=moments, at=at, ascent=ascent)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Adaptation of a kernel made of others: each part learns from its own lessons. Without parts there is nothing to learn."""
+
+    kernel: Kernel
+    parts: tuple[Adaptation | Joint, ...] = ()
+
+    def update(self, states: Sequence[Any], lessons: Sequence[Lesson]) -> Joint:
+        if not self.parts:
+            return self
+        parts = tuple(part.update(states, [lesson.parts[i] for lesson in lessons]) for i, part in enumerate(self.parts))
+        return Joint(self.kernel.rebuilt(tuple(part.kernel for part in parts)), parts)
+
+
+def begin(
+    kernel: Kernel, energy: Energy, states: Sequence[Any], steps: int, generators: Sequence[torch.Generator]
+) -> Adaptation | Joint:
+    """The adaptation of a kernel, from the states of all shards, over so many steps of warm-up."""
+    if kernel.parts:
+        parts = tuple(begin(part, energy, states, steps, generators) for part in kernel.parts)
+        return Joint(kernel.rebuilt(tuple(part.kernel for part in parts)), parts)
+    if kernel.target(dimensions(kernel.walkers(states[0]))) is None:
+        return Joint(kernel)
+    return Adaptation.start(kernel, energy, states, steps, generators)
 
 
 def first_step(
@@ -146,8 +218,8 @@ def first_step(
     direction = torch.zeros_like(step)
     for _ in range(most):
         trial = kernel.tuned(step, kernel.scale, kernel.dense)
-        infos = [trial.step(energy, s, trial.noise(s, g))[1] for s, g in zip(states, generators, strict=True)]
-        up = torch.cat([info.acceptance for info in infos]).mean(0) > 0.5
+        lessons = [trial.learn(energy, s, trial.noise(s, g))[2] for s, g in zip(states, generators, strict=True)]
+        up = kernel.judge(torch.cat([lesson.signal for lesson in lessons]).mean(0)) > 0.5
         new = torch.where(up, 1.0, -1.0).to(step)
         moving = (direction == 0) | (new == direction)
         if not bool(moving.any()):
@@ -155,6 +227,11 @@ def first_step(
         direction = torch.where(direction == 0, new, torch.where(moving, direction, 2.0))  # 2: found, stands still
         step = torch.where(moving, step * 2.0**new, step)
     return step
+
+
+def dimensions(walkers: State) -> int:
+    """Numbers in an event."""
+    return math.prod(walkers.x.shape[walkers.energy.ndim :])
 
 
 def _gather(moments: Moments | None, walkers: Sequence[State]) -> Moments:

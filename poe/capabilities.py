@@ -33,6 +33,13 @@ class Transport(Protocol):
 
 
 @runtime_checkable
+class CountsPasses(Protocol):
+    """A Transport that says how many passes of its network `from_noise` takes; 1 is assumed of others."""
+
+    passes: int
+
+
+@runtime_checkable
 class Sequential(Protocol):
     """A density that factorises along `order`, one position at a time (autoregressive models).
 
@@ -97,3 +104,8 @@ CAPABILITIES: dict[str, Any] = {
     "enumerate": Enumerates,
     "proposal": Proposes,
 }
+
+
+def quick(energy: Any) -> bool:
+    """Whether an energy gives x from noise in one pass, so that moving in its noise costs little more than moving in x."""
+    return energy.can(Transport) and (not energy.can(CountsPasses) or energy.passes == 1)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from poe import support as sets
+from poe.capabilities import quick
 from poe.diagnostics import RHAT_LIMIT, Diagnostics, diagnose, judge
 from poe.draws import Draws, first
 from poe.energy import Energy
-from poe.kernels import Kernel, Langevin, Tempered
+from poe.kernels import Kernel, Langevin, Microcanonical, Tempered
 from poe.kernels.tempered import linear_betas
-from poe.methods import Job, NotThisWay
+from poe.methods import Job, NotThisWay, tested
 from poe.path import StandardNormal
 from poe.run import Trace, run
+from poe.transport import Transported
 
 WARMUP = 400
 PILOT = 64  # steps of the chains from which the gap between draws is found
@@ -33,7 +34,7 @@ def chains(job: Job, *, forced: bool) -> Draws:
     time to find.
     """
     work = _Chains(job)
-    pilot, gap = work.pilot(Langevin() if job.kernel is None else job.kernel, work.starts(), WARMUP, "chains")
+    pilot, gap = work.pilot(work.kernel, work.starts(), WARMUP, "chains")
     if not forced and 4 * gap > PILOT:
         raise NotThisWay(f"chains are slow: about {gap} steps between independent draws", work.gradients)
     trace = work.run(pilot, gap, "chains")
@@ -48,22 +49,27 @@ def tempered(job: Job) -> Draws:
     """Replica exchange from the start to the target: a ladder tuned and respaced in warm-up until its rejection rates are even."""
     work = _Chains(job)
     x = work.starts()
-    kernel: Any = Langevin() if job.kernel is None else job.kernel
+    kernel: Any = work.kernel
     if not isinstance(kernel, Tempered):
-        kernel = Tempered(work.bottom(x), linear_betas(8), kernel)
+        kernel = Tempered(work.bottom(x), linear_betas(8), kernel if kernel.plain else Langevin())
     walkers: Any = x
     for _ in range(2):
         pilot = run(
-            kernel, job.target, walkers, draws=20, warmup=40, generators=work.generators,
+            kernel, work.target, walkers, draws=20, warmup=40, generators=work.generators,
             progress="ladder" if job.progress else None,
         )  # fmt: skip
-        work.gradients += pilot.counts.gradients
+        work.count_in(pilot)
         rejection = 1 - torch.stack([state.swapped for state in pilot.states]).mean(0)
         rungs = int(min(24, max(4, math.ceil(1.3 * float(rejection.sum())) + 2)))
         old, kernel = pilot.kernel.betas, pilot.kernel.respaced(rejection, rungs)  # type: ignore[attr-defined]
         nearest = (old.unsqueeze(0) - kernel.betas.unsqueeze(1)).abs().argmin(1)
         walkers = torch.cat([state.rungs.x for state in pilot.states])[:, nearest]
     return work.finish(work.run(*work.pilot(kernel, walkers, 60, "replica exchange"), "replica exchange"))
+
+
+def usual_kernel(energy: Energy, *, compile: bool = False) -> Kernel:
+    """What moves chains unless told otherwise: adjusted microcanonical Langevin; in one dimension, or to be compiled, Langevin."""
+    return Langevin() if compile or math.prod(energy.event_shape) < 2 else Microcanonical()
 
 
 class _Chains:
@@ -79,13 +85,36 @@ class _Chains:
             self.count = job.chains or max(4, job.shards, min(32, job.draws // 25))
         if job.shards > self.count:
             raise ValueError(f"{job.shards} shards need at least as many chains, got {self.count}")
+        flow = job.start.density if job.kernel is None and job.start is not None and quick(job.start.density) else None
+        self.noise = None if flow is None else Transported(job.target, flow)
         self.generators = job.streams(3)
         self.shared = job.streams(4)[0]
-        self.gradients, self.energies = 0.0, 0
+        self.gradients = self.energies = 0.0
         self.started = time.perf_counter()
+
+    @property
+    def kernel(self) -> Kernel:
+        """The user's, in the space of the chains, or the usual one."""
+        job = self.job
+        if job.kernel is None:
+            return usual_kernel(self.target, compile=job.compile)
+        return job.kernel if job.space is None else job.kernel.through(job.space.around)
+
+    @property
+    def target(self) -> Energy:
+        """What the chains move on: the energy in unconstrained space or, without a kernel of the user's, in the noise of a flow."""
+        return self.job.target if self.noise is None else self.noise
+
+    def x(self, z: Tensor) -> Tensor:
+        """Points of the event from points of the chains."""
+        return self.job.x(z if self.noise is None else self.noise.to_x(z))
 
     def starts(self) -> Tensor:  # (chains, *reals)
         """Points in the space of the chains: `init`, else draws of the start resampled by importance, else of a standard normal."""
+        z = self._starts()
+        return z if self.noise is None else self.noise.to_z(z)
+
+    def _starts(self) -> Tensor:
         job = self.job
         if job.init is not None:
             x = job.init.to(job.energy._like())
@@ -119,10 +148,12 @@ class _Chains:
 
     def bottom(self, x: Tensor) -> Energy:
         """Where a ladder starts: the density that chains start from, else a normal with twice the spread of a few short chains."""
+        if self.noise is not None:
+            return StandardNormal(torch.zeros_like(x[0]), torch.ones_like(x[0]))
         if self.job.start is not None:
             return self.job.start.density
-        trace = run(Langevin(), self.job.target, x, draws=PILOT, warmup=WARMUP, generators=self.generators)
-        self.gradients += trace.counts.gradients
+        trace = run(Langevin(), self.target, x, draws=PILOT, warmup=WARMUP, generators=self.generators)
+        self.count_in(trace)
         z = trace.x.flatten(0, 1)
         return StandardNormal(z.mean(0), 2 * z.std(0).clamp(min=1e-6))
 
@@ -130,13 +161,12 @@ class _Chains:
         """Warm-up and a pilot, and the number of steps that should lie between two draws: the autocorrelation time that the pilot's
         chains show, at most `MOST_GAP`."""
         job = self.job
-        given = job.kernel is not None and job.kernel.step_size is not None
-        steps = job.warmup if job.warmup is not None else 0 if given else warmup
-        if steps == 0 and kernel.step_size is None:
+        steps = job.warmup if job.warmup is not None else 0 if self.kernel.ready else warmup
+        if steps == 0 and not kernel.ready:
             raise ValueError("warmup=0 leaves no steps to find a step size in; give the kernel one, or some warmup")
         bar = f"{label} warm-up" if job.progress else None
-        pilot = run(kernel, job.target, x, draws=PILOT, warmup=steps, generators=self.generators, progress=bar)
-        self.gradients += pilot.counts.gradients
+        pilot = run(kernel, self.target, x, draws=PILOT, warmup=steps, generators=self.generators, progress=bar)
+        self.count_in(pilot)
         evidence = self.evidence(pilot)
         size = min(evidence.ess_bulk, evidence.ess_tail)
         return pilot, int(min(MOST_GAP, max(1, round(pilot.energy.numel() / max(size, 1.0)))))
@@ -145,29 +175,38 @@ class _Chains:
         """The draws, with the pilot's kernel and from its last states."""
         job = self.job
         trace = run(
-            pilot.kernel, job.target, pilot.states, draws=-(-job.draws // self.count), thin=gap * job.thin,
+            pilot.kernel, self.target, pilot.states, draws=-(-job.draws // self.count), thin=gap * job.thin,
             generators=self.generators, progress=label if job.progress else None, compile=job.compile,
         )  # fmt: skip
-        self.gradients += trace.counts.gradients
+        self.count_in(trace)
         return trace
 
-    def evidence(self, trace: Trace, **counts: float) -> Diagnostics:
+    def count_in(self, trace: Trace) -> None:
+        """Adds what a run evaluated."""
+        self.gradients += trace.counts.gradients
+        self.energies += trace.counts.energies
+
+    def evidence(self, trace: Trace) -> Diagnostics:
         """The diagnostics of a trace, over points of the event."""
-        return diagnose(self.job.x(trace.x), trace.energy, len(self.job.energy.event_shape), **counts)
+        return diagnose(self.x(trace.x), trace.energy, len(self.job.energy.event_shape))
 
     def finish(self, trace: Trace) -> Draws:
         """Draws of the event with all their evidence."""
         job = self.job
-        x = job.x(trace.x)
-        if job.space is not None:
+        x, energy = self.x(trace.x), trace.energy
+        if job.space is not None or self.noise is not None:
             with torch.no_grad():
-                trace = replace(trace, energy=job.energy(x))
-        evidence = self.evidence(
-            trace, acceptance=trace.counts.acceptance, divergent=trace.counts.divergent, nonfinite=trace.counts.nonfinite,
+                energy = job.energy(x)
+        counts = trace.counts
+        evidence = diagnose(
+            x, energy, len(job.energy.event_shape),
+            acceptance=counts.acceptance, divergent=counts.divergent, nonfinite=counts.nonfinite,
             gradients=self.gradients, energies=self.energies, seconds=time.perf_counter() - self.started,
             pareto_k=float("nan") if job.init is not None or job.start is None else job.start.pareto_k,
             swaps=_swaps(trace.states),
         )  # fmt: skip
+        if trace.kernel.needs_gradient:
+            evidence = tested(evidence, job.energy, x)
         said = judge(evidence, job.draws, exact_draws=False)
         if trace.partial:
             said.append(f"interrupted: {x.shape[1]} of {-(-job.draws // self.count)} draws a chain are there")
@@ -176,7 +215,7 @@ class _Chains:
                 "the kernel is unadjusted: its stationary law differs from the target by a bias of the order of its step size"
             )
         return Draws(
-            first(x, job.draws), x, trace.energy, None, evidence, "", "", tuple(said), trace.kernel.exact, trace.partial
+            first(x, job.draws), x, energy, None, evidence, "", "", tuple(said), trace.kernel.exact, trace.partial
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ SUPERCHAINS, FEWEST = 8, 480  # groups of nested R-hat, and the draws that they 
 RHAT_LIMIT = 1.05
 ESS_LIMIT = 100
 STEIN_LIMIT = 0.001
+STRAY = 1e-4  # share of gradients up to which divergent proposals, which are rejected, say nothing
 PARETO_LIMIT = 0.7
 
 
@@ -267,7 +268,7 @@ def judge(d: Diagnostics, draws: int, *, exact_draws: bool) -> list[str]:
             f"{d.nonfinite} proposals had a non-finite energy or gradient; they were rejected, and an expert fails there; "
             "try an expert whose support leaves these points out"
         )
-    if d.divergent:
+    if d.divergent > d.gradients * STRAY:
         said.append(
             f"{d.divergent} divergent proposals: the energy rises too steeply somewhere for this step size; try a kernel with a "
             "smaller step_size="

@@ -180,9 +180,7 @@ def _figures(d: Diagnostics) -> list[str]:
     if d.mcse == d.mcse:
         lines.append(f"  MCSE           {d.mcse:.2g} standard deviations, the mean of the worst coordinate")
     if d.stein_pvalue == d.stein_pvalue:
-        lines.append(
-            f"  Stein test     p {d.stein_pvalue:.2g} that the draws follow the target's score (blind to weights of modes)"
-        )
+        lines.append(f"  Stein test     p {d.stein_pvalue:.2g} against the target's score; it does not see the weights of modes")
     if d.gradients or d.acceptance < 1 or d.nonfinite:
         lines.append(
             f"  acceptance     {d.acceptance:.2f}; {d.divergent} divergent, {d.nonfinite} non-finite, {d.stuck} stuck chains"

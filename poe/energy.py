@@ -423,8 +423,8 @@ class Product(Energy):
     @property
     def proper(self) -> bool | None:
         """True where Hölder's inequality bounds Z: powers are positive once mixtures in denominators are taken out against their own
-        parts, those of proper factors sum to 1 or more, and what exceeds 1 falls on factors bounded above. False where a closed form diverges, the support is empty, or every power is
-        negative on a support of infinite volume. None otherwise.
+        parts, those of proper factors sum to 1 or more, and what exceeds 1 falls on factors bounded above. False where a closed form
+        diverges, the support is empty, or every power is negative on a support of infinite volume. None otherwise.
         """
         if sets.is_empty(self.support):
             return False

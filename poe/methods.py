@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
-from poe.diagnostics import diagnose, judge, pareto_smoothed
+from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
 from poe.draws import Draws, first
 from poe.energy import Energy, Estimate
 from poe.kernels import Kernel
@@ -20,6 +20,7 @@ from poe.run import streams
 from poe.smc import Stalled, anneal, estimate, systematic
 from poe.spaces import points
 from poe.starts import CANDIDATES, Start, pilot, weigh, within
+from poe.stein import stein_test
 from poe.transport import Unconstrained
 
 POPULATIONS = 16  # independent ones, unless `chains` says otherwise
@@ -196,6 +197,17 @@ def annealed(job: Job) -> Draws:
     )  # fmt: skip
 
 
+def tested(evidence: Diagnostics, energy: Energy, chains: Tensor) -> Diagnostics:  # (chain, draw, *event)
+    """The evidence with the Stein test of these draws, and its scores counted."""
+    test = stein_test(energy, chains)
+    return replace(
+        evidence,
+        stein=test.statistic,
+        stein_pvalue=test.pvalue,
+        gradients=evidence.gradients + min(500, chains.shape[0] * chains.shape[1]),
+    )
+
+
 def _sizes(job: Job) -> tuple[int, int]:
     """(populations, particles of each)."""
     populations = job.chains or max(POPULATIONS, job.shards)
@@ -218,6 +230,8 @@ def _population(job: Job, z: Tensor, start: Energy, ratio: Estimate, **counts: f
     kept = torch.linspace(0, x.shape[1] - 1, -(-job.draws // len(x))).round().long().to(x.device)
     bound = float(len(x) * len(kept))
     evidence = replace(evidence, ess_bulk=min(evidence.ess_bulk, bound), ess_tail=min(evidence.ess_tail, bound))
+    if evidence.gradients:
+        evidence = tested(evidence, job.energy, x)
     known = start.log_z
     log_z = None if known is None else Estimate(ratio.value + known.value, math.hypot(ratio.standard_error, known.standard_error))
     said = judge(evidence, job.draws, exact_draws=False)

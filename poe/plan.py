@@ -12,7 +12,7 @@ from poe import methods
 from poe import support as sets
 from poe.capabilities import Samples
 from poe.chains import chains as chains_of
-from poe.chains import tempered
+from poe.chains import tempered, usual_kernel
 from poe.diagnostics import diagnose
 from poe.draws import Draws, first
 from poe.energy import Energy, Mixture, caveats
@@ -94,12 +94,15 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
     if isinstance(kernel, Tempered) and method in (None, "tempered"):
         methods: tuple[str, ...] = ("tempered",)
     elif method is not None:
+        if method == "annealed" and kernel is not None and not (kernel.exact and kernel.plain and kernel.target_acceptance):
+            raise ValueError(f"annealed particles move by exact kernels with a step size of their own, not by {kernel}")
         methods = (method,)
     elif kernel is not None:  # only chains tell what a kernel does; an adjusted Langevin may be helped over barriers
         methods = ("chains", "tempered") if isinstance(kernel, Langevin) and kernel.metropolis else ("chains",)
     else:
         methods = ("importance", "annealed", "tempered") if starts else ("annealed", "tempered")
-    moved = None if methods[0] == "importance" else Langevin() if kernel is None else kernel
+    usual = usual_kernel(energy) if methods[0] == "chains" else None if methods[0] == "importance" else Langevin()
+    moved = usual if kernel is None else kernel
     space = "" if sets.is_real(energy.support) else ", in the unconstrained space"
     words = f"{type(moved).__name__} chains" if methods[0] == "chains" else WORDS[methods[0]]
     return Plan(methods, energy, words + space, starts, moved)
@@ -150,10 +153,8 @@ def sample(
         energy = energy.to(device)
     _refuse_improper(energy)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-    if method is None and kernel is None and not (init is None and warmup is None and not compile):
-        kernel = Langevin()  # only chains start somewhere, warm up and compile
-    if init is not None and method is None:
-        method = "chains"  # replica exchange would forget where it started
+    if method is None and not (init is None and warmup is None and not compile):
+        method = "chains"  # nothing else starts somewhere, warms up and compiles
     chosen = plan(energy, method=method, kernel=kernel)
     target = chosen.target if chosen.method == "exact" else energy
     job = Job(target, chosen.starts, kernel, draws, chains, warmup, thin, init, seed, progress, shards, compile)

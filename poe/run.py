@@ -1,13 +1,15 @@
 """The one run loop: warm-up with adaptation, then draws with everything frozen.
 
 Chains run in `shards` fixed blocks, each with its own random stream and its own batch; what is pooled is summed in block order. So
-the draws depend on the seed and the number of shards only.
+the draws depend on the seed and the number of shards only. Several processes share the shards out (`poe.parallel`), and a run may be
+one stage of a checkpoint (`poe.checkpoint`): neither changes a draw.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,11 +18,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from poe.adapt import Adaptation
+from poe import parallel
+from poe.adapt import Adaptation, Joint, begin
+from poe.checkpoint import Checkpoint
+from poe.compiled import BLOCK, compiled
 from poe.energy import Energy
-from poe.kernels.base import Info, Kernel
-
-BLOCK = 10  # steps that `compile=True` runs as one compiled block
+from poe.kernels.base import Kernel
+from poe.records import Codec
+from poe.shard import Counted, Saved, Shard
+from poe.storage import StorageError
 
 
 class Counts(NamedTuple):
@@ -29,7 +35,8 @@ class Counts(NamedTuple):
     acceptance: float  # mean over chains and steps, of the target's own rung
     nonfinite: int
     divergent: int
-    gradients: float
+    gradients: float  # of the target, over all chains, warm-up and the search for a first step size included
+    energies: float  # of the target without its gradient, likewise
     seconds: float
 
 
@@ -64,95 +71,144 @@ def run(
     generators: Sequence[torch.Generator],
     progress: str | None = None,
     compile: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Trace:
     """Runs chains from `x` (chains, *event), or from the states of an earlier run, and keeps every `thin`-th state after warm-up.
 
     With `warmup` the step size and preconditioner are adapted for so many steps and then frozen. `compile` runs the steps after
-    warm-up in compiled blocks. An interrupt (Ctrl-C) after the first kept state returns what there is, marked partial.
-    Raises ValueError where a chain starts at an energy that is not finite.
+    warm-up in compiled blocks. `checkpoint` takes the run as its next stage. Of several processes each steps its own shards, and
+    all return the same. An interrupt (Ctrl-C) of a lone process, after the first kept state, returns what there is, marked partial.
+
+    Raises:
+        ValueError: a chain starts at an energy that is not finite.
+        StorageError: the checkpoint is that of another run.
     """
-    started = time.perf_counter()
-    bar = tqdm(total=warmup + draws * thin, desc=progress, disable=progress is None, leave=False, mininterval=0.2)
-    if isinstance(x, Tensor):
-        states = [kernel.init(energy, block) for block in x.tensor_split(len(generators))]
-        _check_start(kernel, energy, states)
-    else:
-        states = list(x)
-    gradients = 0.0
-    with bar:
-        if warmup:
-            adaptation = Adaptation.start(kernel, energy, states, warmup, generators)
-            for _ in range(warmup):
-                kernel = adaptation.kernel
-                states, infos = _step_all(kernel, energy, states, generators)
-                adaptation = adaptation.update(states, torch.cat([info.acceptance for info in infos]).mean(0))
-                gradients += kernel.gradients_per_step
-                bar.update()
-            kernel = adaptation.kernel
-        keeper = _Keeper(draws, thin)
-        advance = _compiled(kernel, energy) if compile and kernel.compiles else None
-        partial = False
+    course = _Course(kernel, energy, x, generators, draws, thin)
+    saved = None if checkpoint is None else checkpoint.resume(course.codec)
+    if saved is not None:
+        course.restore(saved, warmup)
+    elif warmup:
+        course.learn(begin(kernel, course.search, course.states, warmup, generators))
+    total, partial = warmup + draws * thin, False
+    hidden = progress is None or parallel.rank() > 0
+    with tqdm(total=total, initial=course.steps, desc=progress, disable=hidden, leave=False, mininterval=0.2) as bar:
         try:
-            while keeper.steps < draws * thin:
-                block = BLOCK if advance is not None and draws * thin - keeper.steps >= BLOCK else 1
-                for index, generator in enumerate(generators):
-                    if block > 1 and advance is not None:
-                        noise = kernel.noise(states[index], generator, block)
-                        states[index], x_block, energies, info = advance(states[index], noise)
-                    else:
-                        states[index], info = kernel.step(energy, states[index], kernel.noise(states[index], generator))
-                        x_block, energies = (part.unsqueeze(0) for part in kernel.position(states[index]))
-                        info = Info(*(part.unsqueeze(0) for part in info))
-                    keeper.add(index, x_block, energies, info)
-                keeper.steps += block
-                bar.update(block)
+            while course.steps < total:
+                bar.update(course.warm_up(warmup) if course.steps < warmup else course.draw(total - course.steps, compile))
+                if checkpoint is not None and checkpoint.due():
+                    checkpoint.save(course.stage(), course.codec)
         except KeyboardInterrupt:
-            if keeper.steps < thin:
+            if checkpoint is not None:
+                checkpoint.freeze()
+            if parallel.size() > 1 or not all(shard.kept for shard in course.shards):
                 raise
             partial = True
-    kept = keeper.collect()
-    gradients = (gradients + keeper.steps * kernel.gradients_per_step) * kept[0].shape[0]
-    counts = Counts(*keeper.counts(), gradients, time.perf_counter() - started)
-    return Trace(*kept, kernel, tuple(states), counts, partial)
+    stage = course.stage()
+    for generator, shard in zip(generators, stage.shards, strict=True):
+        generator.set_state(shard.stream)
+    if checkpoint is not None:
+        checkpoint.save(stage, course.codec, write=checkpoint.due())
+    return _trace(stage, partial)
 
 
-class _Keeper:
-    """Collects every thin-th position of each shard, and adds up what all steps report."""
+class _Stage(NamedTuple):
+    """How far a run is: steps, with those of warm-up; the kernel in use, what is being learned; the shards; evaluations of the target
+    in the search for a first step size; seconds."""
 
-    def __init__(self, draws: int, thin: int) -> None:
-        self.draws, self.thin, self.steps = draws, thin, 0
-        self._seen: dict[int, int] = {}
-        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._totals: list[Tensor] = []
-
-    def add(self, shard: int, x: Tensor, energy: Tensor, info: Info) -> None:
-        """A block of steps: positions (steps, chains, *event), energies (steps, chains), and the infos (steps, chains, *rungs)."""
-        seen = self._seen.get(shard, 0)
-        self._seen[shard] = seen + len(x)
-        first = (-seen - 1) % self.thin
-        if first < len(x):
-            self._kept.setdefault(shard, []).append((x[first :: self.thin], energy[first :: self.thin]))
-        acceptance = info.acceptance if info.acceptance.ndim == energy.ndim else info.acceptance[..., -1]
-        self._totals.append(torch.stack([acceptance.mean(), info.nonfinite.sum(), info.divergent.sum()]))
-
-    def counts(self) -> tuple[float, int, int]:
-        """(mean acceptance, non-finite proposals, divergent proposals)."""
-        totals = torch.stack(self._totals).double()
-        return totals[:, 0].mean().item(), int(totals[:, 1].sum()), int(totals[:, 2].sum())
-
-    def collect(self) -> tuple[Tensor, Tensor]:
-        """(chains, draws, *event), (chains, draws); after an interrupt, what every shard has."""
-        shards = [[torch.cat(parts) for parts in zip(*self._kept[index], strict=True)] for index in sorted(self._kept)]
-        least = min(len(x) for x, _ in shards)
-        x, energy = (torch.cat([parts[k][:least] for parts in shards], 1) for k in (0, 1))
-        return x.transpose(0, 1).contiguous(), energy.transpose(0, 1).contiguous()
+    steps: int
+    kernel: Kernel
+    adaptation: Adaptation | Joint | None
+    shards: list[Saved]
+    search: tuple[float, float]
+    seconds: float
 
 
-def _step_all(
-    kernel: Kernel, energy: Energy, states: Sequence[Any], generators: Sequence[torch.Generator]
-) -> tuple[list[Any], list[Info]]:
-    stepped = [kernel.step(energy, s, kernel.noise(s, g)) for s, g in zip(states, generators, strict=True)]
-    return [state for state, _ in stepped], [info for _, info in stepped]
+class _Course:
+    """A run under way: what all processes know, and the shards of this one."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        energy: Energy,
+        x: Tensor | Sequence[Any],
+        generators: Sequence[torch.Generator],
+        draws: int,
+        thin: int,
+    ) -> None:
+        self.kernel, self.energy, self.count = kernel, energy, len(generators)
+        own = parallel.share(self.count)
+        self.shards = [Shard(energy, generators[i], draws, thin) for i in own]
+        if isinstance(x, Tensor):
+            parts = x.tensor_split(self.count)
+            states = [kernel.init(shard.target, parts[i]) for i, shard in zip(own, self.shards, strict=True)]
+            self.codec = Codec(kernel, states, _Stage, device=x.device)
+            self.states = parallel.gather(states, self.count, self.codec)
+            _check_start(kernel, energy, self.states)
+        else:
+            self.states = list(x)
+            self.codec = Codec(kernel, self.states, _Stage, device=energy.device)
+        for i, shard in zip(own, self.shards, strict=True):
+            shard.start(kernel, self.states[i])
+        self.adaptation: Adaptation | Joint | None = None
+        self.search, self.steps, self.began = Counted(energy), 0, time.perf_counter()
+        self.compiled: Any = None
+
+    def warm_up(self, warmup: int) -> int:
+        """One step of all shards, and what adaptation learns from them all; then 1."""
+        assert self.adaptation is not None
+        own = [shard.learn(self.kernel) for shard in self.shards]
+        states, lessons = zip(*parallel.gather(own, self.count, self.codec), strict=True)
+        self.steps += 1
+        self.learn(self.adaptation.update(states, lessons))
+        return 1
+
+    def learn(self, adaptation: Adaptation | Joint) -> None:
+        self.adaptation, self.kernel = adaptation, adaptation.kernel
+
+    def draw(self, left: int, compile: bool) -> int:
+        """A compiled block of steps where so many are left, else one step; how many they were."""
+        block = BLOCK if compile and self.kernel.compiles and left >= BLOCK else 1
+        if block > 1 and self.compiled is None:
+            self.compiled = compiled(self.kernel, self.energy)
+        for shard in self.shards:
+            if block > 1:
+                shard.block(self.kernel, self.compiled)
+            else:
+                shard.step(self.kernel)
+        self.steps += block
+        return block
+
+    def stage(self) -> _Stage:
+        """How far all shards are."""
+        shards = parallel.gather([shard.saved() for shard in self.shards], self.count, self.codec)
+        search = (self.search.gradients, self.search.energies)
+        return _Stage(self.steps, self.kernel, self.adaptation, shards, search, time.perf_counter() - self.began)
+
+    def restore(self, stage: _Stage, warmup: int) -> None:
+        """Goes on from there."""
+        self.steps, self.kernel, self.adaptation = stage.steps, stage.kernel, stage.adaptation
+        self.search.gradients, self.search.energies = stage.search
+        self.began -= stage.seconds
+        for i, shard in zip(parallel.share(self.count), self.shards, strict=True):
+            shard.restore(stage.shards[i], max(0, self.steps - warmup))
+            _check_resumed(self.kernel, self.energy, shard.state)
+
+
+def _trace(stage: _Stage, partial: bool) -> Trace:
+    """What a run returns; after an interrupt, what every shard has."""
+    shards = stage.shards
+    least = min(len(shard.x) for shard in shards)
+    x, energy = _joined([shard.x[:least] for shard in shards]), _joined([shard.energy[:least] for shard in shards])
+    acceptance, nonfinite, divergent, steps = torch.stack([shard.sums for shard in shards]).sum(0).tolist()
+    gradients, energies = (sum(parts) for parts in zip(stage.search, *(shard.evaluations for shard in shards), strict=True))
+    mean = acceptance / steps if steps else math.nan
+    counts = Counts(mean, int(nonfinite), int(divergent), gradients, energies, stage.seconds)
+    return Trace(x, energy, stage.kernel, tuple(shard.state for shard in shards), counts, partial)
+
+
+def _joined(kept: list[Tensor]) -> Tensor:  # (draws, chains, ...) each -> (chains, draws, ...)
+    whole = kept[0] if len(kept) == 1 else torch.cat(kept, 1)
+    return whole.transpose(0, 1)
 
 
 def _check_start(kernel: Kernel, energy: Energy, states: Sequence[Any]) -> None:
@@ -166,41 +222,11 @@ def _check_start(kernel: Kernel, energy: Energy, states: Sequence[Any]) -> None:
             )
 
 
-class _Functional(Energy):
-    """The same energy, its gradient taken through `torch.func`, which compiles as one graph."""
-
-    def __init__(self, energy: Energy) -> None:
-        super().__init__(energy.event_shape)
-        self.energy = energy
-
-    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        return self.energy(x)
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        def total(x: Tensor) -> tuple[Tensor, Tensor]:
-            energy = self.energy(x)
-            return energy.sum(), energy
-
-        gradient, energy = torch.func.grad(total, has_aux=True)(x)
-        return energy.detach(), gradient.detach()
-
-
-def _compiled(kernel: Kernel, energy: Energy) -> Callable[[Any, Any], tuple[Any, Tensor, Tensor, Info]]:
-    """`BLOCK` steps as one compiled function of the state and of the noise, drawn beforehand with a leading axis of steps.
-
-    It returns the last state, the positions (steps, chains, *event), the energies (steps, chains) and the infos, stacked.
-    """
-    functional = _Functional(energy)
-
-    def block(state: Any, noise: Any) -> tuple[Any, Tensor, Tensor, Info]:
-        positions, energies, infos = [], [], []
-        for step in range(BLOCK):
-            state, info = kernel.step(functional, state, type(noise)(*(part[step] for part in noise)))
-            x, value = kernel.position(state)
-            positions.append(x)
-            energies.append(value)
-            infos.append(info)
-        stacked = Info(*(torch.stack(parts) for parts in zip(*infos, strict=True)))
-        return state, torch.stack(positions), torch.stack(energies), stacked
-
-    return torch.compile(block, dynamic=False)
+def _check_resumed(kernel: Kernel, energy: Energy, state: Any) -> None:
+    """An expert may hold what no file shows, such as a function: its chains must have the energies that they had."""
+    x, was = kernel.position(state)
+    with torch.no_grad():
+        now = energy(x)
+    near = math.sqrt(torch.finfo(was.dtype).eps)
+    if not torch.allclose(now, was, rtol=near, atol=near, equal_nan=True):
+        raise StorageError(f"the checkpoint is that of another run: its chains have other energies under {energy}")

@@ -159,9 +159,10 @@ def anneal(
             x = start(count * particles, generator)
             x = x.reshape(count, particles, *x.shape[1:])
             parts.append(_carry(schedule, x, generator, resample, bar))
-    tensors = [torch.cat(column) for column in list(zip(*parts, strict=True))[:5]]
+    x, energy, logs, log_ratio, ancestors = (torch.cat(column) for column in list(zip(*parts, strict=True))[:5])
     counts = torch.tensor([part[5:] for part in parts], dtype=torch.float64)
-    return Population(*tensors, counts[:, 0].mean().item(), int(counts[:, 1].sum()), int(counts[:, 2].sum()))
+    acceptance, (nonfinite, divergent) = counts[:, 0].mean().item(), counts[:, 1:].sum(0).long().tolist()
+    return Population(x, energy, logs, log_ratio, ancestors, acceptance, nonfinite, divergent)
 
 
 def estimate(log_ratios: Tensor) -> Estimate:  # (populations)
@@ -252,7 +253,7 @@ def _settle(
     while moves < FEWEST or (moves < (2 * MOST if last else MOST) and correlation > (SETTLE if last else FORGET)):
         state, info = _jittered(kernel, state.energy, generator).step(here, state, kernel.noise(state, generator))
         moves += 1
-        assert kernel.step_size is not None
+        assert kernel.step_size is not None and kernel.target_acceptance is not None
         error = info.acceptance.mean() - kernel.target_acceptance
         kernel = kernel.tuned(torch.as_tensor(kernel.step_size).to(x) * (2 * error / math.sqrt(moves)).exp(), *root)
         correlation = _correlation(before, kernel.walkers(state).energy)

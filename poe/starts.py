@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
-from poe.capabilities import Proposes, Samples
+from poe.capabilities import Proposes, Samples, quick
 from poe.diagnostics import pareto_k, weight_ess
 from poe.energy import Contrast, Energy, Mixture, Product, Shifted
 from poe.gaussians import Gaussians
@@ -83,7 +83,8 @@ def within(target: Energy, start: Energy) -> Energy | None:
 def pilot(
     target: Energy, start: Energy | None, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False
 ) -> Pilot:
-    """A tuned schedule from the start to the target; without a start, from the best of those that can be found.
+    """A tuned schedule from the start to the target, in the noise of the start where it is a flow; without a start, from the best of
+    those that can be found.
 
     Normals are fitted to chains of the target and of the target at temperature 16, whose wide moves reach modes that lie far apart.
     Of the schedules from either, one whose log Z is more than half a nat below the other's has missed mass; else the shorter one
@@ -97,6 +98,10 @@ def pilot(
         x = start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
         return tune(Geometric(start, target), x, generator, **options)
 
+    if start is not None and quick(start):  # in the noise of a flow: there its own law is a standard normal
+        like = target._like()
+        noise = StandardNormal(like.new_zeros(start.event_shape), like.new_ones(start.event_shape))
+        return go(noise, Transported(target, start))
     if start is not None:
         return go(start, target)
     spent, found = 0.0, []

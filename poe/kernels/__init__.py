@@ -1,7 +1,23 @@
 """Markov transitions, one file each: `init(energy, x)`, `noise(state, generator)`, and a pure `step(energy, state, noise)`."""
 
 from poe.kernels.base import Info, Kernel, State
+from poe.kernels.cycle import Cycle
+from poe.kernels.hamiltonian import Hamiltonian
+from poe.kernels.independent import IndependentMetropolis
 from poe.kernels.langevin import Langevin
+from poe.kernels.microcanonical import Microcanonical
+from poe.kernels.random_walk import RandomWalk
 from poe.kernels.tempered import Tempered
 
-__all__ = ["Info", "Kernel", "Langevin", "State", "Tempered"]
+__all__ = [
+    "Cycle",
+    "Hamiltonian",
+    "IndependentMetropolis",
+    "Info",
+    "Kernel",
+    "Langevin",
+    "Microcanonical",
+    "RandomWalk",
+    "State",
+    "Tempered",
+]

@@ -1,19 +1,20 @@
-"""What every kernel has in common: the state of a batch of chains, what a step reports, and the protocol."""
+"""What every kernel has in common: the state of a batch of chains, what a step reports and teaches, and the interface."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from poe.energy import Energy
 
-DIVERGENT = 1000.0  # nats: a proposal whose energy rises by more is counted as divergent
-
 
 class State(NamedTuple):
-    """Chains at rest: positions (*batch, *event), energies (*batch) in nats, gradients (*batch, *event)."""
+    """Chains at rest: positions (*batch, *event), energies (*batch) in nats, gradients (*batch, *event); for kernels that need no
+    gradient the last is empty, of shape (0,)."""
 
     x: Tensor
     energy: Tensor
@@ -22,7 +23,7 @@ class State(NamedTuple):
 
 class Info(NamedTuple):
     """What a step did, each of shape (*batch): acceptance probability in [0, 1], whether the proposal was taken, whether its energy
-    or gradient was not finite (it is rejected then), whether its energy rose by more than `DIVERGENT` nats."""
+    or gradient was not finite (it is rejected then), whether its energy rose by more than 1000 nats."""
 
     acceptance: Tensor
     accepted: Tensor
@@ -30,54 +31,153 @@ class Info(NamedTuple):
     divergent: Tensor
 
 
-class Kernel(Protocol):
-    """One Markov transition on a batch of chains; a frozen value. All randomness is drawn before the step, with a fixed size."""
+class Noise(NamedTuple):
+    """Standard normal numbers (*batch, *event) and uniform ones (*batch): all randomness of one step."""
+
+    normal: Tensor
+    uniform: Tensor
+
+
+class Flight(NamedTuple):
+    """Where trajectories began and ended, (chains, *event); the whitened velocities at the end, (chains, d); and the times they took,
+    (chains), in units of whitened x over velocity."""
+
+    start: Tensor
+    end: Tensor
+    velocity: Tensor
+    time: Tensor
+
+
+class Lesson(NamedTuple):
+    """What one step teaches adaptation: a number for each walker (*batch), whose mean over the chains `Kernel.judge` reads; the
+    trajectories, of a kernel that learns their length; and the lessons of the kernel's parts."""
+
+    signal: Tensor
+    flight: Flight | None = None
+    parts: tuple[Lesson, ...] = ()
+
+
+class Kernel(ABC):
+    """One Markov transition on a batch of chains; a frozen value. All randomness is drawn before the step, with a fixed size.
+
+    A new kernel subclasses this and has `init`, `noise`, `step` and, where it has a step size, `tuned` and `guess`; the rest has
+    defaults.
+    """
 
     @property
     def exact(self) -> bool:
         """Whether the kernel leaves the target invariant."""
-        ...
+        return True
 
     @property
-    def step_size(self) -> float | Tensor | None: ...
+    def step_size(self) -> float | Tensor | None:
+        return None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """L over the flattened event, the preconditioner being L Lᵀ."""
+        return None
+
+    @property
+    def dense(self) -> bool:
+        return False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can step as it is, without a warm-up."""
+        return self.step_size is not None
 
     @property
     def compiles(self) -> bool:
         """Whether `step` is one graph of tensors, and `noise` takes a number of steps for a leading axis."""
-        ...
+        return False
 
     @property
-    def scale(self) -> Tensor | None: ...
+    def plain(self) -> bool:
+        """Whether its states are `State`, all that there is to know, so that other kernels can go on from them."""
+        return True
 
     @property
-    def dense(self) -> bool: ...
+    def parts(self) -> tuple[Kernel, ...]:
+        """The kernels it is made of, each tuned for itself."""
+        return ()
 
     @property
-    def target_acceptance(self) -> float: ...
+    def needs_gradient(self) -> bool:
+        return True
 
     @property
-    def gradients_per_step(self) -> float: ...
+    def target_acceptance(self) -> float | None:
+        """What warm-up steers `judge` to, in many dimensions; None where there is no step size to find."""
+        return None
 
+    @property
+    def learns_length(self) -> bool:
+        """Whether warm-up finds the length of its trajectories, from `slope`."""
+        return False
+
+    @property
+    def gradients_per_step(self) -> float:
+        """Gradients of the target a step and chain, the mean over the kernel's own randomness."""
+        return 1.0
+
+    def check(self, energy: Energy) -> None:  # noqa: B027 (most have nothing to check)
+        """Raises ValueError where the kernel does not apply to this energy."""
+
+    @abstractmethod
     def init(self, energy: Energy, x: Tensor) -> Any: ...
 
+    @abstractmethod
     def noise(self, state: Any, generator: torch.Generator | None = None, steps: int | None = None) -> Any: ...
 
+    @abstractmethod
     def step(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info]: ...
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None, dense: bool) -> Kernel:
+    def learn(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info, Lesson]:
+        """A step of warm-up: what `step` returns, and what there is to learn from it."""
+        state, info = self.step(energy, state, noise)
+        return state, info, Lesson(info.acceptance)
+
+    def judge(self, signal: Tensor) -> Tensor:
+        """A number in [0, 1] that falls with the step size, from the mean signal over the chains, (*rungs)."""
+        return signal
+
+    def target(self, d: int) -> float | None:
+        """`target_acceptance` in d dimensions."""
+        return self.target_acceptance
+
+    def guess(self, d: int) -> float:
+        """A step size for a standard normal of d dimensions: where the search goes on after each new preconditioner."""
+        raise NotImplementedError(f"{type(self).__name__} has no step size")
+
+    def guess_length(self, d: int) -> float:
+        """The length of trajectories that is best for a standard normal of d dimensions."""
+        raise NotImplementedError(f"{type(self).__name__} has no trajectories")
+
+    def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
+        """The slope of what the length of trajectories should maximise, by its logarithm, from all chains; a number."""
+        raise NotImplementedError(f"{type(self).__name__} has no trajectories")
+
+    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Self:
         """The same kernel with another step size and preconditioner."""
-        ...
+        return self
+
+    def lengthened(self, length: float) -> Self:
+        """The same kernel with trajectories of another length."""
+        return self
+
+    def rebuilt(self, parts: tuple[Kernel, ...]) -> Self:
+        """The same kernel made of other parts."""
+        return self
+
+    def through(self, around: Callable[[Energy], Energy]) -> Self:
+        """The same kernel in other variables: the energies that it holds itself, such as a proposal, are rewritten by `around`."""
+        return self
 
     def walkers(self, state: Any) -> State:
         """Everything that moves, (chains, *rungs): what adaptation learns from."""
-        ...
+        return state
 
     def position(self, state: Any) -> tuple[Tensor, Tensor]:
         """The draws of the target that a state holds, and their energies: (chains, *event), (chains)."""
-        ...
-
-
-def per_event(values: Tensor, event: int) -> Tensor:
-    # (*batch) -> (*batch, 1, ..., 1)
-    """Values of the batch, ready to broadcast over `event` event axes."""
-    return values.reshape(values.shape + (1,) * event)
+        return state.x, state.energy

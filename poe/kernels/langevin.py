@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from poe.energy import Energy
-from poe.kernels.base import DIVERGENT, Info, State, per_event
-
-
-class Noise(NamedTuple):
-    """Standard normal numbers (*batch, *event) and uniform ones (*batch): all randomness of one step."""
-
-    normal: Tensor
-    uniform: Tensor
+from poe.kernels.base import Info, Kernel, Lesson, Noise, State
+from poe.kernels.moves import decide, draw, evaluate, flat, per_event, scaled, transposed
 
 
 @dataclass(frozen=True)
-class Langevin:
+class Langevin(Kernel):
     """Preconditioned Langevin with step size h and preconditioner M = L Lᵀ:
 
         x' = x - h M ∇E(x) + sqrt(2h) L ξ,     ξ ~ N(0, I).
@@ -35,7 +28,8 @@ class Langevin:
 
     Arguments:
         step_size: h, in units of x² (of x² / M with a preconditioner); a number or a tensor over trailing batch axes. None: found in
-            warm-up from the pooled chains, at the acceptance 0.574.
+            warm-up from the pooled chains, at the acceptance 0.574; without `metropolis`, at the probability 0.95 with which MALA would
+            have accepted, for the sake of the bias: that costs one more gradient a step of warm-up.
         metropolis: whether to accept or reject.
         scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`, (*b, d, d) lower triangular.
 
@@ -61,21 +55,16 @@ class Langevin:
 
     @property
     def target_acceptance(self) -> float:
-        return 0.574
+        return 0.574 if self.metropolis else 0.95
 
-    @property
-    def gradients_per_step(self) -> float:
-        return 1.0
+    def guess(self, d: int) -> float:
+        return 1.36 * d ** (-1 / 3)
 
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
-        return State(x.detach(), *energy.value_and_grad(x))
+        return evaluate(energy, x.detach(), True)
 
     def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
-        def draw(sampler, like: Tensor) -> Tensor:
-            shape = like.shape if steps is None else (steps, *like.shape)
-            return sampler(shape, generator=generator, dtype=like.dtype, device=like.device)
-
-        return Noise(draw(torch.randn, state.x), draw(torch.rand, state.energy))
+        return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         if self.step_size is None:
@@ -85,52 +74,23 @@ class Langevin:
         event = state.x.ndim - state.energy.ndim
         h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(state.energy.shape)
         root = per_event(h.sqrt(), event)
-        pull = self._transposed(state.gradient, event)
-        proposal = state.x + self._scaled(math.sqrt(2) * root * noise.normal - root * root * pull, event)
-        new_energy, new_gradient = energy.value_and_grad(proposal)
-        finite = new_energy.isfinite() & _flat(new_gradient, event).isfinite().all(-1)
-        back = noise.normal - root / math.sqrt(2) * (pull + self._transposed(new_gradient, event))
+        pull = transposed(state.gradient, self.scale, self.dense, event)
+        move = scaled(math.sqrt(2) * root * noise.normal - root * root * pull, self.scale, self.dense, event)
+        proposed = evaluate(energy, state.x + move, True)
+        log_ratio = None
         if self.metropolis:
-            forward, reverse = (_flat(z, event).square().sum(-1) / 2 for z in (noise.normal, back))
-            log_ratio = state.energy - new_energy + forward - reverse
-            finite = finite & ~log_ratio.isnan()
-            acceptance = torch.where(finite, log_ratio.clamp(max=0).exp(), 0)
-            accepted = finite & (noise.uniform < acceptance)
-        else:
-            acceptance, accepted = finite.to(state.energy), finite
-        taken = per_event(accepted, event)
-        moved = State(
-            torch.where(taken, proposal, state.x),
-            torch.where(accepted, new_energy, state.energy),
-            torch.where(taken, new_gradient, state.gradient),
-        )
-        # an energy of +inf is what the outside of the support has: rejected like any other, and no divergence
-        nonfinite = ~finite & (new_energy != math.inf)
-        return moved, Info(acceptance, accepted, nonfinite, finite & (new_energy - state.energy > DIVERGENT))
+            new_pull = transposed(proposed.gradient, self.scale, self.dense, event)
+            back = noise.normal - root / math.sqrt(2) * (pull + new_pull)
+            forward, reverse = (flat(z, event).square().sum(-1) / 2 for z in (noise.normal, back))
+            log_ratio = state.energy - proposed.energy + forward - reverse
+        return decide(state, proposed, log_ratio, noise.uniform, proposed.energy - state.energy)
+
+    def learn(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info, Lesson]:
+        moved, info = self.step(energy, state, noise)
+        if self.metropolis:
+            return moved, info, Lesson(info.acceptance)
+        _, adjusted = replace(self, metropolis=True).step(energy, state, noise)
+        return moved, info, Lesson(adjusted.acceptance)
 
     def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Langevin:
         return replace(self, step_size=step_size, scale=scale, dense=dense)
-
-    def walkers(self, state: State) -> State:
-        return state
-
-    def position(self, state: State) -> tuple[Tensor, Tensor]:
-        return state.x, state.energy
-
-    def _scaled(self, v: Tensor, event: int) -> Tensor:
-        """L v."""
-        if self.scale is None:
-            return v
-        flat, scale = _flat(v, event), self.scale.to(v)
-        flat = torch.einsum("...ij,...j->...i", scale, flat) if self.dense else scale * flat
-        return flat.reshape(v.shape)
-
-    def _transposed(self, v: Tensor, event: int) -> Tensor:
-        """Lᵀ v."""
-        if self.scale is None or not self.dense:
-            return self._scaled(v, event)
-        return torch.einsum("...ji,...j->...i", self.scale.to(v), _flat(v, event)).reshape(v.shape)
-
-
-def _flat(v: Tensor, event: int) -> Tensor:
-    return v.unsqueeze(-1) if event == 0 else v.flatten(v.ndim - event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from poe.capabilities import Samples
 from poe.energy import Energy
-from poe.kernels.base import Info, State
+from poe.kernels.base import Info, Kernel, Lesson, State
+from poe.kernels.cycle import joined
 from poe.kernels.langevin import Langevin
-from poe.path import Geometric, take
+from poe.kernels.moves import has_gradient
+from poe.path import Geometric, mix, take
 
 
 class Ladder(NamedTuple):
@@ -33,12 +36,24 @@ class Noise(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tempered:
-    """Replica exchange over the geometric path from `start` to the target, at inverse temperatures 0 = β_0 < ... < β_R = 1.
+class Tempered(Kernel):
+    """Replica exchange over a path from `start` to the target, at inverse temperatures 0 = β_0 < ... < β_R = 1.
 
     One step: `moves` transitions of the inner kernel on every rung; the first rung is then redrawn exactly from `start`; then
     neighbours i, i + 1 (even i in one step, odd i in the next) swap with probability min(1, exp((β_{i+1} - β_i)(U(x_{i+1}) - U(x_i)))),
     U = E_1 - E_0. The joint law Π p_{β_i} is invariant whenever the inner kernel leaves each p_β so.
+
+    Arguments:
+        start: where the path begins; it draws exactly.
+        betas: inverse temperatures (rungs,), from 0 to 1.
+        kernel: moves the walkers of all rungs as one batch (chains, rungs), a step size for each; Langevin, Hamiltonian, RandomWalk
+            or any other kernel with one step size whose states are `State`. With RandomWalk no gradient is ever asked for.
+        moves: of the inner kernel, a step.
+        path: builds the path from its two ends; the geometric one by default. It has `start`, `end`, `pair(x)` and `level(betas)`, as
+            `poe.path.Geometric`, and its energies are (1 - β) E_0 + β E_1.
+
+    Raises ValueError for inverse temperatures that do not rise from 0 to 1, TypeError for a start that cannot draw or a kernel that
+    cannot move a ladder.
 
     References: Geyer 1991; Syed, Bouchard-Côté, Deligiannidis and Doucet 2022, J. R. Statist. Soc. B 84(2) (even-odd swaps, and the
     spacing that equalises the rejection rates, `respaced`).
@@ -46,8 +61,9 @@ class Tempered:
 
     start: Energy
     betas: Tensor
-    kernel: Langevin = field(default_factory=Langevin)
+    kernel: Kernel = field(default_factory=Langevin)
     moves: int = 2
+    path: Callable[[Energy, Energy], Any] = Geometric
 
     def __post_init__(self) -> None:
         b = self.betas
@@ -55,6 +71,10 @@ class Tempered:
             raise ValueError(f"inverse temperatures rise from 0 to 1, got {b.tolist()}")
         if not self.start.can(Samples):
             raise TypeError(f"replica exchange starts from an energy that draws exactly, and {self.start} does not")
+        if not self.kernel.plain or self.kernel.parts:
+            raise TypeError(
+                f"replica exchange moves its rungs by one kernel whose states are plain, not by {type(self.kernel).__name__}"
+            )
         if self.moves < 1:
             raise ValueError(f"each step needs at least one move, got {self.moves}")
 
@@ -63,8 +83,16 @@ class Tempered:
         return self.kernel.exact
 
     @property
-    def compiles(self) -> bool:
-        return False  # the start draws with code of its own
+    def plain(self) -> bool:
+        return False
+
+    @property
+    def needs_gradient(self) -> bool:
+        return self.kernel.needs_gradient
+
+    @property
+    def ready(self) -> bool:
+        return self.kernel.ready
 
     @property
     def step_size(self) -> float | Tensor | None:
@@ -79,12 +107,14 @@ class Tempered:
         return self.kernel.dense
 
     @property
-    def target_acceptance(self) -> float:
+    def target_acceptance(self) -> float | None:
         return self.kernel.target_acceptance
 
     @property
     def gradients_per_step(self) -> float:
         """Of the target and of the start, each; for one chain, all its rungs."""
+        if not self.kernel.needs_gradient:
+            return 0.0
         return len(self.betas) * (self.moves * self.kernel.gradients_per_step + 1)
 
     def init(self, energy: Energy, x: Tensor) -> Ladder:
@@ -110,17 +140,32 @@ class Tempered:
         for move in noise.moves:
             rungs, info = self.kernel.step(level, rungs, move)
             infos.append(info)
+        return self._exchange(level, state, rungs, noise), joined(infos)
+
+    def learn(self, energy: Energy, state: Ladder, noise: Noise) -> tuple[Ladder, Info, Lesson]:
+        level, rungs, infos, signals = self._level(energy, state.rungs.x), state.rungs, [], []
+        for move in noise.moves:
+            rungs, info, lesson = self.kernel.learn(level, rungs, move)
+            infos.append(info)
+            signals.append(lesson.signal)
+        signal = torch.stack(signals).mean(0)
+        return self._exchange(level, state, rungs, noise), joined(infos), Lesson(signal)
+
+    def _exchange(self, level: Any, state: Ladder, rungs: State, noise: Noise) -> Ladder:
+        """The first rung redrawn, and swaps of neighbours."""
         x = torch.cat([noise.fresh.unsqueeze(1), rungs.x[:, 1:]], 1)
-        pair = level.path.pair(x)
-        order, probability = self._swaps(pair.end - pair.start, state.parity, noise.swaps)
-        beta = level.beta
-        energies, gradients = pair.permuted(order).at(beta, len(energy.event_shape))
+        if has_gradient(rungs):
+            pair = level.path.pair(x)
+            order, probability = self._swaps(pair.end - pair.start, state.parity, noise.swaps)
+            energies, gradients = pair.permuted(order).at(level.beta, len(level.event_shape))
+        else:
+            with torch.no_grad():
+                start, end = level.path.start(x), level.path.end(x)
+            order, probability = self._swaps(end - start, state.parity, noise.swaps)
+            energies, gradients = mix(level.beta, take(start, order), take(end, order)), rungs.gradient
         swapped = state.swapped.clone()
         swapped[state.parity :: 2] = probability[:, state.parity :: 2].mean(0)
-        acceptance = torch.stack([i.acceptance for i in infos]).mean(0)
-        accepted, nonfinite, divergent = (torch.stack([i[k] for i in infos]).any(0) for k in (1, 2, 3))
-        moved = State(take(x, order), energies, gradients)
-        return Ladder(moved, 1 - state.parity, swapped), Info(acceptance, accepted, nonfinite, divergent)
+        return Ladder(State(take(x, order), energies, gradients), 1 - state.parity, swapped)
 
     def _swaps(self, gap: Tensor, parity: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(order of the rungs after swapping, acceptance probabilities) from U = E_1 - E_0 at each rung, (chains, rungs)."""
@@ -135,7 +180,19 @@ class Tempered:
         return order + up - down, probability
 
     def _level(self, energy: Energy, x: Tensor) -> Any:
-        return Geometric(self.start, energy).level(self.betas.to(x))
+        return self.path(self.start, energy).level(self.betas.to(x))
+
+    def judge(self, signal: Tensor) -> Tensor:
+        return self.kernel.judge(signal)
+
+    def target(self, d: int) -> float | None:
+        return self.kernel.target(d)
+
+    def guess(self, d: int) -> float:
+        return self.kernel.guess(d)
+
+    def check(self, energy: Energy) -> None:
+        self.kernel.check(energy)
 
     def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Tempered:
         return replace(self, kernel=self.kernel.tuned(step_size, scale, dense))
@@ -158,6 +215,9 @@ class Tempered:
             scale = kernel.scale[nearest] if kernel.scale is not None else None
             kernel = kernel.tuned(kernel.step_size[nearest], scale, kernel.dense)
         return replace(self, betas=betas.to(self.betas), kernel=kernel)
+
+    def through(self, around: Callable[[Energy], Energy]) -> Tempered:
+        return replace(self, start=around(self.start), kernel=self.kernel.through(around))
 
     def walkers(self, state: Ladder) -> State:
         return state.rungs

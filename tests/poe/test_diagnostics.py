@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy.stats import norm
 
+import poe
 from poe.diagnostics import Diagnostics, diagnose, ess, judge, pareto_k, rhat, standard_errors, weight_ess
+from tests.poe.targets import Gauss
 
 
 def test_a_stuck_chain_has_no_effective_draws() -> None:
@@ -143,6 +145,14 @@ def test_pareto_k_and_ess_of_weights_of_known_tail() -> None:
     assert pareto_k(torch.full((100,), -math.inf)) == math.inf
     assert abs(weight_ess(torch.tensor([0.0, 0.0, -math.inf])) - 2) < 1e-9
     assert weight_ess(torch.full((3,), -math.inf)) == 0
+
+
+def test_weights_that_tie_at_their_bound_have_no_tail() -> None:
+    start = Gauss(-1.0, d=1) | Gauss(2.0, d=1)
+    x = start.sample(4096, generator=torch.Generator().manual_seed(0))
+    weights = start(x) - poe.contrast(start, Gauss(0.0, 0.1, d=1))(x)  # at most 0, and 0 to rounding far from the unwanted part
+    assert weights.max() <= 1e-6 and int((weights > -1e-6).sum()) > 1000
+    assert pareto_k(weights) == -math.inf
 
 
 def test_bad_evidence_is_put_into_words() -> None:

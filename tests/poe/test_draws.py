@@ -34,7 +34,7 @@ def test_chains_and_draws_are_the_same_numbers() -> None:
 def test_the_report_names_expression_method_and_evidence() -> None:
     a, b = Gauss(0.0, name="a"), Gauss(1.0, name="b")
     report = poe.sample(a & b, 1000, seed=0, method="chains").report()
-    for part in ("draws of a & b", "Langevin", "R-hat", "ESS", "acceptance", "log Z", "gradients"):
+    for part in ("draws of a & b", "Microcanonical chains", "R-hat", "ESS", "acceptance", "log Z", "gradients"):
         assert part in report
     assert "log Z          0.693147 (exact)" in poe.sample(a | b, 100, seed=0).report()
 

@@ -7,9 +7,10 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import poe
+from poe.compiled import BLOCK, compiled, sums
 from poe.kernels import Langevin
 from poe.kernels.langevin import Noise
-from poe.run import BLOCK, _compiled, run, streams
+from poe.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -102,6 +103,19 @@ def test_unadjusted_langevin_has_the_stationary_variance_of_theory_and_metropoli
         assert abs(wrong) > 4.5  # the other variance is told apart
 
 
+def test_the_step_size_of_unadjusted_langevin_is_found_too_and_its_bias_is_that_of_theory() -> None:
+    energy = Gauss(3.0, 5.0, d=1)
+    start = energy.sample(1000, generator=torch.Generator().manual_seed(0))
+    trace = run(
+        Langevin(metropolis=False), energy, start, draws=400, thin=2, warmup=300, generators=streams(5, 1, torch.device("cpu"))
+    )
+    assert isinstance(trace.kernel.step_size, torch.Tensor) and trace.kernel.scale is not None
+    h = float(trace.kernel.step_size) * float(trace.kernel.scale) ** 2 / 25
+    assert 0.05 < h < 1
+    means = ((trace.x[:, 20:] - 3) / 5).square().mean((1, 2))  # one independent number a chain
+    assert abs((means.mean() - 1 / (1 - h / 2)) / (means.std() / math.sqrt(1000))) < 4.5
+
+
 def test_each_chain_decides_for_itself_and_a_nan_is_rejected_and_counted() -> None:
     def broken(x: torch.Tensor) -> torch.Tensor:
         return torch.where(x[..., 0] > 1, torch.nan, 0.5 * x.square().sum(-1))
@@ -175,10 +189,12 @@ def test_compiled_steps_equal_eager_ones() -> None:
     kernel = Langevin(0.2)
     state = kernel.init(energy, torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
     noise = kernel.noise(state, torch.Generator().manual_seed(1), BLOCK)
-    last, positions, energies, infos = _compiled(kernel, energy)(state, noise)
+    last, positions, energies, total = compiled(kernel, energy)(state, noise)
+    expected = torch.zeros(4, dtype=torch.float64)
     for step in range(BLOCK):
         state, info = kernel.step(energy, state, Noise(noise.normal[step], noise.uniform[step]))
         assert torch.allclose(positions[step], state.x, atol=1e-5)
         assert torch.allclose(energies[step], state.energy, atol=1e-4)
-        assert torch.allclose(infos.acceptance[step], info.acceptance, atol=1e-4)
+        expected += sums(info, 1)
     assert torch.allclose(last.gradient, state.gradient, atol=1e-4)
+    assert torch.allclose(total, expected, atol=1e-2) and total[3] == 20 * BLOCK

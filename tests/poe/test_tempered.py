@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import poe
 from poe.kernels import Langevin, Tempered
 from poe.kernels.tempered import linear_betas
-from poe.path import Geometric
+from poe.path import Geometric, Level
 from poe.run import run, streams
 from tests.poe.targets import Gauss, paired_pvalue
 
@@ -70,6 +72,27 @@ def test_replica_exchange_crosses_where_langevin_does_not() -> None:
     assert abs(z) < 4
     alone = run(Langevin(), target, x, draws=400, warmup=100, generators=streams(0, 1, CPU))
     assert (alone.x[..., 0] < 0).all()
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A path of the caller's own, which happens to be geometric."""
+
+    start: poe.Energy
+    end: poe.Energy
+
+    def pair(self, x):
+        return Geometric(self.start, self.end).pair(x)
+
+    def level(self, beta):
+        return Level(self, beta)  # type: ignore[arg-type]
+
+
+def test_a_path_of_ones_own_is_followed() -> None:
+    start, target = Gauss(0.0, 3.0), Gauss(2.0) - Gauss(0.0)
+    kernels = [Tempered(start, linear_betas(4), Langevin(0.3), path=path) for path in (Geometric, Bridge)]
+    geometric, own = (run(k, target, torch.zeros(8, 2), draws=20, generators=streams(0, 1, CPU)).x for k in kernels)
+    assert torch.equal(geometric, own)
 
 
 def test_respacing_evens_out_the_rejection_rates() -> None:
