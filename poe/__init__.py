@@ -18,6 +18,7 @@ from poe.energy import (
 )
 from poe.expression import parse
 from poe.kernels import Cycle, Hamiltonian, IndependentMetropolis, Langevin, Microcanonical, RandomWalk, Tempered
+from poe.modes import mode
 from poe.partition import log_z, normalize
 from poe.plan import Plan, plan, sample
 from poe.registry import as_energy, available, converter, create, register
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "log_z",
     "mixture",
+    "mode",
     "names",
     "normalize",
     "on",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 MOST_DIMENSIONS = 40
-STEEP = 10.0  # log scales stay within ± this, smoothly
+STEEP = 30.0  # log scales stay within ± this, smoothly
 
 
 class Triangular(nn.Module):

@@ -86,7 +86,10 @@ class Transported(Energy):
             z = z.detach().requires_grad_()
             x, log_det = self.map.from_noise(z)
         energy, slope = self.energy.value_and_grad(x.detach())
-        (gradient,) = torch.autograd.grad([x, log_det], z, [slope, -torch.ones_like(log_det)], materialize_grads=True)
+        outputs, slopes = [x, log_det], [slope, -torch.ones_like(log_det)]
+        if not log_det.requires_grad:  # a map that keeps volumes
+            outputs, slopes = outputs[:1], slopes[:1]
+        (gradient,) = torch.autograd.grad(outputs, z, slopes, materialize_grads=True)
         return energy - log_det.detach(), gradient
 
     @property

@@ -19,7 +19,9 @@ def test_a_fit_finds_the_modes_and_is_normalised() -> None:
     fit = Gaussians.fitted(grid(2000, g), g)
     assert fit is not None
     held = grid(4000, g)
-    truth = -math.log(6) - 2 * math.log(0.4) - math.log(2 * math.pi) - 1  # minus the entropy of the grid, whose modes do not overlap
+    truth = (
+        -math.log(6) - 2 * math.log(0.4) - math.log(2 * math.pi) - 1
+    )  # minus the entropy of the grid, whose modes do not overlap
     assert float(fit.log_prob(held).mean()) > truth - 0.25  # a tenth of the mass is wide, and variances are 1.3 times larger
     density = lambda y, x: math.exp(fit.log_prob(torch.tensor([x, y])).item())  # noqa: E731
     assert abs(integrate.dblquad(density, -20, 20, -20, 20, epsabs=1e-3)[0] - 1) < 1e-2

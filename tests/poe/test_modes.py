@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import constraints
+
+import poe
+from tests.poe.targets import Gauss, Raw
+
+
+def test_the_mode_of_a_product_of_normals_is_the_weighted_mean() -> None:
+    target = Gauss(0.0, 1.0, d=3) & Gauss(3.0, 0.5, d=3)
+    assert torch.allclose(poe.mode(target, seed=0), torch.full((3,), 12 / 5), atol=1e-3)
+
+
+def test_of_several_modes_the_likeliest_is_found() -> None:
+    target = poe.mixture([Gauss(-4.0, 0.5), Gauss(4.0, 0.4)], weights=[0.5, 0.5]) & Gauss(0.0, 100.0)
+    assert torch.allclose(poe.mode(target, seed=0), torch.full((2,), 4.0), atol=1e-2)
+
+
+def test_constrained_supports_have_the_mode_over_x() -> None:
+    class Gamma(poe.Energy):
+        proper = bounded = True
+
+        def __init__(self) -> None:
+            super().__init__((2,), support=constraints.positive)
+
+        def forward(self, x):
+            return (x - 2 * x.log()).sum(-1)
+
+    assert torch.allclose(poe.mode(Gamma(), seed=0), torch.full((2,), 2.0), atol=1e-3)  # (k - 1)·θ of Gamma(3, 1)
+
+
+def test_small_discrete_spaces_are_searched_whole_and_unbounded_energies_refused() -> None:
+    class Bits(poe.Energy):
+        def __init__(self) -> None:
+            super().__init__((3,), support=constraints.boolean)
+
+        def forward(self, x):
+            return x[..., 0] - x[..., 1] + 0.5 * x[..., 1] * x[..., 2]
+
+    assert poe.mode(Bits()).tolist() == [0.0, 1.0, 0.0]
+    falling = Raw(lambda x: -x.square().sum(-1), name="falling")
+    with pytest.raises(ValueError, match="falling has no most likely x"):
+        poe.mode(falling, init=torch.ones(1, 2))
