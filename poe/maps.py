@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 MOST_DIMENSIONS = 40
 STEEP = 30.0  # log scales stay within ± this, smoothly
+NOISE = 4.0  # standard errors from 0 up to which a coefficient is taken to be 0
 
 
 class Triangular(nn.Module):
@@ -88,29 +89,36 @@ class Triangular(nn.Module):
         return cls(x.shape[1:], order=order, **{name: tensor.to(x) for name, tensor in tensors.items()})
 
 
-def _regress(features: Tensor, before: Tensor, y: Tensor, rounds: int = 4) -> tuple[Tensor, Tensor]:
+def _regress(features: Tensor, before: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     # (n, f), (n, b), (n) -> (f), (b)
-    """Coefficients of the mean and of the log standard deviation, with a ridge of one point's worth on each."""
-    log_scale = y.new_zeros(before.shape[1])
-    log_scale[0] = math.log(0.5)
-    mean = y.new_zeros(features.shape[1])
-    ridge = torch.eye(features.shape[1]).to(y)
-    for _ in range(rounds):
-        weight = (-2 * (before @ log_scale)).clamp(-20, 20).exp()  # of a regression only: no energy is touched
-        weighted = features * weight.unsqueeze(1)
-        mean = torch.linalg.solve(weighted.T @ features + ridge * weight.mean(), weighted.T @ y)
-        squares = (y - features @ mean).square() + 1e-12
-        for _ in range(8):
-            ratio = squares * (-2 * (before @ log_scale)).clamp(-20, 20).exp()
-            gradient = before.T @ (1 - ratio) + log_scale * _own(log_scale)
-            hessian = (before * (2 * ratio + 1e-3).unsqueeze(1)).T @ before + torch.diag(_own(log_scale) + 1e-6)
-            step = torch.linalg.solve(hessian, gradient)
-            log_scale = log_scale - step / (1 + step.abs().max())
+    """Coefficients of the mean and of the log standard deviation. Those within `NOISE` standard errors of 0 are set to 0 and the others
+    fitted again: a map is used where it has seen no points, and noise there grows with the coordinates."""
+    every = torch.ones(features.shape[1]).to(y) > 0, torch.ones(before.shape[1]).to(y) > 0
+    mean, log_scale, errors = _fit(features, before, y, 3)
+    kept = [chosen & (value.abs() > NOISE * error) for chosen, value, error in zip(every, (mean, log_scale), errors, strict=True)]
+    for chosen in kept:
+        chosen[0] = True
+    few = _fit(features[:, kept[0]], before[:, kept[1]], y, 4)
+    mean, log_scale = torch.zeros_like(mean), torch.zeros_like(log_scale)
+    mean[kept[0]], log_scale[kept[1]] = few[0], few[1]
     return mean, log_scale
 
 
-def _own(coefficients: Tensor) -> Tensor:
-    """The ridge of the slopes; none for the constant."""
-    own = torch.ones_like(coefficients)
-    own[0] = 0
-    return own
+def _fit(features: Tensor, before: Tensor, y: Tensor, rounds: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Coefficients of the mean and of the log standard deviation, and the standard errors of both."""
+    log_scale = y.new_zeros(before.shape[1])
+    log_scale[0] = math.log(0.5)
+    small = 1e-6 * torch.eye(features.shape[1]).to(y)
+    for _ in range(rounds):
+        weight = (-2 * (before @ log_scale)).clamp(-40, 40).exp()  # of a regression only: no energy is touched
+        normal = (features * weight.unsqueeze(1)).T @ features
+        normal = normal + small * normal.diagonal().mean()
+        mean = torch.linalg.solve(normal, features.T @ (weight * y))
+        squares = (y - features @ mean).square() + 1e-12
+        for _ in range(10):
+            ratio = squares * (-2 * (before @ log_scale)).clamp(-40, 40).exp()
+            hessian = (before * (2 * ratio + 1e-3).unsqueeze(1)).T @ before
+            step = torch.linalg.solve(hessian, before.T @ (1 - ratio))
+            log_scale = log_scale - step / (1 + step.abs().max())
+    errors = [torch.linalg.inv(matrix).diagonal().clamp(min=0).sqrt() for matrix in (normal, hessian)]
+    return mean, log_scale, (errors[0], errors[1])
