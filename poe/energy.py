@@ -1024,7 +1024,7 @@ class Fill(nn.Module):
         known, mask = self.x_known, self.mask
         if not bool((((known >= support.low.to(known)) & (known <= support.high.to(known))) | ~mask).all()):
             low, high = torch.full_like(low, math.inf), torch.full_like(high, -math.inf)
-        return sets.Box(low, high, integer=support.integer)
+        return sets.Box(low, high, integer=support.integer, step=support.step)
 
 
 class Preimage(sets.Constraint):

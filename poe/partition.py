@@ -42,7 +42,7 @@ def log_z(
     least a tenth of the draws and Pareto k at most 0.5. Otherwise `annealed`: sequential Monte Carlo from the proposal to the energy
     (see `poe.smc`), its levels tuned by a pilot and then frozen, so that each of 16 independent populations has mean Z; the standard
     error is that of their mean, by the delta method. `ais` is the same without resampling. Without any proposal a start is sought by
-    chains (`poe.starts.pilot`).
+    chains and fitted to particles (`poe.starts.pilot`); where it comes near enough, `importance` again, with eight times the draws.
 
     Arguments:
         proposal: a normalised energy with exact draws; by default the expert's own, or the samplable part with the evenest weights.
@@ -77,6 +77,10 @@ def log_z(
             return _importance(energy, full)
     run = pilot(target, None if start is None else start.density, generators[1], progress=progress)
     path = run.schedule.path
+    if method is None:  # a start fitted to the target may do without moves
+        near = weigh(path.start, path.end, generators[2], 8 * draws)
+        if near.pareto_k <= 0.5 and near.ess >= near.log_weights.numel() / 5 and not near.failed:
+            return _importance(energy, near)
     population = anneal(
         run.schedule,
         lambda n, generator: path.start.sample(n, generator=generator).to(target._like()),  # type: ignore[operator]

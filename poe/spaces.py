@@ -19,7 +19,7 @@ def enumerable(energy: Energy) -> int | None:
     box = energy.support
     if not sets.is_discrete(box) or not isinstance(box, sets.Box) or not box.is_bounded:
         return None
-    bits = (box.high - box.low + 1).double().log2().sum().item()
+    bits = ((box.high - box.low) / box.step + 1).double().log2().sum().item()
     return round(2**bits) if bits <= math.log2(MOST_STATES) else None
 
 
@@ -33,7 +33,7 @@ def points(energy: Energy) -> Tensor:
     low, high = box.low.flatten(), box.high.flatten()
     if not len(low):
         return energy._like().new_zeros(1, *energy.event_shape)
-    axes = [torch.arange(int(a), int(b) + 1) for a, b in zip(low, high, strict=True)]
+    axes = [torch.arange(int(a), int(b) + 1, box.step) for a, b in zip(low, high, strict=True)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, *energy.event_shape).to(energy.device)
     with torch.no_grad():
         try:

@@ -26,14 +26,15 @@ class Box(Constraint):
     Arguments:
         low, high: tensors of the event's shape (units of x). Ends belong to the box, and have measure zero.
         integer: whether only whole numbers belong to it.
+        step: of an integer box, the distance between neighbouring points, low, low + step, ..., high; 2 for spins {-1, 1}.
 
     `is_real`: it is all of R^n. `is_bounded`: both ends of every interval are finite. `is_empty`: it has no volume
     (continuous) or no point (integer).
     """
 
-    def __init__(self, low: Tensor, high: Tensor, *, integer: bool = False) -> None:
+    def __init__(self, low: Tensor, high: Tensor, *, integer: bool = False, step: int = 1) -> None:
         self.low, self.high = torch.broadcast_tensors(low.detach(), high.detach())
-        self.integer = integer
+        self.integer, self.step = integer, step
         self.event_dim = self.low.ndim  # type: ignore[assignment]
         self.is_discrete = integer  # type: ignore[assignment]
         self._ends: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -53,7 +54,9 @@ class Box(Constraint):
     def check(self, value: Tensor) -> Tensor:
         low, high = self.ends(value)
         inside = (value >= low) & (value <= high)
-        if self.integer and value.is_floating_point():
+        if self.step > 1:
+            inside = inside & ((value - low) % self.step == 0)
+        elif self.integer and value.is_floating_point():
             inside = inside & (value == value.floor())
         return _all_event(inside, self.event_dim)
 
@@ -67,6 +70,8 @@ class Box(Constraint):
             return f"real{shape}"
         lows, highs = self.low.unique(), self.high.unique()
         if len(lows) == len(highs) == 1:
+            if self.step > 1:
+                return f"{{{', '.join(f'{v:g}' for v in torch.arange(lows.item(), highs.item() + 1, self.step).tolist())}}}{shape}"
             kind = "integers" if self.integer else "interval"
             return f"{kind}[{lows.item():g}, {highs.item():g}]{shape}"
         return f"box{shape}"
@@ -237,6 +242,8 @@ def covers(outer: Constraint, inner: Constraint) -> bool | None:
     if isinstance(outer, Box) and isinstance(inner, Box):
         if outer.integer and not inner.integer:
             return False
+        if outer.step > 1 and (inner.step % outer.step or bool(((inner.low - outer.low.to(inner.low)) % outer.step != 0).any())):
+            return None
         return bool((outer.low <= inner.low).all() and (outer.high >= inner.high).all())
     unit = _base(inner) in (constraints.simplex, constraints.one_hot)
     if unit and isinstance(outer, Box) and not outer.integer and bool((outer.low <= 0).all() and (outer.high >= 1).all()):
@@ -258,7 +265,7 @@ def intersect(supports: Sequence[Constraint]) -> Constraint:
     if unions and len(kept) > 1 and len(unions[0].parts) <= MOST_PIECES:
         rest = [part for part in kept if part is not unions[0]]
         return union([intersect([piece, *rest]) for piece in unions[0].parts])
-    if all(isinstance(part, Box) for part in kept):
+    if all(isinstance(part, Box) and part.step == 1 for part in kept):
         low, high = kept[0].low, kept[0].high  # type: ignore[attr-defined]
         for part in kept[1:]:
             low = torch.maximum(low, part.low.to(low))  # type: ignore[attr-defined]
@@ -294,7 +301,7 @@ def inside_point(support: Constraint, like: Tensor, event_shape: Sequence[int]) 
             (low + high) / 2,
             torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0)),
         )
-        return (centre.floor() if support.integer else centre).to(like)
+        return (low if support.step > 1 else centre.floor() if support.integer else centre).to(like)
     if isinstance(support, (Intersection, Union)):
         for part in support.parts:
             point = inside_point(part, like, event_shape)

@@ -161,8 +161,9 @@ class _Case:
             return self.draws[:24].detach()
         e, g = self.expert, torch.Generator().manual_seed(self.seed)
         if self.discrete and isinstance(e.support, sets.Box):
-            high = torch.minimum(e.support.high, e.support.low + 4) - e.support.low
-            x = e.support.low + (torch.rand((24, *e.event_shape), generator=g) * (high + 1)).floor()
+            low, step = e.support.low, e.support.step
+            most = (torch.minimum(e.support.high, low + 4) - low) // step
+            x = low + step * (torch.rand((24, *e.event_shape), generator=g) * (most + 1)).floor()
             return x.to(e.dtype if bool((e.support.high == 1).all()) else torch.long)
         if self.discrete:
             raise LawError(f"pass points=, a tensor (n, *event): nobody knows points of {e.support!r}")
@@ -235,9 +236,9 @@ class _Case:
             raise _Skip(f"nobody enumerates {e.support!r}")
         bounded = high.isfinite()
         high = torch.where(bounded, high, low + 4 * (self.x.max() - low.min()) + 60)
-        if float((high - low + 1).log().sum()) > math.log(MAX_STATES):
+        if float(((high - low) / e.support.step + 1).log().sum()) > math.log(MAX_STATES):
             raise _Skip(f"the support has more than {MAX_STATES} points")
-        axes = [torch.arange(int(a), int(b) + 1) for a, b in zip(low, high, strict=True)]
+        axes = [torch.arange(int(a), int(b) + 1, e.support.step) for a, b in zip(low, high, strict=True)]
         flat = torch.cartesian_prod(*axes).reshape(-1, len(axes))
         states = flat.reshape(-1, *e.event_shape).to(self.x)
         if not bool(bounded.all()):
