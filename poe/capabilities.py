@@ -67,6 +67,50 @@ class BlockGibbs(Protocol):
 
 
 @runtime_checkable
+class SiteLogits(Protocol):
+    """A discrete energy whose single sites, each given all others, have closed conditionals.
+
+    `site_logits(x, sites)` takes index tensors into the flattened event and returns, in nats, log-odds of the upper of two values,
+    (*batch, len(sites)), or log weights of the values in rising order up to a constant, (*batch, len(sites), values). `blocks` is a
+    partition of the sites into sets that are independent given all others. Unlike draws, logits add up in a product of experts.
+    """
+
+    blocks: tuple[Tensor, ...]
+
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Hidden(Protocol):
+    """A discrete energy that sums over hidden units, given which its sites are independent (restricted Boltzmann machines).
+
+    `draw_hidden(x, uniforms)` draws them given x, from uniforms (*batch, hidden); `site_logits(h, sites)` is as in `SiteLogits`, but
+    given the hidden units.
+    """
+
+    hidden: int
+    blocks: tuple[Tensor, ...]
+
+    def draw_hidden(self, x: Tensor, uniforms: Tensor) -> Tensor: ...
+
+    def site_logits(self, h: Tensor, sites: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class TakesUniforms(Protocol):
+    """A BlockGibbs that takes more numbers than coordinates for a block, through hidden units say: `uniforms[i]` for block i."""
+
+    uniforms: tuple[int, ...]
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """The same energy as `watched`, and nothing but that: what it can do, this can."""
+
+    watched: Any
+
+
+@runtime_checkable
 class Conditional(Protocol):
     """Takes a context: `given(context)` binds it and returns an unconditional energy."""
 
@@ -99,6 +143,8 @@ CAPABILITIES: dict[str, Any] = {
     "transport": Transport,
     "sequential": Sequential,
     "blocks": BlockGibbs,
+    "site logits": SiteLogits,
+    "hidden units": Hidden,
     "context": Conditional,
     "noise levels": NoiseConditional,
     "enumerate": Enumerates,

@@ -65,11 +65,11 @@ class Codec:
         """The tree as one message."""
         form, tensors = self.encode(tree)
         named = {str(number): _plain(tensor) for number, tensor in enumerate(tensors)}
-        return safetensors.torch.save(named | {"form": torch.tensor(list(json.dumps(form).encode()), dtype=torch.uint8)})
+        return safetensors.torch.save(named | {"form": torch.frombuffer(bytearray(json.dumps(form).encode()), dtype=torch.uint8)})
 
     def unpack(self, message: bytes) -> Any:
         named = safetensors.torch.load(message)
-        return self.decode(json.loads(bytes(named["form"].tolist())), lambda number: named[str(number)])
+        return self.decode(json.loads(named["form"].numpy().tobytes()), lambda number: named[str(number)])
 
     def _learn(self, tree: Any) -> None:
         if isinstance(tree, type):

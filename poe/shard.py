@@ -88,6 +88,11 @@ class Counted(Energy):
         self.energy = energy
         self.gradients, self.energies = 0.0, 0.0
 
+    @property
+    def watched(self) -> Energy:
+        """The energy itself."""
+        return self.energy
+
     def __call__(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         value = self.energy(x)
         self.energies += value.numel()

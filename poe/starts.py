@@ -89,8 +89,8 @@ def pilot(
     Normals are fitted to chains of the target and of the target at temperature 16, whose wide moves reach modes that lie far apart.
     Of the schedules from either, one whose log Z is more than half a nat below the other's has missed mass; else the shorter one
     counts. To its particles a triangular map and a mixture of Gaussians in its noise are fitted: a start much nearer to the target, in
-    variables that are easier to move in. That is done again with the particles of the schedule from there, until the schedules
-    grow no shorter.
+    variables that are easier to move in. That is done again with the particles of the schedule from there, until twice in
+    a row the schedule grows no shorter.
     """
     options: dict[str, Any] = {"kernel": kernel, "progress": progress}
 
@@ -118,19 +118,18 @@ def pilot(
         raise Stalled(f"no path from a normal reaches {target}; give init= points, or multiply by an expert that draws samples")
     top = max(p.log_ratio for p in found)
     best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
+    last, stale = best, 0
     for _ in range(ROUNDS):
-        fitted = _fitted(best.to_x(), generator)
+        fitted = _fitted(last.to_x(), generator)
         if fitted is None:
             break
         map, near = fitted
-        mixed = go(near, target if map is None else Transported(target, map), REFINED)
-        spent += mixed.gradients
-        gain = mixed.log_ratio - best.log_ratio
-        if mixed.schedule.gradients > best.schedule.gradients and gain < 0.1:
-            break
-        shorter = mixed.schedule.gradients < 0.8 * best.schedule.gradients
-        best = mixed
-        if not shorter and abs(gain) < 0.02:
+        last = go(near, target if map is None else Transported(target, map), REFINED)
+        spent += last.gradients
+        better = last.schedule.gradients < 0.9 * best.schedule.gradients or last.log_ratio > best.log_ratio + 0.1
+        best = last if better or last.schedule.gradients <= best.schedule.gradients else best
+        stale = 0 if better else stale + 1
+        if stale == 2:
             break
     return best._replace(gradients=spent)
 

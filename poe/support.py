@@ -71,7 +71,8 @@ class Box(Constraint):
         lows, highs = self.low.unique(), self.high.unique()
         if len(lows) == len(highs) == 1:
             if self.step > 1:
-                return f"{{{', '.join(f'{v:g}' for v in torch.arange(lows.item(), highs.item() + 1, self.step).tolist())}}}{shape}"
+                points = torch.arange(int(lows.item()), int(highs.item()) + 1, self.step).tolist()
+                return f"{{{', '.join(map(str, points))}}}{shape}"
             kind = "integers" if self.integer else "interval"
             return f"{kind}[{lows.item():g}, {highs.item():g}]{shape}"
         return f"box{shape}"
