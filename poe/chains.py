@@ -56,7 +56,7 @@ def tempered(job: Job) -> Draws:
     for _ in range(2):
         pilot = run(
             kernel, work.target, walkers, draws=20, warmup=40, generators=work.generators,
-            progress="ladder" if job.progress else None,
+            progress="ladder" if job.progress else None, checkpoint=job.checkpoint,
         )  # fmt: skip
         work.count_in(pilot)
         rejection = 1 - torch.stack([state.swapped for state in pilot.states]).mean(0)
@@ -152,7 +152,9 @@ class _Chains:
             return StandardNormal(torch.zeros_like(x[0]), torch.ones_like(x[0]))
         if self.job.start is not None:
             return self.job.start.density
-        trace = run(Langevin(), self.target, x, draws=PILOT, warmup=WARMUP, generators=self.generators)
+        trace = run(
+            Langevin(), self.target, x, draws=PILOT, warmup=WARMUP, generators=self.generators, checkpoint=self.job.checkpoint
+        )
         self.count_in(trace)
         z = trace.x.flatten(0, 1)
         return StandardNormal(z.mean(0), 2 * z.std(0).clamp(min=1e-6))
@@ -165,7 +167,9 @@ class _Chains:
         if steps == 0 and not kernel.ready:
             raise ValueError("warmup=0 leaves no steps to find a step size in; give the kernel one, or some warmup")
         bar = f"{label} warm-up" if job.progress else None
-        pilot = run(kernel, self.target, x, draws=PILOT, warmup=steps, generators=self.generators, progress=bar)
+        pilot = run(
+            kernel, self.target, x, draws=PILOT, warmup=steps, generators=self.generators, progress=bar, checkpoint=job.checkpoint
+        )
         self.count_in(pilot)
         evidence = self.evidence(pilot)
         size = min(evidence.ess_bulk, evidence.ess_tail)
@@ -177,6 +181,7 @@ class _Chains:
         trace = run(
             pilot.kernel, self.target, pilot.states, draws=-(-job.draws // self.count), thin=gap * job.thin,
             generators=self.generators, progress=label if job.progress else None, compile=job.compile,
+            checkpoint=job.checkpoint,
         )  # fmt: skip
         self.count_in(trace)
         return trace

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
+from poe.checkpoint import Checkpoint
 from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
 from poe.draws import Draws, first
 from poe.energy import Energy, Estimate
@@ -54,6 +55,7 @@ class Job:
     progress: bool
     shards: int
     compile: bool
+    checkpoint: Checkpoint | None = None
 
     @cached_property
     def space(self) -> Unconstrained | None:
@@ -188,13 +190,18 @@ def annealed(job: Job) -> Draws:
         wide,
         job.streams(1),
         progress=job.progress,
+        checkpoint=job.checkpoint,
     )
-    return _population(
+    result = _population(
         job, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]), path.start, estimate(moved.log_ratio),
         acceptance=moved.acceptance, nonfinite=moved.nonfinite, divergent=moved.divergent, ancestors=moved.distinct,
-        gradients=tuned.gradients + populations * wide * tuned.schedule.gradients, energies=job.weighed + populations * wide,
-        seconds=time.perf_counter() - started,
+        gradients=tuned.gradients + moved.energy.numel() * tuned.schedule.gradients,
+        energies=job.weighed + moved.energy.numel(), seconds=time.perf_counter() - started,
     )  # fmt: skip
+    if not moved.partial:
+        return result
+    said = f"interrupted: {len(moved.x)} of {populations} populations are there"
+    return replace(result, partial=True).warned(said)
 
 
 def tested(evidence: Diagnostics, energy: Energy, chains: Tensor) -> Diagnostics:  # (chain, draw, *event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
         with torch.no_grad():
             return states[energy(states).argmin()]
     begin = _begin(energy, seed) if init is None else init.to(energy._like()).reshape(-1, *energy.event_shape)
-    transform = None if sets.is_real(energy.support) else sets.from_reals(energy.support)
+    transform: Any = None if sets.is_real(energy.support) else sets.from_reals(energy.support)
     z = begin if transform is None else transform.inv(begin)
     found = [_descend(energy, point, transform) for point in z]
     x = torch.stack([point for point, _ in found])
@@ -57,7 +58,7 @@ def _begin(energy: Energy, seed: int | None) -> Tensor:
     return draws[torch.cat([order[: BEGIN // 2], order[:: max(1, len(order) // (BEGIN // 2))][: BEGIN // 2]])]
 
 
-def _descend(energy: Energy, z: Tensor, transform: torch.distributions.Transform | None) -> tuple[Tensor, float]:
+def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float]:
     """(x, energy) where L-BFGS ends; energy -inf where it falls without bound."""
     from scipy.optimize import minimize  # arviz-stats brings it; loaded when a mode is asked for
 

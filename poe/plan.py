@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from poe import methods
+from poe import methods, parallel
 from poe import support as sets
 from poe.capabilities import Samples
 from poe.chains import chains as chains_of
 from poe.chains import tempered, usual_kernel
+from poe.checkpoint import Checkpoint
 from poe.diagnostics import diagnose
 from poe.draws import Draws, first
 from poe.energy import Energy, Mixture, caveats
@@ -140,6 +141,8 @@ def sample(
         progress: show a bar on standard error.
         shards: fixed blocks of chains, each with its own random stream; draws depend on the seed and this number.
         compile: run the steps after warm-up in compiled blocks.
+        checkpoint: a file in which the run is kept on the way: the same call, made again after the process died, goes on from there
+            to the same draws, bit for bit. Needs a seed.
         device: where to draw; that of the energy by default.
 
     Raises:
@@ -147,17 +150,24 @@ def sample(
             finite energy was found.
     """
     _check_arguments(energy, draws, chains, thin, shards)
-    if checkpoint is not None:
-        raise ValueError("checkpoint= is not supported yet: run shorter and save draws with draws.save(path)")
+    if checkpoint is not None and seed is None:
+        raise ValueError("checkpoint= needs a seed=, so that the same call can go on with the same run")
     if device is not None:
         energy = energy.to(device)
     _refuse_improper(energy)
-    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    parallel.start(energy.device, shards)
+    if seed is None:  # the same in all processes
+        seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
     if method is None and not (init is None and warmup is None and not compile):
         method = "chains"  # nothing else starts somewhere, warms up and compiles
     chosen = plan(energy, method=method, kernel=kernel)
     target = chosen.target if chosen.method == "exact" else energy
-    job = Job(target, chosen.starts, kernel, draws, chains, warmup, thin, init, seed, progress, shards, compile)
+    run = None
+    if checkpoint is not None:
+        arguments = {"expression": energy, "draws": draws, "method": method, "kernel": kernel, "chains": chains, "warmup": warmup}
+        arguments |= {"thin": thin, "init": init, "seed": seed, "shards": shards, "compile": compile}
+        run = Checkpoint(checkpoint, arguments)
+    job = Job(target, chosen.starts, kernel, draws, chains, warmup, thin, init, seed, progress, shards, compile, run)
     frozen = [p for p in energy.parameters() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)  # drawing never needs their gradients, and the graph is smaller
@@ -166,6 +176,8 @@ def sample(
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+    if run is not None:
+        run.write()
     result = replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z)
     result = result.warned(*caveats(energy), given="raw energies are to be weighed as they stand")
     if energy.proper is None:

@@ -23,11 +23,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from poe import parallel
 from poe.adapt import MOST_DENSE, Moments, first_step
+from poe.checkpoint import Checkpoint
 from poe.energy import Estimate
 from poe.kernels import Kernel, Langevin
 from poe.path import Geometric, Pair, take
 from poe.path import Level as PathLevel
+from poe.records import Codec
 from poe.transport import Transported
 
 KEEP = 0.7  # of the effective particles, from one level to the next
@@ -62,7 +65,7 @@ class Schedule:
 class Population(NamedTuple):
     """Particles after the last level, (populations, particles, ...): positions, energies of the target in nats, log weights in nats
     (0 after resampling), log of each population's estimate of Z/Z_0 (populations), which particle of the start each descends from,
-    and counts."""
+    counts, and whether the run was interrupted."""
 
     x: Tensor
     energy: Tensor
@@ -72,6 +75,7 @@ class Population(NamedTuple):
     acceptance: float
     nonfinite: int
     divergent: int
+    partial: bool = False
 
     @property
     def distinct(self) -> int:
@@ -144,25 +148,47 @@ def anneal(
     *,
     resample: bool = True,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Population:
     """Independent populations over a frozen schedule: `sizes[s]` of them in shard s, each with `particles` particles.
 
-    `start(n, generator)` draws n particles of the start of the path. Populations move in batches of about `BATCH` particles.
+    `start(n, generator)` draws n particles of the start of the path. Populations move in batches of about `BATCH` particles; of
+    several processes each moves those of its own shards. `checkpoint` takes every batch as a stage. An interrupt (Ctrl-C) of a lone
+    process, after the first batch, returns the populations that are there, marked partial.
     """
-    jobs = []
-    for size, generator in zip(sizes, generators, strict=True):
-        at_once = max(1, BATCH // particles)
-        jobs += [(min(at_once, size - done), generator) for done in range(0, size, at_once)]
-    parts = []
-    with tqdm(total=len(jobs) * len(schedule.levels), desc="annealing", disable=not progress, leave=False) as bar:
-        for count, generator in jobs:
-            x = start(count * particles, generator)
-            x = x.reshape(count, particles, *x.shape[1:])
-            parts.append(_carry(schedule, x, generator, resample, bar))
+    at_once = max(1, BATCH // particles)
+    rounds = -(-max(sizes) // at_once)
+
+    def batch(shard: int, done: int) -> tuple | None:
+        count = min(at_once, sizes[shard] - done)
+        if count <= 0:
+            return None
+        x = start(count * particles, generators[shard])
+        return _carry(schedule, x.unflatten(0, (count, particles)), generators[shard], resample, bar)
+
+    finished: list[list[tuple | None]] = []
+    own, partial = len(parallel.share(len(sizes))), False
+    hidden = not progress or parallel.rank() > 0
+    with tqdm(total=rounds * own * len(schedule.levels), desc="annealing", disable=hidden, leave=False) as bar:
+        try:
+            for done in range(0, rounds * at_once, at_once):
+
+                def all_shards(done: int = done) -> list[tuple | None]:
+                    return parallel.spread(lambda shard: batch(shard, done), generators, Codec(device=generators[0].device))
+
+                stage = all_shards() if checkpoint is None else checkpoint.stage(all_shards, generators=generators)
+                finished.append(stage)
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                checkpoint.freeze()
+            if not finished or parallel.size() > 1:
+                raise
+            partial = True
+    parts = [part for shard in zip(*finished, strict=True) for part in shard if part is not None]
     x, energy, logs, log_ratio, ancestors = (torch.cat(column) for column in list(zip(*parts, strict=True))[:5])
     counts = torch.tensor([part[5:] for part in parts], dtype=torch.float64)
     acceptance, (nonfinite, divergent) = counts[:, 0].mean().item(), counts[:, 1:].sum(0).long().tolist()
-    return Population(x, energy, logs, log_ratio, ancestors, acceptance, nonfinite, divergent)
+    return Population(x, energy, logs, log_ratio, ancestors, acceptance, nonfinite, divergent, partial)
 
 
 def estimate(log_ratios: Tensor) -> Estimate:  # (populations)
