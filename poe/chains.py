@@ -35,6 +35,8 @@ def chains(job: Job, *, forced: bool) -> Draws:
     """
     work = _Chains(job)
     pilot, gap = work.pilot(work.kernel, work.starts(), WARMUP, "chains")
+    if pilot.partial:
+        return work.finish(pilot)
     if not forced and 4 * gap > PILOT:
         raise NotThisWay(f"chains are slow: about {gap} steps between independent draws", work.gradients)
     trace = work.run(pilot, gap, "chains")
@@ -59,12 +61,15 @@ def tempered(job: Job) -> Draws:
             progress="ladder" if job.progress else None, checkpoint=job.checkpoint,
         )  # fmt: skip
         work.count_in(pilot)
+        if pilot.partial:
+            return work.finish(pilot)
         rejection = 1 - torch.stack([state.swapped for state in pilot.states]).mean(0)
         rungs = int(min(24, max(4, math.ceil(1.3 * float(rejection.sum())) + 2)))
         old, kernel = pilot.kernel.betas, pilot.kernel.respaced(rejection, rungs)  # type: ignore[attr-defined]
         nearest = (old.unsqueeze(0) - kernel.betas.unsqueeze(1)).abs().argmin(1)
         walkers = torch.cat([state.rungs.x for state in pilot.states])[:, nearest]
-    return work.finish(work.run(*work.pilot(kernel, walkers, 60, "replica exchange"), "replica exchange"))
+    pilot, gap = work.pilot(kernel, walkers, 60, "replica exchange")
+    return work.finish(pilot if pilot.partial else work.run(pilot, gap, "replica exchange"))
 
 
 def usual_kernel(energy: Energy, *, compile: bool = False) -> Kernel:

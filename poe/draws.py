@@ -98,7 +98,7 @@ class Draws:
         lines = [
             f"draws of {self.expression}",
             f"  {len(self)} draws of shape {tuple(self.x.shape[1:])} in {self.chains.shape[0]} chains, by {self.method}"
-            + ("" if self.exact else " (approximate: the method has a bias of its own)"),
+            + ("" if self.exact else f" (approximate: {_bias(self.diagnostics)})"),
             f"  log Z          {'unknown' if self.log_z is None else self.log_z}",
             *_figures(self.diagnostics),
         ]
@@ -165,6 +165,10 @@ def first(chains: Tensor, n: int) -> Tensor:
     # (chain, draw, *event) -> (n, *event)
     """n draws, the same number from each chain as far as that goes: draw by draw over the chains."""
     return torch.transpose(chains, 0, 1).flatten(0, 1)[:n]
+
+
+def _bias(d: Diagnostics) -> str:
+    return "right in the limit of many particles" if d.most < math.inf else "the method has a bias of its own"
 
 
 def _figures(d: Diagnostics) -> list[str]:

@@ -178,7 +178,7 @@ def annealed(job: Job) -> Draws:
     try:
         tuned = pilot(
             job.target, None if job.start is None else job.start.density, job.streams(2)[0],
-            kernel=job.kernel, progress=job.progress,
+            kernel=job.kernel, progress=job.progress, checkpoint=job.checkpoint,
         )  # fmt: skip
     except Stalled as stalled:
         raise NotThisWay(str(stalled)) from stalled

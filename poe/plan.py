@@ -152,10 +152,10 @@ def sample(
     _check_arguments(energy, draws, chains, thin, shards)
     if checkpoint is not None and seed is None:
         raise ValueError("checkpoint= needs a seed=, so that the same call can go on with the same run")
+    parallel.start(energy.device if device is None else torch.device(device), shards)
     if device is not None:
         energy = energy.to(device)
     _refuse_improper(energy)
-    parallel.start(energy.device, shards)
     if seed is None:  # the same in all processes
         seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
     if method is None and not (init is None and warmup is None and not compile):
@@ -165,7 +165,14 @@ def sample(
     run = None
     if checkpoint is not None:
         arguments = {"expression": energy, "draws": draws, "method": method, "kernel": kernel, "chains": chains, "warmup": warmup}
-        arguments |= {"thin": thin, "init": init, "seed": seed, "shards": shards, "compile": compile}
+        arguments |= {
+            "thin": thin,
+            "init": init,
+            "seed": seed,
+            "shards": shards,
+            "compile": compile,
+            "device": energy.device.type,
+        }
         run = Checkpoint(checkpoint, arguments)
     job = Job(target, chosen.starts, kernel, draws, chains, warmup, thin, init, seed, progress, shards, compile, run)
     frozen = [p for p in energy.parameters() if p.requires_grad]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from poe import support as sets
 from poe.capabilities import Proposes, Samples, quick
+from poe.checkpoint import Checkpoint
 from poe.diagnostics import pareto_k, weight_ess
 from poe.energy import Contrast, Energy, Mixture, Product, Shifted
 from poe.gaussians import Gaussians
@@ -81,7 +82,13 @@ def within(target: Energy, start: Energy) -> Energy | None:
 
 
 def pilot(
-    target: Energy, start: Energy | None, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False
+    target: Energy,
+    start: Energy | None,
+    generator: torch.Generator,
+    *,
+    kernel: Kernel | None = None,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Pilot:
     """A tuned schedule from the start to the target, in the noise of the start where it is a flow; without a start, from the best of
     those that can be found.
@@ -92,11 +99,16 @@ def pilot(
     variables that are easier to move in. That is done again with the particles of the schedule from there, until twice in
     a row the schedule grows no shorter.
     """
-    options: dict[str, Any] = {"kernel": kernel, "progress": progress}
+    mover = Langevin() if kernel is None else kernel
 
     def go(start: Energy, target: Energy, n: int = PARTICLES) -> Pilot:
+        path = Geometric(start, target)
         x = start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
-        return tune(Geometric(start, target), x, generator, **options)
+
+        def tuned() -> Pilot:
+            return tune(path, x, generator, kernel=mover, progress=progress)
+
+        return tuned() if checkpoint is None else checkpoint.stage(tuned, Pilot, path, mover, generators=[generator])
 
     if start is not None and quick(start):  # in the noise of a flow: there its own law is a standard normal
         like = target._like()
@@ -107,7 +119,7 @@ def pilot(
     spent, found = 0.0, []
     enough = max(PARTICLES, 64 * math.prod(target.event_shape)) if math.prod(target.event_shape) <= MOST_DIMENSIONS else PARTICLES
     for heat in HEAT:
-        wide, gradients = _extent(target, heat, generator)
+        wide, gradients = _extent(target, heat, generator, checkpoint)
         spent += gradients
         try:
             found.append(go(wide, target, enough))
@@ -157,7 +169,9 @@ def _fitted(x: Tensor, generator: torch.Generator) -> tuple[Triangular | None, G
     return map, near
 
 
-def _extent(target: Energy, heat: float, generator: torch.Generator) -> tuple[StandardNormal, float]:
+def _extent(
+    target: Energy, heat: float, generator: torch.Generator, checkpoint: Checkpoint | None
+) -> tuple[StandardNormal, float]:
     """A normal with the spread of 64 chains at a temperature, half as wide again, and the gradients it took."""
     like = target._like()
     z = torch.randn(64 * 64, *target.event_shape, generator=generator, dtype=like.dtype, device=like.device)
@@ -169,6 +183,7 @@ def _extent(target: Energy, heat: float, generator: torch.Generator) -> tuple[St
             "all have energy +inf or NaN; give init="
         )
     good = good[torch.arange(64, device=good.device) % len(good)]
-    trace = run(Langevin(), target if heat == 1 else target ** (1 / heat), good, draws=50, warmup=200, generators=[generator])
+    hot = target if heat == 1 else target ** (1 / heat)
+    trace = run(Langevin(), hot, good, draws=50, warmup=200, generators=[generator], checkpoint=checkpoint)
     x = trace.x.flatten(0, 1)
     return StandardNormal(x.mean(0), 1.5 * x.std(0).clamp(min=1e-6)), trace.counts.gradients + len(z)

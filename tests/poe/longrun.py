@@ -21,6 +21,8 @@ from poe.records import Codec
 from poe.run import run, streams
 from tests.poe.targets import Gauss
 
+SLOW = ("chains", "tempered")  # methods of many short steps
+
 
 class Mortal(poe.Energy):
     """An energy that kills its process, as a power cut would, at a chosen evaluation; `None` lets it live."""
@@ -66,18 +68,30 @@ def long_run(path: Path | None, dies_at: int | None = None, *, shards: int = 3, 
     return {name: tensor.contiguous() for name, tensor in result.items()} | {"calls": torch.tensor(energy.calls)}
 
 
-def main(path: str, out: str, dies_at: int | None = None) -> None:
-    """A long run with a write after every step; its results are written to `out`."""
+def sampled(path: Path | None, method: str, dies_at: int | None = None) -> dict[str, Tensor]:
+    """Draws of `poe.sample` by a method, and its count of evaluations."""
+    energy = Mortal(Gauss(-2.0) | Gauss(2.0), dies_at)
+    warmup = 40 if method == "chains" else None
+    kept = None if path is None else str(path)
+    draws = poe.sample(energy, 100, method=method, warmup=warmup, seed=0, shards=3, checkpoint=kept)
+    return {"x": draws.x, "gradients": torch.tensor(draws.diagnostics.gradients), "calls": torch.tensor(energy.calls)}
+
+
+def main(path: str, out: str, dies_at: int | None = None, method: str | None = None) -> None:
+    """A long run with a write after every step, or draws by a method; the results are written to `out`."""
     torch.set_num_threads(1)
-    files.INTERVAL = files.COST = 0.0
-    safetensors.torch.save_file(long_run(Path(path), dies_at), out)
+    files.INTERVAL, files.COST = (0.0 if method is None else 0.02), 0.0
+    result = long_run(Path(path), dies_at) if method is None else sampled(Path(path), method, dies_at)
+    safetensors.torch.save_file(result, out)
 
 
 if __name__ == "__main__":  # torchrun starts it: one file of results for each process
     torch.set_num_threads(1)
     parallel.start(torch.device("cpu"), 3)
-    files.INTERVAL = files.COST = 0.0
+    files.INTERVAL, files.COST = 0.02, 0.0
     folder = Path(sys.argv[1])
     plain = long_run(None)
     safetensors.torch.save_file(plain, folder / f"plain-{parallel.rank()}.safetensors")
     safetensors.torch.save_file(long_run(folder / "checkpoint"), folder / f"kept-{parallel.rank()}.safetensors")
+    for method in sys.argv[2:]:
+        safetensors.torch.save_file(sampled(None, method), folder / f"{method}-{parallel.rank()}.safetensors")

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from poe import parallel
-from tests.poe.longrun import long_run
+from tests.poe.longrun import SLOW, long_run, sampled
 from tests.poe.test_checkpoint import same
 
 ROOT = Path(__file__).parents[2]
@@ -24,15 +24,26 @@ def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
 
 def test_two_processes_give_the_draws_of_one(tmp_path: Path) -> None:
     whole = long_run(None)  # three shards: one process has two of them
-    done = torchrun(2, "-m", "tests.poe.longrun", str(tmp_path))
+    done = torchrun(2, "-m", "tests.poe.longrun", str(tmp_path), "annealed")
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         for name in ("plain", "kept"):
             result = safetensors.torch.load_file(tmp_path / f"{name}-{rank}.safetensors")
             assert same(whole, result), (rank, name)
             assert result["calls"] < 0.9 * whole["calls"]  # and each made only its share of them
+        assert same(sampled(None, "annealed"), safetensors.torch.load_file(tmp_path / f"annealed-{rank}.safetensors"))
     assert same(whole, long_run(tmp_path / "checkpoint"))  # one process goes on from what two have written
     assert not same(long_run(None, shards=2), whole)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_draws_of_one_by_every_method(tmp_path: Path) -> None:
+    done = torchrun(2, "-m", "tests.poe.longrun", str(tmp_path), *SLOW)
+    assert done.returncode == 0, done.stderr
+    for method in SLOW:
+        whole = sampled(None, method)
+        for rank in (0, 1):
+            assert same(whole, safetensors.torch.load_file(tmp_path / f"{method}-{rank}.safetensors")), (rank, method)
 
 
 def test_more_processes_than_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
