@@ -15,7 +15,9 @@ from experts.function import Function, function
 
 if TYPE_CHECKING:
     from experts.autoregressive import MixtureMADE
+    from experts.boltzmann import RBM, GaussianRBM
     from experts.classifier import Classifier
+    from experts.dbm import DBM
     from experts.distribution import Distribution
     from experts.exponential import (
         Bernoulli,
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
         VonMises,
     )
     from experts.flow import Flow
+    from experts.ising import Ising, Potts
     from experts.neural import ConvEnergy, MLPEnergy
 
 __all__ = [
+    "DBM",
+    "RBM",
     "Bernoulli",
     "Beta",
     "Categorical",
@@ -43,21 +48,29 @@ __all__ = [
     "Flow",
     "Function",
     "Gamma",
+    "GaussianRBM",
+    "Ising",
     "MLPEnergy",
     "MixtureMADE",
     "Normal",
     "Poisson",
+    "Potts",
     "VonMises",
     "function",
 ]
 
 _MODULES = {
+    "DBM": "dbm",
+    "RBM": "boltzmann",
     "Classifier": "classifier",
     "ConvEnergy": "neural",
     "Distribution": "distribution",
     "Flow": "flow",
+    "GaussianRBM": "boltzmann",
+    "Ising": "ising",
     "MLPEnergy": "neural",
     "MixtureMADE": "autoregressive",
+    "Potts": "ising",
 }
 
 

@@ -494,6 +494,16 @@ class Bernoulli(ExponentialFamily):
         """P(x = 1) of each coordinate."""
         return self.logits.sigmoid()
 
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """All coordinates at once: they are independent."""
+        return (torch.arange(self.event_shape.numel(), device=self.device),)
+
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, *event), (k) -> (*batch, k)
+        """The logits of these coordinates, whatever the others are."""
+        chosen = self.logits.expand(self.event_shape).reshape(-1)[sites]
+        return chosen.expand(*x.shape[: x.ndim - len(self.event_shape)], -1)
+
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self._sum(x * self.logits - nn.functional.softplus(self.logits, threshold=40))
 
@@ -537,6 +547,16 @@ class Categorical(ExponentialFamily):
     def probs(self) -> Tensor:
         """P(x = k), (*event, K)."""
         return self.logits.softmax(-1)
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """All coordinates at once: they are independent."""
+        return (torch.arange(self.event_shape.numel(), device=self.device),)
+
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, *event), (k) -> (*batch, k, K)
+        """The logits of these coordinates, whatever the others are."""
+        chosen = self.logits.reshape(-1, self.logits.shape[-1])[sites]
+        return chosen.expand(*x.shape[: x.ndim - len(self.event_shape)], -1, -1)
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         logs = self.logits.log_softmax(-1).expand((*x.shape, -1))

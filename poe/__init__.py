@@ -17,9 +17,21 @@ from poe.energy import (
     shift,
 )
 from poe.expression import parse
-from poe.kernels import Cycle, Hamiltonian, IndependentMetropolis, Langevin, Microcanonical, RandomWalk, Tempered
+from poe.kernels import (
+    Cycle,
+    DiscreteLangevin,
+    Flip,
+    Gibbs,
+    GibbsWithGradients,
+    Hamiltonian,
+    IndependentMetropolis,
+    Langevin,
+    Microcanonical,
+    RandomWalk,
+    Tempered,
+)
 from poe.modes import mode
-from poe.partition import log_z, normalize
+from poe.partition import bracket, log_z, normalize
 from poe.plan import Plan, plan, sample
 from poe.registry import as_energy, available, converter, create, register
 from poe.rules import closed_form, simplify
@@ -29,9 +41,13 @@ from poe.storage import load, save
 __all__ = [
     "Cycle",
     "Density",
+    "DiscreteLangevin",
     "Draws",
     "Energy",
     "Estimate",
+    "Flip",
+    "Gibbs",
+    "GibbsWithGradients",
     "Hamiltonian",
     "IndependentMetropolis",
     "Langevin",
@@ -42,6 +58,7 @@ __all__ = [
     "Tempered",
     "as_energy",
     "available",
+    "bracket",
     "closed_form",
     "combine",
     "contrast",

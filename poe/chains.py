@@ -20,6 +20,7 @@ from poe.kernels.tempered import linear_betas
 from poe.methods import Job, NotThisWay, tested
 from poe.path import StandardNormal
 from poe.run import Trace, run
+from poe.starts import nowhere
 from poe.transport import Transported
 
 WARMUP = 400
@@ -67,6 +68,7 @@ def tempered(job: Job) -> Draws:
         rungs = int(min(24, max(4, math.ceil(1.3 * float(rejection.sum())) + 2)))
         old, kernel = pilot.kernel.betas, pilot.kernel.respaced(rejection, rungs)  # type: ignore[attr-defined]
         nearest = (old.unsqueeze(0) - kernel.betas.unsqueeze(1)).abs().argmin(1)
+        nearest[1:] = nearest[1:].clamp(min=1)  # draws of the start may lie where the target fails
         walkers = torch.cat([state.rungs.x for state in pilot.states])[:, nearest]
     pilot, gap = work.pilot(kernel, walkers, 60, "replica exchange")
     return work.finish(pilot if pilot.partial else work.run(pilot, gap, "replica exchange"))
@@ -142,12 +144,7 @@ class _Chains:
             finite = job.target(z).isfinite()
         self.energies += len(z)
         if not bool(finite.any()):
-            names = ", ".join(map(str, job.starts))
-            why = f"no draw of {names} has finite energy" if names else "it draws no samples"
-            raise ValueError(
-                f"found no starting point of finite energy for {job.energy}: {why}, and {len(z)} draws of a standard normal all have "
-                "energy +inf or NaN; give init="
-            )
+            raise ValueError(nowhere(job.target, z))
         good = z[finite]
         return good[torch.arange(self.count, device=good.device) % len(good)]
 

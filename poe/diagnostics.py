@@ -268,7 +268,7 @@ def judge(d: Diagnostics, draws: int, *, exact_draws: bool) -> list[str]:
             f"{d.nonfinite} proposals had a non-finite energy or gradient; they were rejected, and an expert fails there; "
             "try an expert whose support leaves these points out"
         )
-    if d.divergent > d.gradients * STRAY:
+    if d.divergent > d.gradients * (100 * STRAY if particles else STRAY):
         said.append(
             f"{d.divergent} divergent proposals: the energy rises too steeply somewhere for this step size; try a kernel with a "
             "smaller step_size="

@@ -24,17 +24,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from numbers import Real
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from poe import support as sets
 from poe.capabilities import Conditional, Samples
 
-Power = float | nn.Parameter
+Power = float | Real | Tensor | nn.Parameter
+
+_MOST_COMPARED = 4096  # numbers in the tensors of a product that are compared before a cached closed form is used again
 
 
 class Estimate(NamedTuple):
@@ -71,7 +75,7 @@ class Energy(nn.Module, ABC):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self._event_shape = torch.Size(event_shape)
+        self._event_shape = _shape(event_shape)
         self._support = sets.canonical(support, self._event_shape)
         self._name: str | None = None
         self.name = name
@@ -301,6 +305,32 @@ class Energy(nn.Module, ABC):
     def __xor__(self, other: Any) -> Energy:
         raise TypeError(f"{self} ^ {other} is ambiguous: write `a ** 2` for a power, `(a - b) | (b - a)` for either but not both")
 
+    def __rand__(self, other: Any) -> Energy:
+        raise TypeError(f"{other!r} & {self}: both sides of `&` must be energies; poe.as_energy(model) wraps a model")
+
+    def __ror__(self, other: Any) -> Energy:
+        raise TypeError(f"{other!r} | {self}: both sides of `|` must be energies; poe.as_energy(model) wraps a model")
+
+    def __rtruediv__(self, other: Any) -> Energy:
+        raise TypeError(f"{other!r} / {self}: both sides of `/` must be energies; write `~a` for 1/p_a")
+
+    def __rpow__(self, other: Any) -> Energy:
+        raise TypeError(f"{other!r} ** {self}: a power stands on the right, and is a number; write `a ** 2` for p_a squared")
+
+    def __rmatmul__(self, other: Any) -> Energy:
+        raise TypeError(f"{other!r} @ {self}: the energy stands on the left of `@`; write `a @ f` for the factor p_a(f(x))")
+
+    def __floordiv__(self, other: Any) -> Energy:
+        raise TypeError(
+            f"{self} // {_shown(other)} means nothing: write `a / b` for p_a / p_b, or `a ** 0.5` for the root of p_a"
+        )
+
+    def __mod__(self, other: Any) -> Energy:
+        raise TypeError(f"{self} % {_shown(other)} means nothing: write `a / b` for p_a / p_b, or `a - b` for a but not b")
+
+    def __pos__(self) -> Energy:
+        raise TypeError(f"+({self}) means nothing: write `a` alone, or `a & b` for a product")
+
     # ---- printing: str is the algebra, repr the facts
 
     def _format(self, label: dict[int, str]) -> tuple[str, int]:
@@ -368,7 +398,7 @@ class Product(Energy):
         self.learnable = nn.ParameterList([term.parameter for term in terms if term.parameter is not None])
         slots = iter(range(len(self.learnable)))
         self._slots = tuple(None if term.parameter is None else next(slots) for term in terms)
-        self._known: tuple[list[Any], Energy] | None = None
+        self._known: tuple[list[Any], list[Tensor], Energy] | None = None
 
     @property
     def terms(self) -> tuple[_Term, ...]:
@@ -392,7 +422,10 @@ class Product(Energy):
         total = x.new_zeros((), dtype=x.dtype if x.is_floating_point() else self.dtype)
         for term in self._evaluated:
             total = _add(total, term.weigh(term.energy(x)))
-        return total if self._evaluated else total.expand(self._batch_shape(x))
+        if self._evaluated or not x.is_floating_point():
+            return total.expand(self._batch_shape(x))
+        none = torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, 0)  # 0 at each x, with a graph of slope 0
+        return none.reshape(*self._batch_shape(x), self.event_shape.numel()).sum(-1)
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total, gradient = x.new_zeros(self._batch_shape(x)), torch.zeros_like(x)
@@ -412,13 +445,19 @@ class Product(Energy):
 
     @property
     def _closed(self) -> Energy:
-        """The simplified product, worked out again only after a tensor of the expression has changed, or the rules."""
+        """The simplified product, worked out again only after a tensor of the expression has changed, or the rules.
+
+        A change in place through `.data` leaves no trace in torch's version counters, so the numbers themselves are
+        compared where there are at most `_MOST_COMPARED`.
+        """
+        tensors = [*self.parameters(), *self.buffers()]
         version: list[Any] = [_rules().count()]
-        for tensor in [*self.parameters(), *self.buffers()]:
+        for tensor in tensors:
             version += [_Same(tensor), tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device]
-        if self._known is None or self._known[0] != version:
-            self._known = version, _rules().simplify(self)
-        return self._known[1]
+        compared = tensors if sum(tensor.numel() for tensor in tensors) <= _MOST_COMPARED else []
+        if self._known is None or self._known[0] != version or not all(map(torch.equal, self._known[1], compared)):
+            self._known = version, [tensor.detach().clone() for tensor in compared], _rules().simplify(self)
+        return self._known[2]
 
     @property
     def proper(self) -> bool | None:
@@ -532,7 +571,7 @@ class _Term(NamedTuple):
         """power · E, and +inf where E is, whatever the sign."""
         if self.parameter is None and self.coefficient == 1:
             return energy
-        weighted = energy * (self.coefficient if self.parameter is None else self.coefficient * self.parameter)
+        weighted = energy * (self.coefficient if self.parameter is None else self.coefficient * self.parameter.reshape(()))
         return weighted if self.parameter is None and self.coefficient > 0 else weighted.where(energy != math.inf, math.inf)
 
     def scaled(self, factor: float) -> _Term:
@@ -609,12 +648,13 @@ class Mixture(Energy):
         for weight, part in self._weighted:
             energy, slope = part.value_and_grad(x)
             new = weight - energy
-            total = new if log_p is None else torch.logaddexp(log_p, new)
-            share = torch.where(new == total, 1, (new - total).exp())  # inf - inf where a density is infinite
-            share = torch.where(new == -math.inf, 0, share)
-            share = share.reshape(share.shape + axes)
-            gradient = torch.where(share > 0, gradient + share * (slope - gradient), gradient).where(~share.isnan(), share)
-            log_p = total
+            log_p = torch.full_like(new, -math.inf) if log_p is None else log_p
+            odds = torch.where(new == log_p, 0, new - log_p)  # inf - inf where both densities are 0, or both infinite
+            odds = odds.reshape(odds.shape + axes)
+            share, rest = odds.sigmoid(), (-odds).sigmoid()  # each to full precision: 1 - share would lose a small rest
+            gradient = torch.where(rest > 0, rest * gradient, 0) + torch.where(share > 0, share * slope, 0)
+            gradient = gradient.where(~share.isnan(), share)
+            log_p = torch.logaddexp(log_p, new)
         assert log_p is not None
         return -log_p, gradient
 
@@ -833,16 +873,18 @@ def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None =
     Flat and merged by identity, so `product([a, a])` is `a ** 2` with one evaluation, and a single factor of power 1 is itself.
     An `nn.Parameter` as a power stays its own, learnable term.
     """
-    energies = _energies(energies, "product")
+    energies = _energies(energies, "product", powers)
     if powers is None:
         powers = 1.0
-    if isinstance(powers, (int, float, nn.Parameter)):
+    if not isinstance(powers, Iterable) or isinstance(powers, nn.Parameter) or (isinstance(powers, Tensor) and powers.ndim == 0):
         powers = [powers] * len(energies)
-    if isinstance(powers, (str, bytes)) or len(powers) != len(energies):
+    powers = list(powers)  # type: ignore[arg-type]
+    if len(powers) != len(energies):
         raise ValueError(f"{len(energies)} energies need as many powers, not {len(powers)}")
     terms: list[_Term] = []
     for energy, power in zip(energies, powers, strict=True):
         if isinstance(power, nn.Parameter):
+            _check_parameter(power, energy)
             nested = energy.terms if isinstance(energy, Product) and not energy.learnable else (_Term(energy, 1.0),)
             terms += [term._replace(parameter=power) for term in nested]
         else:
@@ -856,21 +898,15 @@ def _flat(terms: Sequence[_Term]) -> Energy:
     opened: list[_Term] = []
     for term in terms:
         if isinstance(term.energy, Product) and (term.parameter is None or not term.energy.learnable):
-            opened += [
-                t.scaled(term.coefficient)._replace(parameter=t.parameter or term.parameter)
-                if term.parameter is None
-                else t.scaled(term.coefficient)._replace(parameter=term.parameter)
-                for t in term.energy.terms
-            ]
+            for t in term.energy.terms:
+                parameter = t.parameter if term.parameter is None else term.parameter
+                opened.append(t.scaled(term.coefficient)._replace(parameter=parameter))
         else:
             opened.append(term)
-    merged: dict[tuple[int, int | None], _Term] = {}
+    merged: dict[tuple[int, int | None], list[_Term]] = {}
     for term in opened:
-        key = (id(term.energy), None if term.parameter is None else id(term.parameter))
-        if key in merged:
-            term = term._replace(coefficient=merged[key].coefficient + term.coefficient)
-        merged[key] = term
-    kept = list(merged.values())
+        merged.setdefault((id(term.energy), None if term.parameter is None else id(term.parameter)), []).append(term)
+    kept = [same[-1]._replace(coefficient=_sum([term.coefficient for term in same])) for same in merged.values()]
     for term in [t for t in kept if t.coefficient == 0]:
         rest = [t for t in kept if t is not term]
         if rest and sets.covers(term.energy.support, sets.intersect([t.energy.support for t in rest])):
@@ -880,12 +916,23 @@ def _flat(terms: Sequence[_Term]) -> Energy:
     return Product(kept)
 
 
+def _sum(coefficients: Sequence[float]) -> float:
+    """The sum, and the round number that was meant where rounding alone separates them: 0.1 + 0.2 - 0.3 is 0."""
+    total = math.fsum(coefficients)
+    if len(coefficients) == 1 or not math.isfinite(total):
+        return total
+    slack = 4 * len(coefficients) * math.ulp(math.fsum(map(abs, coefficients)))
+    meant = (float(round(total)), float(f"{total:.12g}"))
+    return next((value for value in meant if abs(value - total) <= slack), total)
+
+
 def mixture(energies: Sequence[Energy], weights: Sequence[float] | None = None) -> Energy:
     """Without weights, Σ exp(-E_i), as `|`. With weights, Σ w_i p_i / Z_i over the normalised parts, weights scaled to sum to 1.
 
     Raises ValueError where weights are given and some log Z is unknown: `poe.normalize` estimates it.
     """
-    energies = _energies(energies, "mixture")
+    energies = _energies(energies, "mixture", weights)
+    _one_measure(energies, "|")
     if weights is None:
         flat: list[Energy] = []
         for energy in energies:
@@ -906,6 +953,7 @@ def mixture(energies: Sequence[Energy], weights: Sequence[float] | None = None) 
 def contrast(a: Energy, b: Energy, strength: float = 1.0) -> Energy:
     """a but not b: E_a + strength·softplus(E_a - E_b), strength >= 0; `a - b` is strength 1."""
     a, b = _energies([a, b], "contrast")
+    _one_measure([a, b], "-")
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
         raise ValueError(f"the strength of a contrast is a finite number >= 0, got {strength!r}")
     return Contrast(a, b, float(strength))
@@ -932,7 +980,7 @@ def pullback(energy: Energy, function: Callable[[Tensor], Tensor], event_shape: 
     if isinstance(function, Energy) or not callable(function):
         raise TypeError(f"`@` takes a function of x on its right, not {function}; for a product of energies write `a & b`")
     (energy,) = _energies([energy], "pullback")
-    shape = event_shape if event_shape is not None else _stated_shape(function)
+    shape = _shape(event_shape) if event_shape is not None else _stated_shape(function)
     return Pullback(energy, function, energy.event_shape if shape is None else shape)
 
 
@@ -968,9 +1016,12 @@ class Select(nn.Module):
 
     def __init__(self, index: Sequence[int] | Tensor, event_shape: Sequence[int], part_shape: Sequence[int]) -> None:
         super().__init__()
-        self.event_shape, self.part_shape = torch.Size(event_shape), torch.Size(part_shape)
+        self.event_shape, self.part_shape = _shape(event_shape), _shape(part_shape)
         size = self.event_shape.numel()
-        positions = torch.as_tensor(index, dtype=torch.long).flatten()
+        positions = torch.as_tensor(index).flatten()
+        if positions.numel() and (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool):
+            raise TypeError(f"positions are whole numbers, not {positions.dtype}: mask.flatten().nonzero() gives those of a mask")
+        positions = positions.long()
         if len(positions) != self.part_shape.numel():
             raise ValueError(f"{len(positions)} positions cannot fill an event of shape {tuple(part_shape)}")
         if bool((positions < -size).any() or (positions >= size).any()) or len((positions % size).unique()) != len(positions):
@@ -1150,6 +1201,35 @@ def _all(answers: Iterable[bool | None]) -> bool | None:
     return False if False in answers else None if None in answers else True
 
 
+def _measure(support: sets.Constraint) -> str | None:
+    """What a density on this support is a density of; None where nobody can tell, as on the preimage under a map."""
+    if isinstance(support, sets.Box):
+        return "sums over points" if support.integer else "integrals over volume"
+    if isinstance(support, (sets.Intersection, sets.Union)):
+        found = {_measure(part) for part in support.parts}
+        if None in found:
+            return None
+        thinnest = ("sums over points", "integrals over the simplex", "integrals over volume")
+        return next(measure for measure in thinnest if measure in found)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return {id(constraints.simplex): "integrals over the simplex", id(constraints.one_hot): "sums over points"}.get(id(support))
+
+
+def _one_measure(energies: Sequence[Energy], sign: str) -> None:
+    """Raises where densities that are added or compared are known to be of different measures: their ratio means nothing."""
+    first = energies[0]
+    for energy in energies[1:]:
+        known, other = _measure(first.support), _measure(energy.support)
+        if known is None:
+            first = energy
+        elif other is not None and other != known:
+            raise ValueError(
+                f"`{sign}` compares densities of one measure: {first} on {first.support!r} has {known}, and {energy} on "
+                f"{energy.support!r} has {other}; give both one support, or multiply with `&`"
+            )
+
+
 def _known_log_z(energy: Energy) -> Estimate:
     if energy.log_z is None:
         raise ValueError(
@@ -1160,21 +1240,59 @@ def _known_log_z(energy: Energy) -> Estimate:
 
 
 def _checked_power(power: Any, energy: Energy) -> float:
-    if isinstance(power, bool) or not isinstance(power, (int, float)):
-        raise TypeError(f"({energy}) ** {power}: a power is a number or an nn.Parameter; for a product of energies write `a & b`")
+    written = f"({energy}) ** {_shown(power)}"
+    if isinstance(power, Tensor):
+        if power.requires_grad:
+            raise TypeError(f"{written}: a power that is learned is an nn.Parameter, and any other one is a plain number")
+        if power.ndim == 0:
+            power = power.item()
+    if isinstance(power, bool) or not isinstance(power, Real):
+        raise TypeError(f"{written}: a power is a number or an nn.Parameter; for a product of energies write `a & b`")
     if not math.isfinite(power):
-        raise ValueError(f"({energy}) ** {power}: a power must be finite")
+        raise ValueError(f"{written}: a power must be finite")
     return float(power)
+
+
+def _check_parameter(power: nn.Parameter, energy: Energy) -> None:
+    """Raises where a learnable power is not one floating number."""
+    if power.numel() != 1:
+        raise ValueError(
+            f"({energy}) ** Parameter of shape {tuple(power.shape)}: a power is one number, nn.Parameter(torch.tensor(1.0)); "
+            "poe.product(energies, powers) takes one for each energy"
+        )
+    if not power.is_floating_point():
+        raise TypeError(
+            f"({energy}) ** Parameter of {power.dtype}: only a floating power can learn; write "
+            f"nn.Parameter(torch.tensor({power.item()}.0)), or the number {power.item()}"
+            if not power.is_complex() and power.dtype != torch.bool
+            else f"({energy}) ** Parameter of {power.dtype}: a learnable power is one real number, nn.Parameter(torch.tensor(1.0))"
+        )
+
+
+def _shown(thing: Any) -> str:
+    """What the user wrote, as it reads in an expression."""
+    return str(thing) if isinstance(thing, Energy) else repr(thing)
+
+
+def _shape(event_shape: Sequence[int]) -> torch.Size:
+    if isinstance(event_shape, int):
+        raise TypeError(f"an event shape is a tuple of sizes, not {event_shape!r}: write ({event_shape},)")
+    return torch.Size(event_shape)
 
 
 def _energy(other: Any, left: Energy, sign: str) -> Energy:
     if isinstance(other, Energy):
         return other
-    hint = f"{left} ** {1 / other:g}" if sign == "/" and isinstance(other, (int, float)) and other else "poe.as_energy(it)"
+    hint = f"{left} ** {1 / float(other):g}" if sign == "/" and isinstance(other, Real) and other else "poe.as_energy(it)"
     raise TypeError(f"`{sign}` composes energies, and its right side is a {type(other).__name__}: did you mean {hint}?")
 
 
-def _energies(energies: Iterable[Energy], function: str) -> list[Energy]:
+def _energies(energies: Iterable[Energy], function: str, second: Any = None) -> list[Energy]:
+    """The energies as a list, checked to live on one event. `second` is what was given after them, which may be a forgotten one."""
+    if isinstance(energies, Energy) or isinstance(second, Energy):
+        listed = [*([energies] if isinstance(energies, Energy) else energies), *([second] if isinstance(second, Energy) else [])]
+        inside = f"[{', '.join(map(_shown, listed))}]" + (", prior=..." if function == "combine" else "")
+        raise TypeError(f"poe.{function} takes a list of energies: write poe.{function}({inside})")
     energies = list(energies)
     if not energies:
         raise ValueError(f"poe.{function} needs at least one energy")

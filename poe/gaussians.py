@@ -65,7 +65,9 @@ class Gaussians(Density):
                 break
         assert best is not None
         weights, means, roots = _maximise(flat, best, generator)
-        spread = torch.linalg.cholesky(flat.T.cov().reshape(d, d) + 1e-12 * torch.eye(d).to(flat))
+        spread, failed = torch.linalg.cholesky_ex(flat.T.cov().reshape(d, d) + 1e-12 * torch.eye(d).to(flat))
+        if failed:
+            return None
         weights = torch.cat([weights * (1 - DEFENCE), weights.new_tensor([DEFENCE])])
         means = torch.cat([means, flat.mean(0, keepdim=True)])
         roots = torch.cat([roots * math.sqrt(WIDER), 2 * spread.unsqueeze(0)])

@@ -161,7 +161,7 @@ def importance(job: Job, *, forced: bool) -> Draws:
     order = systematic(smooth, uniform, wide)
     size = (2 * smooth.logsumexp(1) - (2 * smooth).logsumexp(1)).exp().sum()
     return _population(
-        job, take(torch.cat(x), order), start.density, estimate(raw.logsumexp(1) - math.log(each)),
+        job, take(torch.cat(x), order), start.density, estimate(raw.flatten()),
         pareto_k=k, nonfinite=failed, energies=job.weighed + raw.numel() + order.numel(),
         weight_ess=float(size), ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - started,
     )  # fmt: skip

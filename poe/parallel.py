@@ -38,10 +38,12 @@ def start(device: torch.device, shards: int) -> None:
 
 
 def size() -> int:
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Which of them this one is, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from poe import support as sets
 from poe.capabilities import Samples
 from poe.diagnostics import pareto_k
 from poe.energy import Energy, Estimate, shift
+from poe.frozen import frozen
 from poe.run import streams
-from poe.smc import anneal, estimate
+from poe.smc import anneal, estimate, refined, reverse
 from poe.spaces import enumerable, points
 from poe.starts import Start, candidates, pilot, weigh, within
-from poe.transport import Unconstrained
+from poe.transport import Transported, Unconstrained
 
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
+FINER = 10  # levels of a bracket for each that sequential Monte Carlo needs
 METHODS = ("importance", "annealed", "ais")
 
 
@@ -66,6 +70,11 @@ def log_z(
     if sets.is_discrete(energy.support):
         return _summed(energy)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    with frozen(energy):
+        return _estimated(energy, proposal, method, draws, seed, progress)
+
+
+def _estimated(energy: Energy, proposal: Energy | None, method: str | None, draws: int, seed: int, progress: bool) -> Estimate:
     target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
     generators = streams(seed, 3, energy.device)
     start = _proposal(energy, target, proposal, generators[0])
@@ -83,14 +92,14 @@ def log_z(
             return _importance(energy, near)
     population = anneal(
         run.schedule,
-        lambda n, generator: path.start.sample(n, generator=generator).to(target._like()),  # type: ignore[operator]
+        _sampler(path.start, target),
         [POPULATIONS],
         -(-draws // POPULATIONS),
         [generators[2]],
         resample=method != "ais",
         progress=progress,
     )
-    if population.nonfinite:
+    if population.nonfinite > population.energy.numel() * run.schedule.gradients / 100:
         raise ValueError(f"{energy} was NaN or had a NaN gradient at {population.nonfinite} points; an expert fails there")
     result = estimate(population.log_ratio)
     if not result.standard_error < 0.5:
@@ -111,13 +120,44 @@ def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) 
     return result
 
 
+def bracket(
+    energy: Energy, x: Tensor, *, proposal: Energy | None = None, draws: int = 1024, seed: int | None = None
+) -> tuple[Estimate, Estimate]:  # x (n, *event)
+    """(lower, upper): bounds of log Z in expectation, by annealing from a proposal to the energy and, from exact draws x of it, back.
+
+    Of weights whose mean is Z the mean logarithm lies below log Z (Jensen); of weights whose mean is 1/Z, above. Each comes with the
+    standard error of its mean. The gap bounds the error of either, as long as x are exact draws.
+    Raises ValueError where no start that draws is known: give proposal=.
+    """
+    target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    generators = streams(seed, 4, energy.device)
+    start = _proposal(energy, target, proposal, generators[0])
+    if start is None:
+        raise ValueError(f"a bracket of log Z of {energy} needs a proposal= that draws: none of its parts does")
+    schedule = refined(pilot(target, start.density, generators[1]).schedule, FINER)
+    path = schedule.path
+    forward = anneal(schedule, _sampler(path.start, target), [draws], 1, [generators[2]], resample=False)
+    z = x.to(energy._like())
+    z = z if target is energy else target.to_z(z)  # type: ignore[operator]
+    z = path.end.to_z(z) if isinstance(path.end, Transported) else z
+    back = -reverse(schedule, z, generators[3])
+    bounds = (Estimate(float(logs.mean()), float(logs.std()) / math.sqrt(len(logs))) for logs in (forward.log_ratio, back))
+    lower, upper = (_plus(bound, path.start.log_z) for bound in bounds)
+    return lower, upper
+
+
+def _sampler(start: Energy, target: Energy) -> Callable[[int, torch.Generator], Tensor]:
+    return lambda n, generator: start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
+
+
 _estimate = log_z
 
 
 def _summed(energy: Energy) -> Estimate:
     if not enumerable(energy):
         raise ValueError(f"log Z of {energy} is a sum over too many points, and nothing here estimates it")
-    with torch.no_grad():
+    with torch.no_grad(), frozen(energy):
         values = energy(points(energy)).double()
     if bool(values.isnan().any()):
         raise ValueError(f"{energy} is NaN at {int(values.isnan().sum())} of {len(values)} points; an expert fails there")

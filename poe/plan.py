@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from poe.checkpoint import Checkpoint
 from poe.diagnostics import diagnose
 from poe.draws import Draws, first
 from poe.energy import Energy, Mixture, caveats
+from poe.frozen import frozen
 from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
 from poe.rules import simplify
@@ -77,6 +79,8 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         what = "exact mixture, ancestral draws" if isinstance(closed, Mixture) else WORDS["exact"]
         return Plan(("exact",), closed, what)
     if method == "exact":
+        if closed.can(Samples):
+            raise ValueError(f"{energy} has exact draws, and they use no kernel: leave out kernel= or method=")
         raise ValueError(f"{energy} has no exact draws: no closed form, or a part that cannot draw")
     discrete = sets.is_discrete(energy.support)
     states = enumerable(energy) if discrete else None
@@ -84,6 +88,10 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         if states is None:
             raise ValueError(f"{energy} cannot be enumerated: its support is not a finite set of at most {MOST_STATES:,} points")
         return Plan(("enumerate",), energy, f"all {states:,} points of a discrete space, exact")
+    if discrete and states is not None:
+        raise ValueError(
+            f"{energy} is discrete, and method={method!r} moves through continuous x; leave out method= to enumerate it"
+        )
     if discrete:
         raise ValueError(
             f"{energy} lives on a discrete space of more than {MOST_STATES:,} points and has no closed form: "
@@ -150,6 +158,7 @@ def sample(
             finite energy was found.
     """
     _check_arguments(energy, draws, chains, thin, shards)
+    _check_chains(method, kernel, warmup, init, seed)
     if checkpoint is not None and seed is None:
         raise ValueError("checkpoint= needs a seed=, so that the same call can go on with the same run")
     parallel.start(energy.device if device is None else torch.device(device), shards)
@@ -158,6 +167,8 @@ def sample(
     _refuse_improper(energy)
     if seed is None:  # the same in all processes
         seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
+    if compile and kernel is None:
+        kernel = Langevin()  # the one that compiles
     if method is None and not (init is None and warmup is None and not compile):
         method = "chains"  # nothing else starts somewhere, warms up and compiles
     chosen = plan(energy, method=method, kernel=kernel)
@@ -175,14 +186,8 @@ def sample(
         }
         run = Checkpoint(checkpoint, arguments)
     job = Job(target, chosen.starts, kernel, draws, chains, warmup, thin, init, seed, progress, shards, compile, run)
-    frozen = [p for p in energy.parameters() if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)  # drawing never needs their gradients, and the graph is smaller
-    try:
+    with frozen(energy):
         result = _follow(chosen, job)
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
     if run is not None:
         run.write()
     result = replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z)
@@ -247,7 +252,21 @@ def _check_arguments(energy: Energy, draws: int, chains: int | None, thin: int, 
         raise ValueError(f"{shards} shards need at least as many chains, got {chains}")
 
 
+def _check_chains(method: str | None, kernel: Any, warmup: Any, init: Tensor | None, seed: Any) -> None:
+    if kernel is not None and not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel is a kernel such as poe.Langevin(), not {kernel!r}")
+    for name, value in (("warmup", warmup), ("seed", seed)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ValueError(f"{name} is a whole number of at least 0, got {value!r}")
+    if method in ("exact", "enumerate", "importance", "annealed") and not (init is None and warmup is None):
+        raise ValueError(
+            f'init= and warmup= are for chains, and method={method!r} has none; give method="chains" or leave them out'
+        )
+
+
 def _refuse_improper(energy: Energy) -> None:
+    if energy.event_shape.numel() == 0:
+        raise ValueError(f"{energy} has nothing to draw: no number of its event, of shape {tuple(energy.event_shape)}, is free")
     if energy.proper is not False:
         return
     if sets.is_empty(energy.support):

@@ -62,6 +62,15 @@ class Schedule:
         return 1 + sum(round(level.moves * level.kernel.gradients_per_step) + 1 for level in self.levels)
 
 
+def refined(schedule: Schedule, times: int) -> Schedule:
+    """The schedule with each step of β cut into `times`, all moved by the kernel of its end."""
+    levels, beta = [], 0.0
+    for level in schedule.levels:
+        levels += [level._replace(beta=beta + (level.beta - beta) * (i + 1) / times) for i in range(times - 1)] + [level]
+        beta = level.beta
+    return Schedule(schedule.path, tuple(levels))
+
+
 class Population(NamedTuple):
     """Particles after the last level, (populations, particles, ...): positions, energies of the target in nats, log weights in nats
     (0 after resampling), log of each population's estimate of Z/Z_0 (populations), which particle of the start each descends from,
@@ -191,12 +200,43 @@ def anneal(
     return Population(x, energy, logs, log_ratio, ancestors, acceptance, nonfinite, divergent, partial)
 
 
+def reverse(schedule: Schedule, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)
+    """log weights of exact draws of the target carried back to the start: exp of them has mean Z_0/Z, so that minus their mean bounds
+    log(Z/Z_0) from above. The levels' own kernels move the particles, in the opposite order. Reference: Grosse, Ghahramani and
+    Adams 2015, arXiv:1511.02543 (bidirectional Monte Carlo)."""
+    path = schedule.path
+    pair = path.pair(x)
+    logs = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    betas = [0.0, *(level.beta for level in schedule.levels)]
+    for k in range(len(schedule.levels), 0, -1):
+        if k < len(schedule.levels):
+            level = schedule.levels[k - 1]
+            here = path.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
+            state = level.kernel.init(here, x)
+            for _ in range(level.moves):
+                kernel = _jittered(level.kernel, state.energy, generator)
+                state, _ = kernel.step(here, state, level.kernel.noise(state, generator))
+            x = level.kernel.walkers(state).x
+            pair = path.pair(x)
+        logs = logs - (betas[k] - betas[k - 1]) * pair.drop()
+    return logs
+
+
 def estimate(log_ratios: Tensor) -> Estimate:  # (populations)
-    """log of the mean of independent estimates of Z, with the standard error sd(Z) / (sqrt(n) mean(Z)) of the delta method."""
+    """log of the mean of independent estimates of Z, with the standard error sd(Z) / (sqrt(n) mean(Z)) of the delta method; of few
+    estimates it is larger by the ratio of the 97.5 % points of Student's t and of the normal, so that ±1.96 of it covers 95 %."""
     logs, n = log_ratios.double(), len(log_ratios)
     value = logs.logsumexp(0) - math.log(n)
-    spread = (logs - value).exp().std().item() if n > 1 else math.inf
-    return Estimate(value.item(), spread / math.sqrt(n))
+    if n == 1 or value == -math.inf:
+        return Estimate(value.item(), math.inf)
+    return Estimate(value.item(), (logs - value).exp().std().item() / math.sqrt(n) * _student(n - 1))
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % point of Student's t over that of the normal."""
+    from scipy.stats import norm, t  # arviz-stats brings it, half a second: loaded when an error is first asked for
+
+    return float(t.ppf(0.975, freedom) / norm.ppf(0.975))
 
 
 def systematic(log_weights: Tensor, uniform: Tensor, count: int | None = None) -> Tensor:

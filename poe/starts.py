@@ -12,7 +12,7 @@ from poe import support as sets
 from poe.capabilities import Proposes, Samples, quick
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import pareto_k, weight_ess
-from poe.energy import Contrast, Energy, Mixture, Product, Shifted
+from poe.energy import Contrast, Energy, Mixture, Product, Shifted, leaves
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel, Langevin
 from poe.maps import MOST_DIMENSIONS, Triangular
@@ -25,6 +25,7 @@ from poe.transport import Transported, Unconstrained
 CANDIDATES = 4096  # draws of each samplable factor that are weighed
 PARTICLES, REFINED = 1024, 4096  # of the first annealing pilot, and of those from fitted starts
 ROUNDS = 6  # fitted starts, one from the particles of the other
+FAR = 1e12
 HEAT = (1.0, 16.0)  # temperatures at which chains look for the extent of a target that nothing is known of
 
 
@@ -129,6 +130,10 @@ def pilot(
     if not found:
         raise Stalled(f"no path from a normal reaches {target}; give init= points, or multiply by an expert that draws samples")
     top = max(p.log_ratio for p in found)
+    if not math.isfinite(top):
+        raise ValueError(
+            f"{target} has particles of energy -inf, or runs away: it looks improper, with no finite mass to draw from"
+        )
     best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
     last, stale = best, 0
     for _ in range(ROUNDS):
@@ -169,6 +174,20 @@ def _fitted(x: Tensor, generator: torch.Generator) -> tuple[Triangular | None, G
     return map, near
 
 
+def nowhere(target: Energy, z: Tensor) -> str:  # z (n, *reals)
+    """Why no point has finite energy, naming the experts that fail."""
+    energy = target.energy if isinstance(target, Unconstrained) else target
+    x = target.to_x(z) if isinstance(target, Unconstrained) else z
+    failing = []
+    for part in leaves(energy):
+        if part.event_shape == energy.event_shape:
+            with torch.no_grad():
+                bad = int(part(x).isnan().sum())
+            failing += [f"{part} is NaN at {bad} of {len(x)}"] if bad else []
+    why = "; ".join(failing) if failing else "the energy is +inf at all of them; init= gives points where it is not"
+    return f"found no starting point of finite energy for {energy} among {len(x)} draws of a standard normal: {why}"
+
+
 def _extent(
     target: Energy, heat: float, generator: torch.Generator, checkpoint: Checkpoint | None
 ) -> tuple[StandardNormal, float]:
@@ -178,12 +197,13 @@ def _extent(
     with torch.no_grad():
         good = z[target(z).isfinite()]
     if not len(good):
-        raise ValueError(
-            f"found no starting point of finite energy for {target}: it draws no samples, and {len(z)} draws of a standard normal "
-            "all have energy +inf or NaN; give init="
-        )
+        raise ValueError(nowhere(target, z))
     good = good[torch.arange(64, device=good.device) % len(good)]
     hot = target if heat == 1 else target ** (1 / heat)
     trace = run(Langevin(), hot, good, draws=50, warmup=200, generators=[generator], checkpoint=checkpoint)
     x = trace.x.flatten(0, 1)
+    if not bool(x.abs().max() < FAR):
+        raise ValueError(
+            f"chains of {target} run away to {FAR:g} and beyond: it looks improper, with no finite mass to draw from"
+        )
     return StandardNormal(x.mean(0), 1.5 * x.std(0).clamp(min=1e-6)), trace.counts.gradients + len(z)

@@ -37,6 +37,7 @@ class Box(Constraint):
         self.integer, self.step = integer, step
         self.event_dim = self.low.ndim  # type: ignore[assignment]
         self.is_discrete = integer  # type: ignore[assignment]
+        self._two = integer and bool((self.high - self.low == step).all())  # two points a coordinate
         self._ends: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         low, high = self.low, self.high
         self.is_real = not integer and bool((low == -math.inf).all() and (high == math.inf).all())
@@ -53,6 +54,8 @@ class Box(Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         low, high = self.ends(value)
+        if self._two:
+            return _all_event((value == low) | (value == high), self.event_dim)
         inside = (value >= low) & (value <= high)
         if self.step > 1:
             inside = inside & ((value - low) % self.step == 0)

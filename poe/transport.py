@@ -10,7 +10,7 @@ from torch.distributions import Transform
 
 from poe import support as sets
 from poe.capabilities import Samples
-from poe.energy import Energy
+from poe.energy import Energy, Estimate
 
 
 class Unconstrained(Energy):
@@ -37,6 +37,10 @@ class Unconstrained(Energy):
         energy, slope = self.energy.value_and_grad(x.detach())
         (gradient,) = torch.autograd.grad([x, log_det], z, [slope, -torch.ones_like(log_det)], materialize_grads=True)
         return energy - log_det.detach(), gradient
+
+    @property
+    def log_z(self) -> Estimate | None:
+        return self.energy.log_z
 
     @property
     def proper(self) -> bool | None:
@@ -91,6 +95,10 @@ class Transported(Energy):
             outputs, slopes = outputs[:1], slopes[:1]
         (gradient,) = torch.autograd.grad(outputs, z, slopes, materialize_grads=True)
         return energy - log_det.detach(), gradient
+
+    @property
+    def log_z(self) -> Estimate | None:
+        return self.energy.log_z
 
     @property
     def proper(self) -> bool | None:

@@ -2,6 +2,8 @@
 
 from poe.kernels.base import Info, Kernel, State
 from poe.kernels.cycle import Cycle
+from poe.kernels.discrete import DiscreteLangevin, Flip, GibbsWithGradients
+from poe.kernels.gibbs import Gibbs
 from poe.kernels.hamiltonian import Hamiltonian
 from poe.kernels.independent import IndependentMetropolis
 from poe.kernels.langevin import Langevin
@@ -11,6 +13,10 @@ from poe.kernels.tempered import Tempered
 
 __all__ = [
     "Cycle",
+    "DiscreteLangevin",
+    "Flip",
+    "Gibbs",
+    "GibbsWithGradients",
     "Hamiltonian",
     "IndependentMetropolis",
     "Info",

@@ -7,8 +7,10 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -428,6 +430,70 @@ def test_learnable_powers_learn_and_stay_their_own_terms() -> None:
     torch.testing.assert_close(eval(text, {"a": a, "raw": raw, **NAMES})(LINE), energy(LINE))
 
 
+def test_powers_that_cancel_but_for_rounding_cancel() -> None:
+    unity = a**0.1
+    for _ in range(9):
+        unity = unity & a**0.1
+    assert unity is a
+    assert poe.product([a] * 10, 0.1) is a
+    assert a ** (1 / 3) & a ** (1 / 3) & a ** (1 / 3) is a
+    assert (a**0.1 & a**0.2 / a**0.3).powers == (0.0,)  # type: ignore[attr-defined]
+    assert ((a**0.1) ** 3 / a**0.3).powers == (0.0,)  # type: ignore[attr-defined]
+    assert (a**0.1 & a**0.2).powers == (0.3,)  # type: ignore[attr-defined]
+    # what is more than rounding stays
+    assert (a**1e-20 & a**1e-20).powers == (2e-20,)  # type: ignore[attr-defined]
+    assert (a ** (1 + 1e-13) / a).powers == pytest.approx((1e-13,), rel=1e-2)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("power", [np.float32(0.5), np.int64(2), Fraction(1, 2), torch.tensor(0.5), torch.tensor(2)])
+def test_any_real_number_is_a_power(power: Any) -> None:
+    for energy in (a**power, poe.product([a], power), poe.product([a], [power])):
+        assert energy.powers == (float(power),)  # type: ignore[attr-defined]
+    torch.testing.assert_close((a**power)(LINE), float(power) * a(LINE))
+    assert poe.product([a, b], torch.tensor([2.0, 3.0])).powers == (2.0, 3.0)  # type: ignore[attr-defined]
+
+
+def test_a_learnable_power_of_zero_stays_learnable() -> None:
+    power = nn.Parameter(torch.tensor([0.0]))
+    nested = (a & b).rebuild([b**power, a])
+    assert [term.parameter is power for term in nested.terms] == [True, False]  # type: ignore[attr-defined]
+    torch.testing.assert_close(nested(LINE), a(LINE))
+    assert nested(LINE[0]).shape == ()
+    nested(LINE).sum().backward()
+    torch.testing.assert_close(power.grad, b(LINE).sum().float().reshape(1))
+
+
+def test_a_power_of_zero_has_a_gradient_of_zero() -> None:
+    x = torch.tensor([[0.5], [2.0], [INF]], dtype=F64, requires_grad=True)
+    for energy, expected in ((a**0, [0.0, 0.0, 0.0]), (unit**0, [0.0, INF, INF])):
+        value = energy(x)
+        assert value.tolist() == expected
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert gradient.tolist() == [[0.0]] * 3
+    assert (n1**0)(x.squeeze(-1)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_log_z_follows_a_change_through_data() -> None:
+    mean = nn.Parameter(torch.tensor([0.0], dtype=F64))
+    moved = Normal(torch.zeros(1, dtype=F64), 1.0)
+    energy = moved & a
+    before = float(energy.log_z)  # type: ignore[arg-type]
+    buffer = next(t for t in [*moved.parameters(), *moved.buffers()] if t.shape == mean.shape and not bool(t.any()))
+    buffer.data.fill_(3.0)
+    fresh = float((moved & a).log_z)  # type: ignore[arg-type]
+    assert abs(fresh - before) > 0.1
+    assert float(energy.log_z) == fresh  # type: ignore[arg-type]
+
+
+def test_the_gradient_of_a_mixture_keeps_its_digits_beside_a_steep_part() -> None:
+    steep, wide = Normal(torch.tensor(0.0, dtype=F64), 1e-4), Normal(torch.tensor(0.0, dtype=F64), 1.0)
+    x = torch.tensor([3.3, -2.0, 1e-4, 5.1e-4, 1e-3], dtype=F64, requires_grad=True)
+    for energy in (steep | wide, wide | steep, poe.mixture([steep, wide, steep], weights=[1, 2, 3])):
+        (expected,) = torch.autograd.grad(energy(x).sum(), x)
+        torch.testing.assert_close(energy.value_and_grad(x)[1], expected, rtol=1e-12, atol=0)
+    assert float((steep | wide).score(x)[0]) == pytest.approx(-3.3, rel=1e-14)
+
+
 def test_mixtures_weigh_what_they_know() -> None:
     weighted = poe.mixture([a, b], weights=[1, 3])
     expected = -torch.logaddexp(-a(LINE) + math.log(0.25), -b(LINE) + math.log(0.75))
@@ -484,12 +550,15 @@ def cauchy(loc: float = 0.0) -> Energy:
 n1, n2 = Normal(0.0, 1.0), Normal(0.0, 2.0)
 half = Beta(0.5, 1.0)
 flat = Function(lambda x: 0 * x, (), name="flat")
+coin = Distribution(td.Bernoulli(torch.tensor(0.5)), name="coin")
+shares = Distribution(td.Dirichlet(torch.ones(2, dtype=F64)), name="shares")
 PROPER: list[tuple[Callable[[], Energy], bool | None]] = [
     (lambda: n1 / n2, True),
     (lambda: n2 / n1, False),
     (lambda: ~n1, False),
     (lambda: n1**0, False),
     (lambda: cauchy() ** 0, False),
+    (lambda: n1**0.1 & n1**0.2 / n1**0.3, False),
     (lambda: ~cauchy(), False),
     (lambda: ~(cauchy() & cauchy(1.0)), False),
     (lambda: cauchy() ** 0.5, None),
@@ -742,7 +811,36 @@ def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
         (lambda: a / 2, TypeError, "did you mean a \\*\\* 0.5\\?"),
         (lambda: 3 - a, TypeError, "both sides of `-` must be energies"),
         (lambda: a**b, TypeError, "a power is a number or an nn.Parameter"),
-        (lambda: a ** "2", TypeError, "a power is a number"),
+        (lambda: a ** "2", TypeError, "\\(a\\) \\*\\* '2': a power is a number"),
+        (lambda: a ** [1, 2], TypeError, "\\(a\\) \\*\\* \\[1, 2\\]: a power is a number"),  # type: ignore[operator]
+        (lambda: a ** torch.tensor([1.0, 2.0]), TypeError, "tensor\\(\\[1., 2.\\]\\): a power is a number"),
+        (lambda: a ** torch.tensor(2.0, requires_grad=True), TypeError, "learned is an nn.Parameter"),
+        (lambda: a ** nn.Parameter(torch.ones(2)), ValueError, "Parameter of shape \\(2,\\): a power is one number"),
+        (lambda: poe.product([a, b], nn.Parameter(torch.ones(2))), ValueError, "Parameter of shape \\(2,\\)"),
+        (lambda: a ** nn.Parameter(torch.tensor(2), requires_grad=False), TypeError, "nn.Parameter\\(torch.tensor\\(2.0\\)\\)"),
+        (lambda: a ** Fraction(1, 2) // 2, TypeError, "// 2 means nothing"),
+        (lambda: 2 / a, TypeError, "2 / a: .*write `~a` for 1/p_a"),
+        (lambda: 2**a, TypeError, "2 \\*\\* a: a power stands on the right"),
+        (lambda: 1 & a, TypeError, "1 & a: both sides of `&`"),
+        (lambda: 2 | a, TypeError, "2 \\| a: both sides of `\\|`"),
+        (lambda: a % b, TypeError, "a % b means nothing"),
+        (lambda: +a, TypeError, "write `a` alone"),
+        (lambda: squash @ a, TypeError, "write `a @ f`"),
+        (lambda: poe.product(a, b), TypeError, "write poe.product\\(\\[a, b\\]\\)"),  # type: ignore[arg-type]
+        (lambda: poe.product([a], b), TypeError, "write poe.product\\(\\[a, b\\]\\)"),  # type: ignore[arg-type]
+        (lambda: poe.mixture(a, b), TypeError, "write poe.mixture\\(\\[a, b\\]\\)"),  # type: ignore[arg-type]
+        (lambda: poe.combine(a, prior=b), TypeError, "write poe.combine\\(\\[a\\], prior=...\\)"),  # type: ignore[arg-type]
+        (lambda: poe.on(a, [0.5], (2,)), TypeError, "positions are whole numbers, not torch.float32"),  # type: ignore[list-item]
+        (lambda: poe.on(a, torch.tensor([True]), (2,)), TypeError, "gives those of a mask"),
+        (lambda: poe.on(a, [0], 3), TypeError, "write \\(3,\\)"),  # type: ignore[arg-type]
+        (lambda: poe.pullback(a, squash, 3), TypeError, "write \\(3,\\)"),  # type: ignore[arg-type]
+        (lambda: Function(bowl, 2), TypeError, "write \\(2,\\)"),  # type: ignore[arg-type]
+        (lambda: coin | n1, ValueError, "coin on .* has sums over points, and .* has integrals over volume"),
+        (lambda: n1 | coin, ValueError, "has integrals over volume, and coin on .* has sums over points"),
+        (lambda: poe.mixture([coin, n1], weights=[1, 1]), ValueError, "densities of one measure"),
+        (lambda: n1 - coin, ValueError, "`-` compares densities of one measure"),
+        (lambda: shares | LEAVES["thin"], ValueError, "shares on .* has integrals over the simplex, and thin on"),
+        (lambda: shares & LEAVES["gamma"] | LEAVES["thin"], ValueError, "integrals over the simplex"),
         (lambda: a**True, TypeError, "a power is a number"),
         (lambda: a**INF, ValueError, "must be finite"),
         (lambda: a**math.nan, ValueError, "must be finite"),

@@ -41,7 +41,7 @@ def test_draws_have_the_density() -> None:
 
 def test_too_many_dimensions_or_too_few_points_are_not_fitted() -> None:
     g = torch.Generator().manual_seed(0)
-    assert Gaussians.fitted(torch.randn(2000, 40, generator=g), g) is None
+    assert Gaussians.fitted(torch.randn(2000, 60, generator=g), g) is None
     assert Gaussians.fitted(torch.randn(50, 3, generator=g), g) is None
     scalar = Gaussians.fitted(torch.randn(2000, generator=g), g)
     assert scalar is not None and scalar.sample(5, generator=g).shape == (5,)

@@ -112,3 +112,48 @@ def test_small_discrete_spaces_are_summed() -> None:
     truth = math.log(sum(math.exp(0.3 * sum(s) - sum(a * b for a, b in itertools.pairwise(s))) for s in states))
     assert poe.log_z(Spins()).standard_error == 0
     assert abs(poe.log_z(Spins()).value - truth) < 1e-5
+
+
+def test_exact_draws_of_the_target_bracket_log_z() -> None:
+    energy, truth = quadratic(0.3, 2.0, d=4)
+    x = 0.3 * torch.randn(1000, 4, generator=torch.Generator().manual_seed(1))
+    lower, upper = poe.bracket(energy, x, proposal=Gauss(0.5, 1.0, d=4), seed=0)
+    assert lower.value - 4.5 * lower.standard_error < truth < upper.value + 4.5 * upper.standard_error
+    assert upper.value - lower.value < 2
+    with pytest.raises(ValueError, match="needs a proposal="):
+        poe.bracket(energy, x)
+
+
+@pytest.mark.parametrize("method", [None, "annealed"])
+def test_constrained_supports_have_a_log_z(method: str | None) -> None:
+    class Gamma(poe.Density):
+        """Gamma(shape, 1) on one positive number."""
+
+        def __init__(self, shape: float) -> None:
+            super().__init__((1,), support=constraints.positive)
+            self.shape = shape
+
+        def log_prob(self, x):
+            return ((self.shape - 1) * x.log() - x - math.lgamma(self.shape)).sum(-1)
+
+        def sample(self, n, *, generator=None):
+            shape = (n,) if isinstance(n, int) else tuple(n)
+            return torch._standard_gamma(torch.full((*shape, 1), self.shape), generator=generator)
+
+    a, b = Gamma(3.0), Gamma(2.0)
+    density = lambda x: math.exp(-(a - b)(torch.tensor([[x]], dtype=torch.float64)).item())  # noqa: E731
+    truth = math.log(integrate.quad(density, 0, 60)[0])
+    estimate = poe.log_z(a - b, method=method, seed=0)
+    assert abs(estimate.value - truth) < 5 * estimate.standard_error < 0.2
+    drawn = poe.sample(a - b, 500, method=method, seed=0).log_z
+    assert drawn is not None and abs(drawn.value - truth) < 5 * drawn.standard_error < 0.5
+
+
+def test_few_populations_have_wider_errors() -> None:
+    from poe.smc import estimate as pooled
+
+    g, covered = torch.Generator().manual_seed(0), 0
+    for _ in range(2000):
+        ratio = pooled(0.1 * torch.randn(3, generator=g, dtype=torch.float64))
+        covered += abs(ratio.value - 0.005) < 1.96 * ratio.standard_error  # E exp(0.1 ξ) = exp(0.005)
+    assert abs(covered / 2000 - 0.95) < 4.5 * math.sqrt(0.95 * 0.05 / 2000) + 0.01

@@ -186,8 +186,38 @@ def test_an_expert_that_fails_somewhere_is_reported() -> None:
     draws = poe.sample(Raw(broken, name="broken"), 400, seed=0)
     assert draws.x.isfinite().all() and draws.diagnostics.nonfinite > 0
     assert any("an expert fails there" in warning for warning in draws.warnings)
-    with pytest.raises(ValueError, match="no starting point of finite energy for nowhere.*give init="):
+    with pytest.raises(ValueError, match=r"no starting point of finite energy for nowhere.*\+inf at all of them; init="):
         poe.sample(Raw(lambda x: x.sum(-1) * math.inf, name="nowhere"), 10)
+
+
+def test_the_part_that_fails_is_named() -> None:
+    nanny = Raw(lambda x: x.sum(-1) * math.nan, name="nanny")
+    with pytest.raises(ValueError, match="nanny is NaN at 4096 of 4096"):
+        poe.sample(Gauss(0.0) & nanny, 100, seed=0)
+    half = Raw(lambda x: torch.where(x[..., 0] > 0, 0 * x[..., 0], math.nan), name="half")
+    draws = poe.sample(Gauss(0.0) & half, 100, seed=0)
+    assert (draws.x[:, 0] > 0).all() and not draws.trusted
+
+
+def test_what_runs_away_looks_improper() -> None:
+    for function in (lambda x: x.sum(-1), lambda x: 0.5 * x.square().sum(-1).log1p()):
+        with pytest.raises(ValueError, match="it looks improper"):
+            poe.sample(Raw(function, proper=True), 100, seed=0)
+
+
+def test_experts_are_drawn_from_in_eval_mode_and_left_as_they_were() -> None:
+    class Noisy(Gauss):
+        def __init__(self) -> None:
+            super().__init__(0.0)
+            self.dropout = torch.nn.Dropout(0.5)
+
+        def log_prob(self, x):
+            return super().log_prob(self.dropout(x))
+
+    noisy, other = Noisy(), Gauss(1.0)
+    first, second = (poe.sample(noisy - other, 100, seed=0) for _ in range(2))
+    assert torch.equal(first.x, second.x) and noisy.training and noisy.dropout.training
+    assert first.log_z is not None and abs(first.log_z.value - math.log(0.5)) < 0.5
 
 
 @pytest.mark.parametrize("method", [None, "importance", "annealed", "chains", "tempered"])
@@ -210,6 +240,10 @@ def test_no_draws_one_chain_and_few_draws(method: str | None) -> None:
         ({"shards": 5, "chains": 4}, "5 shards need at least as many chains"),
         ({"init": torch.zeros(2)}, r"init has shape \(2,\)"),
         ({"warmup": 0}, "give the kernel one, or some warmup"),
+        ({"warmup": -1}, "warmup is a whole number"),
+        ({"seed": "x"}, "seed is a whole number"),
+        ({"method": "annealed", "warmup": 5}, "init= and warmup= are for chains"),
+        ({"checkpoint": "run"}, "needs a seed="),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(options: dict, message: str) -> None:
@@ -217,6 +251,10 @@ def test_arguments_that_contradict_each_other_are_refused(options: dict, message
         poe.sample(Gauss(0.0) & Gauss(1.0), **options)
     with pytest.raises(TypeError, match="poe.as_energy"):
         poe.sample(torch.nn.Linear(2, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"such as poe.Langevin\(\), not 'langevin'"):
+        poe.sample(Gauss(0.0) & Gauss(1.0), kernel="langevin")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has exact draws, and they use no kernel"):
+        poe.sample(Gauss(0.0) | Gauss(1.0), method="exact", kernel=Langevin())
 
 
 def test_small_discrete_spaces_are_enumerated_exactly() -> None:

@@ -9,7 +9,7 @@ from poe import smc
 from poe.kernels import Langevin
 from poe.path import Geometric
 from poe.run import streams
-from poe.smc import Level, Schedule, Stalled, anneal, estimate, systematic, tune
+from poe.smc import Level, Schedule, Stalled, anneal, estimate, refined, reverse, systematic, tune
 from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue
 
 CPU = torch.device("cpu")
@@ -36,6 +36,16 @@ def test_the_mean_weight_is_the_ratio_of_the_z_whatever_the_mixing(resample: boo
     assert abs(other.mean() - 1) > 5 * other.std() / math.sqrt(4000)
     truth = (2 * math.pi * 0.49) ** -0.1 / 1.1
     assert abs(other.mean() - truth) < 5 * other.std() / math.sqrt(4000)
+
+
+def test_the_mean_weight_back_from_exact_draws_is_the_inverse_ratio() -> None:
+    start, end, g = Gauss(0.0, 1.0), Gauss(0.6, 0.8), torch.Generator().manual_seed(3)
+    schedule = refined(frozen(start, end, [0.5, 1.0], step=0.05, moves=1), 2)
+    assert [level.beta for level in schedule.levels] == [0.25, 0.5, 0.75, 1.0]
+    for x, holds in ((end.sample(20_000, generator=g), True), (Gauss(0.7, 0.8).sample(20_000, generator=g), False)):
+        weights = reverse(schedule, x, g).exp()
+        z = abs(weights.mean() - 1) / (weights.std() / math.sqrt(20_000))
+        assert (z < 5) == holds, z
 
 
 def test_standard_errors_cover() -> None:

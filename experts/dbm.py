@@ -1,0 +1,146 @@
+"""Deep Boltzmann machines: bits in layers, each coupled to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, softplus
+
+from experts import parameters as param
+from experts.discrete import Machine, layers_log_z, shared_dtype, unit_vector
+from experts.exponential import Bernoulli
+from poe import support as sets
+from poe.energy import Energy, shift
+from poe.registry import register
+from poe.rules import closed_form
+
+Factor = tuple[Any, float]
+
+
+@register("dbm")
+class DBM(Machine):
+    """A deep Boltzmann machine over the bits of all its layers, in one vector x = (x_0, x_1, ...), x_0 the visible ones:
+
+        E(x) = -Σ_l b_l·x_l - Σ_l x_lᵀ W_l x_{l+1}.
+
+    Layers of even number are independent given those of odd number, and the other way round: two blocks for Gibbs.
+
+    Arguments:
+        weights: W_l, (n_l, n_{l+1}), one less than there are layers.
+        biases: b_l (n_l), or broadcast to it; 0 by default.
+        learnable: makes all of them `nn.Parameter`s.
+
+    Reference: Salakhutdinov and Hinton 2009, Deep Boltzmann machines, AISTATS.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Any],
+        biases: Sequence[Any] | None = None,
+        *,
+        learnable: bool = False,
+        name: str | None = None,
+    ) -> None:
+        matrices = [param.as_tensor(w) for w in weights]
+        if not matrices or any(w.ndim != 2 for w in matrices) or any(a.shape[1] != b.shape[0] for a, b in pairwise(matrices)):
+            shapes = [tuple(w.shape) for w in matrices]
+            raise ValueError(f"weights lead from each layer to the next, (n_0, n_1), (n_1, n_2), ...; got {shapes}")
+        sizes = [matrices[0].shape[0], *(w.shape[1] for w in matrices)]
+        given = [0.0] * len(sizes) if biases is None else list(biases)
+        if len(given) != len(sizes):
+            raise ValueError(f"{len(sizes)} layers have as many biases, not {len(given)}")
+        values = param.tensors(**_named("weights", list(weights)), **_named("bias", given))
+        for key, n in zip(_named("bias", given), sizes, strict=True):
+            values[key] = unit_vector(key, values[key], n)
+        at = torch.arange(sum(sizes)).split(sizes)
+        n = sum(sizes)
+        box = sets.Box(torch.zeros(n), torch.ones(n), integer=True)
+        blocks = [torch.cat(at[start::2]) for start in (0, 1)]
+        super().__init__(values, {}, support=box, blocks=blocks, learnable=learnable, name=name)
+        self.sizes = tuple(sizes)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """W_l, from each layer to the next."""
+        return tuple(getattr(self, f"weights_{k}") for k in range(len(self.sizes) - 1))
+
+    @property
+    def biases(self) -> tuple[Tensor, ...]:
+        """b_l of each layer."""
+        return tuple(getattr(self, f"bias_{k}").expand(n) for k, n in enumerate(self.sizes))
+
+    def layers(self, x: Tensor) -> tuple[Tensor, ...]:  # (*batch, n) -> (*batch, n_l) each
+        """The units of each layer."""
+        return x.split(list(self.sizes), -1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch)
+        layers = self.layers(x if x.is_floating_point() else x.to(self.dtype))
+        energy = -sum(layer @ bias.to(layer.dtype) for layer, bias in zip(layers, self.biases, strict=True))
+        for (lower, upper), weights in zip(pairwise(layers), self.weights, strict=True):
+            energy = energy - (linear(lower, weights.T) * upper).sum(-1)
+        return energy  # type: ignore[return-value]
+
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, n), (k) -> (*batch, k)
+        """Log-odds b_l + W_{l-1}ᵀ x_{l-1} + W_l x_{l+1} of units of layer l."""
+        layers = self.layers(x if x.is_floating_point() else x.to(self.dtype))
+        for parity, block in enumerate(self.blocks):
+            if sites is block:
+                return torch.cat([self._layer_inputs(layers, k) for k in range(parity, len(layers), 2)], -1)
+        return torch.cat([self._layer_inputs(layers, k) for k in range(len(layers))], -1)[..., sites]
+
+    def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor:
+        # (*batch, n), (*batch, len(block)) -> (*batch, n)
+        """x with all layers of even (block 0) or odd number redrawn from their exact conditionals."""
+        with torch.no_grad():
+            return self._redrawn(x, block, self.site_logits(x, self.blocks[block]), uniforms)
+
+    def _layer_inputs(self, layers: Sequence[Tensor], k: int) -> Tensor:
+        total = self.biases[k]
+        if k > 0:
+            total = linear(layers[k - 1], self.weights[k - 1].T, total)
+        if k < len(layers) - 1:
+            above = linear(layers[k + 1], self.weights[k])
+            total = total + above
+        return total
+
+    def _sum(self, patient: bool) -> float | None:
+        weights = [w.detach().double().cpu() for w in self.weights]
+        biases = [b.detach().double().cpu() for b in self.biases]
+        zero = [[torch.zeros(a, b, dtype=torch.float64) for b in self.sizes[1::2]] for a in self.sizes[::2]]
+        for k, w in enumerate(weights):  # from an even layer up to an odd one, or from an odd one up to an even one
+            zero[(k + 1) // 2][k // 2] = w.T if k % 2 else w
+        matrix = torch.cat([torch.cat(row, 1) for row in zero])
+        return layers_log_z(matrix, torch.cat(biases[::2]), torch.cat(biases[1::2]), patient=patient)
+
+    @classmethod
+    def _rebuilt(cls, values: dict[str, Tensor], structure: dict[str, Any]) -> Machine:
+        weights = [value for key, value in values.items() if key.startswith("weights")]
+        return cls(weights, [value for key, value in values.items() if key.startswith("bias")])
+
+
+def _named(key: str, values: Sequence[Any]) -> dict[str, Any]:
+    return {f"{key}_{k}": value for k, value in enumerate(values)}
+
+
+@closed_form(DBM)
+@closed_form(DBM, Bernoulli)
+def _dbm(factors: Sequence[Factor]) -> Energy | None:
+    """Weights and biases of machines with equal layers add up, to any power; so do Bernoulli fields."""
+    machines = [(e, power) for e, power in factors if isinstance(e, DBM)]
+    if not machines or len({e.sizes for e, _ in machines}) > 1:
+        return None
+    first, offset = machines[0][0], 0.0
+    totals = [[w * t.detach().double() for t in (*e.weights, *e.biases)] for e, w in machines]
+    summed = [torch.stack(column).sum(0) for column in zip(*totals, strict=True)]
+    weights, biases = summed[: len(first.weights)], torch.cat(summed[len(first.weights) :])
+    for energy, power in factors:
+        if isinstance(energy, Bernoulli):
+            logits = energy._exact("logits")
+            biases = biases + power * logits
+            offset += power * float(softplus(logits, threshold=40).sum())
+    merged = DBM(weights, biases.split(list(first.sizes)))
+    return shift(merged.to(first.device, shared_dtype(factors)), offset)
