@@ -38,6 +38,7 @@ from poe.capabilities import Conditional, Samples
 
 Power = float | Real | Tensor | nn.Parameter
 
+_POINTS, _SIMPLEX, _VOLUME = "sums over points", "integrals over the simplex", "integrals over volume"  # measures, as in messages
 _MOST_COMPARED = 4096  # numbers in the tensors of a product that are compared before a cached closed form is used again
 
 
@@ -462,7 +463,8 @@ class Product(Energy):
     @property
     def proper(self) -> bool | None:
         """True where Hölder's inequality bounds Z: powers are positive once mixtures in denominators are taken out against their own
-        parts, those of proper factors sum to 1 or more, and what exceeds 1 falls on factors bounded above. False where a closed form
+        parts, those of proper factors sum to 1 or more, and what exceeds 1 falls on factors bounded above; also where factors of `on`
+        tile the event. False where a closed form
         diverges, the support is empty, or every power is negative on a support of infinite volume. None otherwise.
         """
         if sets.is_empty(self.support):
@@ -487,7 +489,25 @@ class Product(Energy):
                 return True
             if anchored >= 1 - 1e-12 and sum(loose) <= 1 + 1e-12:
                 return True
-        return super().proper
+        return True if self._is_tiled(known) else super().proper
+
+    def _is_tiled(self, factors: list[tuple[float, Energy]]) -> bool:
+        """Whether factors of `on` with finite mass on disjoint coordinates fill the event, and all others are bounded above:
+        the integral is then at most a constant times the product of theirs. Factors that overlap bound nothing, as the marginal
+        of a bounded density may be unbounded."""
+        measure = _POINTS if sets.is_discrete(self.support) else _VOLUME
+        free, rest = set(range(self.event_shape.numel())), 0
+        for power, e in sorted(factors, key=lambda factor: bool(factor[1].bounded)):  # an unbounded one must be a tile
+            tile = set(e.function.index.tolist()) if isinstance(e, Pullback) and isinstance(e.function, Select) else set()
+            part = e.parts[0] if tile else e
+            mass = part.proper and _measure(part.support) == measure and (power == 1 or (power > 1 and part.bounded))
+            if tile and tile <= free and mass:
+                free -= tile
+            elif e.bounded:
+                rest += 1
+            else:
+                return False
+        return not free and (not rest or isinstance(self.support, sets.Box))  # the emptiness of a box is known exactly
 
     def _is_mass(self, energy: Energy) -> bool:
         """Whether a factor is known to be proper in the measure of the product: a continuous one says nothing about sums."""
@@ -1204,16 +1224,15 @@ def _all(answers: Iterable[bool | None]) -> bool | None:
 def _measure(support: sets.Constraint) -> str | None:
     """What a density on this support is a density of; None where nobody can tell, as on the preimage under a map."""
     if isinstance(support, sets.Box):
-        return "sums over points" if support.integer else "integrals over volume"
+        return _POINTS if support.integer else _VOLUME
     if isinstance(support, (sets.Intersection, sets.Union)):
         found = {_measure(part) for part in support.parts}
         if None in found:
             return None
-        thinnest = ("sums over points", "integrals over the simplex", "integrals over volume")
-        return next(measure for measure in thinnest if measure in found)
+        return next(measure for measure in (_POINTS, _SIMPLEX, _VOLUME) if measure in found)  # the thinnest
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return {id(constraints.simplex): "integrals over the simplex", id(constraints.one_hot): "sums over points"}.get(id(support))
+    return {id(constraints.simplex): _SIMPLEX, id(constraints.one_hot): _POINTS}.get(id(support))
 
 
 def _one_measure(energies: Sequence[Energy], sign: str) -> None:

@@ -551,6 +551,7 @@ n1, n2 = Normal(0.0, 1.0), Normal(0.0, 2.0)
 half = Beta(0.5, 1.0)
 flat = Function(lambda x: 0 * x, (), name="flat")
 coin = Distribution(td.Bernoulli(torch.tensor(0.5)), name="coin")
+plane = Normal(ZERO, covariance=COVARIANCE, name="plane")
 shares = Distribution(td.Dirichlet(torch.ones(2, dtype=F64)), name="shares")
 PROPER: list[tuple[Callable[[], Energy], bool | None]] = [
     (lambda: n1 / n2, True),
@@ -600,6 +601,31 @@ PROPER: list[tuple[Callable[[], Energy], bool | None]] = [
 
 @pytest.mark.parametrize(("make", "proper"), PROPER)
 def test_proper(make: Callable[[], Energy], proper: bool | None) -> None:
+    assert make().proper is proper
+
+
+def at(energy: Energy, *index: int) -> Energy:
+    return poe.on(energy, index, (3,))
+
+
+TILED: list[tuple[Callable[[], Energy], bool | None]] = [
+    (lambda: at(plane, 0, 1) & at(n1, 2), True),  # ∫∫∫ = 1
+    (lambda: at(plane, 0, 1) & at(n1, 2) & at(plane, 2, 1), True),  # a bounded factor more
+    (lambda: at(plane, 2, 1) ** 2 & at(n1, 0) & at(n2, 1) ** 0.5, True),
+    (lambda: at(plane, 0, 1), None),  # the third coordinate is free
+    (lambda: at(plane, 0, 1) & at(plane, 2, 1), None),  # ∫ m_a(x_1) m_b(x_1): the marginals may be unbounded
+    (lambda: at(half, 0) & at(n1, 1) & at(n1, 2), True),  # unbounded, and a tile
+    (lambda: at(half, 0) & at(half, 0) & at(n1, 1) & at(n1, 2), None),  # ∫ 1 / x
+    (lambda: at(half, 0) ** 2 & at(n1, 1) & at(n1, 2), None),
+    (lambda: at(n1, 0) & at(n1, 1) & at(n1, 2) / at(n2, 2), None),
+    (lambda: at(n1, 0) ** 0.5 & at(n1, 1) & at(n1, 2), None),
+    (lambda: at(Poisson(1.0), 0) & at(Poisson(1.0), 1) & at(Poisson(2.0), 2), True),
+    (lambda: at(Poisson(1.0), 0) & at(n1, 1) & at(n1, 2), None),  # neither a sum nor an integral
+]
+
+
+@pytest.mark.parametrize(("make", "proper"), TILED)
+def test_factors_on_parts_that_tile_the_event_are_proper(make: Callable[[], Energy], proper: bool | None) -> None:
     assert make().proper is proper
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import poe
@@ -98,6 +100,34 @@ def test_the_matrix_is_stationary_and_its_blocks_are_exact_conditionals(name: st
     assert stationarity(wrong, systematic) > 1e-5
     if name not in ("deep", "a contrast"):
         assert worst_row(poe.Gibbs(), energy**1.3, states, systematic, n=20_000) > 7
+
+
+LEAVES: list[poe.Energy] = [
+    Ising((2, 2), t(8), t(2, 2), bits=True),
+    Ising((2, 2), t(2), edges=[(0, 3), (1, 3)], bits=True),
+    Bernoulli(logits=t(2, 2)),
+    Bernoulli(logits=t(2, 2, seed=1)),
+    poe.on(Ising((2,), t(1), periodic=False, bits=True), [3, 0], (2, 2)) & Bernoulli(logits=t(2, 2, seed=2)),
+    RBM(t(4, 2), event_shape=(2, 2)) ** 0.5,
+]
+EXPRESSIONS = st.recursive(
+    st.sampled_from(LEAVES),
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
+        st.tuples(inner, inner).map(lambda pair: pair[0] / pair[1]),
+        st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
+        st.tuples(inner, inner).map(lambda pair: pair[0] - pair[1]),
+        st.tuples(inner, st.sampled_from([0.3, 2.0, -0.7])).map(lambda pair: pair[0] ** pair[1]),
+    ),
+    max_leaves=5,
+)
+
+
+@given(EXPRESSIONS)
+def test_blocks_of_any_composition_are_exact_conditionals(energy: poe.Energy) -> None:
+    states, p = law(energy)
+    for matrix in block_matrices(energy, states):
+        assert stationarity(p, matrix) < 1e-8 and imbalance(p, matrix) < 1e-8
 
 
 @pytest.mark.parametrize("name", ["checkerboard", "potts", "two graphs"])

@@ -176,3 +176,30 @@ def test_supports_print_short() -> None:
     assert repr(sets.box(0.0, math.inf, ())) == "interval[0, inf]()"
     pair = sets.union([sets.box(0.0, 1.0, ()), sets.box(2.0, 3.0, ())])
     assert repr(pair) == "interval[0, 1]() ∪ interval[2, 3]()"
+
+
+def test_a_box_of_every_second_whole_number() -> None:
+    spins = sets.Box(-torch.ones(2), torch.ones(2), integer=True, step=2)
+    bits, thirds = (
+        sets.Box(torch.zeros(2), torch.ones(2), integer=True),
+        sets.Box(torch.zeros(2), torch.full((2,), 4.0), integer=True, step=2),
+    )
+    points = torch.tensor([[-1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 3.0], [0.5, 1.0], [float("nan"), 1.0]])
+    assert sets.contains(spins, points).tolist() == [True, True, False, False, False, False]
+    assert sets.contains(thirds, torch.tensor([[0.0, 2.0], [4.0, 4.0], [1.0, 2.0], [6.0, 0.0]])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert repr(spins) == "{-1, 1}(2,)" and repr(thirds) == "{0, 2, 4}(2,)"
+    assert sets.is_discrete(spins) and sets.is_bounded(spins) and not sets.is_empty(spins)
+    assert sets.covers(sets.real((2,)), spins) and sets.covers(spins, spins)
+    assert sets.covers(spins, bits) is None and not sets.covers(bits, spins)
+    both = sets.intersect([spins, bits])
+    assert sets.contains(both, points).tolist() == [False, True, False, False, False, False]
+    assert sets.intersect([spins, sets.real((2,))]) is spins
+    half = sets.intersect([spins, sets.box(0.0, 5.0, (2,))])
+    assert sets.contains(half, points).tolist() == [False, True, False, False, False, False]
+    anchor = sets.inside_point(spins, points, (2,))
+    assert anchor is not None and bool(sets.contains(spins, anchor))
