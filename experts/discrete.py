@@ -56,9 +56,9 @@ class Machine(Energy):
             else:
                 self.register_buffer(key, value)
         for index, block in enumerate(blocks):
-            self.register_buffer(f"_block_{index}", block, persistent=False)
+            self.register_buffer(f"_block_{index}", block.to(self.device), persistent=False)
         self._keys, self._count, self._structure = tuple(values), len(blocks), structure
-        self._known: tuple[list[Tensor], list[Any], float] | None = None
+        self._known: tuple[list[Tensor], list[Any], bool, float | None] | None = None
 
     @property
     def blocks(self) -> tuple[Tensor, ...]:
@@ -82,13 +82,13 @@ class Machine(Energy):
         tensors = [getattr(self, key) for key in self._keys]
         versions = [(tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors]
         if self._known is not None:
-            same = all(old is new for old, new in zip(self._known[0], tensors, strict=True))
-            if same and self._known[1] == versions:
-                return self._known[2]
+            known, asked, value = self._known[1:]
+            same = all(old is new for old, new in zip(self._known[0], tensors, strict=True)) and known == versions
+            if same and (value is not None or asked >= patient):
+                return value
         with torch.no_grad():
             value = self._sum(patient)
-        if value is not None:
-            self._known = tensors, versions, value
+        self._known = tensors, versions, patient, value
         return value
 
     @abstractmethod

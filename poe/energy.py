@@ -464,8 +464,8 @@ class Product(Energy):
     def proper(self) -> bool | None:
         """True where Hölder's inequality bounds Z: powers are positive once mixtures in denominators are taken out against their own
         parts, those of proper factors sum to 1 or more, and what exceeds 1 falls on factors bounded above; also where factors of `on`
-        tile the event. False where a closed form
-        diverges, the support is empty, or every power is negative on a support of infinite volume. None otherwise.
+        tile the event. False where a closed form diverges, the support is empty, or every power is negative on a support of infinite
+        volume. None otherwise.
         """
         if sets.is_empty(self.support):
             return False
@@ -496,7 +496,10 @@ class Product(Energy):
         the integral is then at most a constant times the product of theirs. Factors that overlap bound nothing, as the marginal
         of a bounded density may be unbounded."""
         measure = _POINTS if sets.is_discrete(self.support) else _VOLUME
-        free, rest = set(range(self.event_shape.numel())), 0
+        free, rest = (
+            set(range(self.event_shape.numel())),
+            len(self.terms) - len(factors),
+        )  # those of power 0 still cut the support
         for power, e in sorted(factors, key=lambda factor: bool(factor[1].bounded)):  # an unbounded one must be a tile
             tile = set(e.function.index.tolist()) if isinstance(e, Pullback) and isinstance(e.function, Select) else set()
             part = e.parts[0] if tile else e
