@@ -238,6 +238,7 @@ def _gather(moments: Moments | None, walkers: Sequence[State]) -> Moments:
     """The moments with the positions of all shards added, in block order."""
     for walker in walkers:
         x = walker.x.flatten(walker.energy.ndim) if walker.x.ndim > walker.energy.ndim else walker.x.unsqueeze(-1)
+        x = x.to(walker.energy.dtype)
         moments = Moments.empty(x, dense=x.shape[-1] <= MOST_DENSE) if moments is None else moments
         moments = moments.update(x)
     assert moments is not None

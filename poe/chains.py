@@ -12,20 +12,24 @@ from torch import Tensor
 
 from poe import support as sets
 from poe.capabilities import quick
+from poe.conditionals import Conditionals, opaque
 from poe.diagnostics import RHAT_LIMIT, Diagnostics, diagnose, judge
 from poe.draws import Draws, first
 from poe.energy import Energy
-from poe.kernels import Kernel, Langevin, Microcanonical, Tempered
+from poe.kernels import DiscreteLangevin, Gibbs, Kernel, Langevin, Microcanonical, Tempered
 from poe.kernels.tempered import linear_betas
 from poe.methods import Job, NotThisWay, tested
 from poe.path import StandardNormal
 from poe.run import Trace, run
+from poe.sites import sites_of
+from poe.spaces import anywhere
 from poe.starts import nowhere
 from poe.transport import Transported
 
 WARMUP = 400
 PILOT = 64  # steps of the chains from which the gap between draws is found
 MOST_GAP = 48
+MOST_BLOCKS = 64  # of sites that Gibbs redraws one after the other; with more, all sites are moved at once
 
 
 def chains(job: Job, *, forced: bool) -> Draws:
@@ -75,7 +79,12 @@ def tempered(job: Job) -> Draws:
 
 
 def usual_kernel(energy: Energy, *, compile: bool = False) -> Kernel:
-    """What moves chains unless told otherwise: adjusted microcanonical Langevin; in one dimension, or to be compiled, Langevin."""
+    """What moves chains unless told otherwise: adjusted microcanonical Langevin; in one dimension, or to be compiled, Langevin. On
+    discrete spaces Gibbs where few blocks of sites can be redrawn together, else discrete Langevin."""
+    if sets.is_discrete(energy.support):
+        if opaque(energy) is not None or not sites_of(energy).binary:
+            return Gibbs()
+        return Gibbs() if len(Conditionals(energy).blocks(energy.device)) <= MOST_BLOCKS else DiscreteLangevin()
     return Langevin() if compile or math.prod(energy.event_shape) < 2 else Microcanonical()
 
 
@@ -93,7 +102,7 @@ class _Chains:
         if job.shards > self.count:
             raise ValueError(f"{job.shards} shards need at least as many chains, got {self.count}")
         flow = job.start.density if job.kernel is None and job.start is not None and quick(job.start.density) else None
-        self.noise = None if flow is None else Transported(job.target, flow)
+        self.noise = None if flow is None or sets.is_discrete(job.energy.support) else Transported(job.target, flow)
         self.generators = job.streams(3)
         self.shared = job.streams(4)[0]
         self.gradients = self.energies = 0.0
@@ -138,6 +147,8 @@ class _Chains:
         return job.start.x[torch.multinomial(weights, self.count, replacement=True, generator=self.shared)]
 
     def _from_normal(self) -> Tensor:
+        if sets.is_discrete(self.job.energy.support):
+            return anywhere(self.job.energy, self.count, self.shared)
         job, like = self.job, self.job.energy._like()
         z = torch.randn(64 * self.count, *job.target.event_shape, generator=self.shared, dtype=like.dtype, device=like.device)
         with torch.no_grad():
@@ -214,7 +225,7 @@ class _Chains:
         )  # fmt: skip
         if trace.kernel.needs_gradient:
             evidence = tested(evidence, job.energy, x)
-        said = judge(evidence, job.draws, exact_draws=False)
+        said = judge(evidence, job.draws, exact_draws=False, discrete=sets.is_discrete(job.energy.support))
         if trace.partial:
             said.append(f"interrupted: {x.shape[1]} of {-(-job.draws // self.count)} draws a chain are there")
         if not trace.kernel.exact:

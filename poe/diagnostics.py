@@ -224,7 +224,7 @@ def weight_ess(log_weights: Tensor) -> float:
     return float((2 * logs.logsumexp(0) - (2 * logs).logsumexp(0)).exp())
 
 
-def judge(d: Diagnostics, draws: int, *, exact_draws: bool) -> list[str]:
+def judge(d: Diagnostics, draws: int, *, exact_draws: bool, discrete: bool = False) -> list[str]:
     """Why draws with this evidence should not be trusted, the gravest reason first; empty where nothing was found.
 
     A reason reads "what was found; try what to type".
@@ -241,7 +241,7 @@ def judge(d: Diagnostics, draws: int, *, exact_draws: bool) -> list[str]:
     more = f"poe.sample(..., {max(4 * draws, 1000)})"
     worst = d.rhat if np.isnan(d.rhat) else max(d.rhat, d.rhat_energy)
     if worst > RHAT_LIMIT:
-        cure = more if particles or not np.isnan(d.swaps) else 'poe.sample(..., method="annealed")'
+        cure = more if particles or discrete or not np.isnan(d.swaps) else 'poe.sample(..., method="annealed")'
         said.append(f"chains disagree: R-hat {worst:.3f} > {RHAT_LIMIT}, so shares of modes and means are wrong; try {cure}")
     if d.stein_pvalue < STEIN_LIMIT:
         cure = "poe.sample(..., thin=4)" if particles else "poe.sample(..., warmup=2000, thin=4) or a kernel with metropolis=True"

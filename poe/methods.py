@@ -60,7 +60,8 @@ class Job:
     @cached_property
     def space(self) -> Unconstrained | None:
         """The unconstrained space, where the support is not all of R^n."""
-        return None if sets.is_real(self.energy.support) else Unconstrained(self.energy)
+        moves_as_it_is = sets.is_real(self.energy.support) or sets.is_discrete(self.energy.support)
+        return None if moves_as_it_is else Unconstrained(self.energy)
 
     @property
     def target(self) -> Energy:

@@ -22,6 +22,7 @@ from poe.frozen import frozen
 from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
 from poe.rules import simplify
+from poe.sites import box_of
 from poe.spaces import MOST_STATES, enumerable
 from poe.starts import candidates
 
@@ -62,6 +63,8 @@ class Plan:
             return lines[0]
         if self.starts:
             lines.append("starts from " + ", ".join(str(start) for start in self.starts) + ", weighed by importance")
+        elif sets.is_discrete(self.target.support):
+            lines.append("starts from values drawn evenly for each site")
         else:
             lines.append("starts from a normal that chains find, in unconstrained space: no factor draws samples")
         if self.kernel is not None:
@@ -88,14 +91,11 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         if states is None:
             raise ValueError(f"{energy} cannot be enumerated: its support is not a finite set of at most {MOST_STATES:,} points")
         return Plan(("enumerate",), energy, f"all {states:,} points of a discrete space, exact")
-    if discrete and states is not None:
+    if discrete and method in ("importance", "annealed", "tempered"):
+        raise ValueError(f"{energy} is discrete, and method={method!r} moves through continuous x; leave out method=")
+    if discrete and box_of(energy) is None:
         raise ValueError(
-            f"{energy} is discrete, and method={method!r} moves through continuous x; leave out method= to enumerate it"
-        )
-    if discrete:
-        raise ValueError(
-            f"{energy} lives on a discrete space of more than {MOST_STATES:,} points and has no closed form: "
-            "no method here draws from it; compose experts of one exponential family, or fewer variables"
+            f"{energy} is discrete, without a closed form or a finite number of values a coordinate: nothing here draws it"
         )
     starts = tuple(candidates(energy))
     if method == "importance" and not starts:
@@ -106,13 +106,15 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         if method == "annealed" and kernel is not None and not (kernel.exact and kernel.plain and kernel.target_acceptance):
             raise ValueError(f"annealed particles move by exact kernels with a step size of their own, not by {kernel}")
         methods = (method,)
+    elif discrete:
+        methods = ("chains",)
     elif kernel is not None:  # only chains tell what a kernel does; an adjusted Langevin may be helped over barriers
         methods = ("chains", "tempered") if isinstance(kernel, Langevin) and kernel.metropolis else ("chains",)
     else:
         methods = ("importance", "annealed", "tempered") if starts else ("annealed", "tempered")
     usual = usual_kernel(energy) if methods[0] == "chains" else None if methods[0] == "importance" else Langevin()
     moved = usual if kernel is None else kernel
-    space = "" if sets.is_real(energy.support) else ", in the unconstrained space"
+    space = "" if discrete or sets.is_real(energy.support) else ", in the unconstrained space"
     words = f"{type(moved).__name__} chains" if methods[0] == "chains" else WORDS[methods[0]]
     return Plan(methods, energy, words + space, starts, moved)
 

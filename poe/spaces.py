@@ -34,9 +34,24 @@ def points(energy: Energy) -> Tensor:
     if not len(low):
         return energy._like().new_zeros(1, *energy.event_shape)
     axes = [torch.arange(int(a), int(b) + 1, box.step) for a, b in zip(low, high, strict=True)]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, *energy.event_shape).to(energy.device)
+    return _typed(energy, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, *energy.event_shape))
+
+
+def anywhere(energy: Energy, n: int, generator: torch.Generator) -> Tensor:
+    """n points (n, *event) of the box in which a discrete support lies, each site drawn evenly from its values."""
+    box = box_of(energy)
+    assert box is not None
+    uniform = torch.rand(n, *energy.event_shape, generator=generator, device=generator.device).cpu().double()
+    places = (uniform * ((box.high - box.low) / box.step + 1).cpu().double()).floor()
+    return _typed(energy, (box.low.cpu().double() + box.step * places).long())
+
+
+def _typed(energy: Energy, whole: Tensor) -> Tensor:  # (n, *event) -> (n, *event)
+    """Points in the type that the energy takes: binary ones as floats, others as whole numbers, unless the energy fails on these."""
+    box, whole = box_of(energy), whole.to(energy.device)
+    assert box is not None
     binary = bool((box.high - box.low == box.step).all())
-    first, second = (grid.to(energy.dtype), grid) if binary else (grid, grid.to(energy.dtype))
+    first, second = (whole.to(energy.dtype), whole) if binary else (whole, whole.to(energy.dtype))
     with torch.no_grad():
         try:
             energy(first[:1])

@@ -76,7 +76,8 @@ def covered(target: Target, estimate: Callable[[Energy, int], Estimate | None], 
     z = torch.tensor([error for error in errors if math.isfinite(error)])
     print(
         f"  {target.name:<28} {100 * sum(held) / runs:5.1f} %; error in units of its own: mean {z.mean():+.2f}, sd {z.std():.2f}, "
-        f"largest {z.abs().max():.1f}; {warned} warnings, {failed} without an answer; {(time.process_time() - began) / runs:.2f} s a run",
+        f"largest {z.abs().max():.1f}; {warned} warnings, {failed} without an answer; "
+        f"{(time.process_time() - began) / runs:.2f} s a run",
         flush=True,
     )
     return held

@@ -40,7 +40,8 @@ Figures = Callable[[Tensor, int], dict[str, float]]  # of draws (n, *event) and 
 
 @dataclass
 class Row:
-    """A target, its log Z with a word on it, the largest error of log Z that is wanted, and figures of draws with the most or least that is."""
+    """A target, its log Z with a word on it, the largest error of log Z that is wanted, and figures of draws with the most or the least
+    that is wanted of them."""
 
     name: str
     make: Callable[[], Energy]
