@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from poe.checkpoint import Checkpoint
 from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
 from poe.draws import Draws, first
 from poe.energy import Energy, Estimate
+from poe.gaussians import Gaussians
 from poe.kernels import Kernel
 from poe.path import take
 from poe.run import streams
@@ -29,6 +31,7 @@ PARTICLES = 1024  # over all populations, at the least
 MOST_WEIGHED = 64 * CANDIDATES  # draws of a start that importance resampling may take
 HEAVY = 0.5  # Pareto k from which on importance weights are not resampled
 UNEVEN = 1 / 50  # share of effective draws below which they are not
+NEAR = 1 / 5  # share from which on those of a fitted start need no moves
 
 
 class NotThisWay(Exception):
@@ -147,11 +150,19 @@ def importance(job: Job, *, forced: bool) -> Draws:
             0,
             job.weighed,
         )
+    return _resampled(job, start, job.target, job.x, seconds=started)
+
+
+def _resampled(
+    job: Job, start: Start, target: Energy, to_x: Callable[[Tensor], Tensor], *, seconds: float, gradients: float = 0.0
+) -> Draws:
+    """Draws of a start near to the target, in whatever variables: twice as many effective ones are weighed as are asked for."""
+    share = start.ess / len(start.x)
     populations, wide = _sizes(job)
     each = max(CANDIDATES, min(MOST_WEIGHED, math.ceil(2 * job.draws / share))) // populations + 1
     x, logs, failed = [], [], 0
     for size, generator in zip(_split(populations, job.shards), job.streams(1), strict=True):
-        weighed = weigh(start.density, job.target, generator, size * each)
+        weighed = weigh(start.density, target, generator, size * each)
         x.append(weighed.x.unflatten(0, (size, each)))
         logs.append(weighed.log_weights.unflatten(0, (size, each)))
         failed += weighed.failed
@@ -162,9 +173,9 @@ def importance(job: Job, *, forced: bool) -> Draws:
     order = systematic(smooth, uniform, wide)
     size = (2 * smooth.logsumexp(1) - (2 * smooth).logsumexp(1)).exp().sum()
     return _population(
-        job, take(torch.cat(x), order), start.density, estimate(raw.flatten()),
-        pareto_k=k, nonfinite=failed, energies=job.weighed + raw.numel() + order.numel(),
-        weight_ess=float(size), ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - started,
+        job, to_x(take(torch.cat(x), order)), start.density, estimate(raw.flatten()),
+        pareto_k=k, nonfinite=failed, energies=job.weighed + raw.numel() + order.numel(), gradients=gradients,
+        weight_ess=float(size), ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - seconds,
     )  # fmt: skip
 
 
@@ -184,6 +195,12 @@ def annealed(job: Job) -> Draws:
     except Stalled as stalled:
         raise NotThisWay(str(stalled)) from stalled
     path = tuned.schedule.path
+    if isinstance(path.start, Gaussians):  # fitted to the target: it may do without moves
+        near = weigh(path.start, path.end, job.streams(5)[0])
+        if near.pareto_k <= HEAVY and near.ess >= len(near.x) * NEAR:
+            x = lambda z: job.x(tuned.to_x(z))  # noqa: E731
+            draws = _resampled(job, near, path.end, x, seconds=started, gradients=tuned.gradients)
+            return replace(draws, method="importance resampling of a start that was fitted to annealed particles")
     moved = anneal(
         tuned.schedule,
         lambda n, generator: path.start.sample(n, generator=generator).to(job.target._like()),  # type: ignore[operator]
@@ -194,7 +211,7 @@ def annealed(job: Job) -> Draws:
         checkpoint=job.checkpoint,
     )
     result = _population(
-        job, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]), path.start, estimate(moved.log_ratio),
+        job, job.x(tuned.to_x(moved.x[:, job.thin - 1 :: job.thin])), path.start, estimate(moved.log_ratio),
         acceptance=moved.acceptance, nonfinite=moved.nonfinite, divergent=moved.divergent, ancestors=moved.distinct,
         gradients=tuned.gradients + moved.energy.numel() * tuned.schedule.gradients,
         energies=job.weighed + moved.energy.numel(), seconds=time.perf_counter() - started,
@@ -226,12 +243,12 @@ def _split(populations: int, shards: int) -> list[int]:
     return [len(part) for part in torch.arange(populations).tensor_split(shards)]
 
 
-def _population(job: Job, z: Tensor, start: Energy, ratio: Estimate, **counts: float) -> Draws:
-    """Draws from independent populations (population, particle, *reals), evenly spaced ones of each: copies are neighbours.
+def _population(job: Job, x: Tensor, start: Energy, ratio: Estimate, **counts: float) -> Draws:
+    """Draws from independent populations (population, particle, *event), evenly spaced ones of each: copies are neighbours.
 
     The evidence is that of all particles, the effective numbers bounded by the draws that are kept.
     """
-    x, event = job.x(z), len(job.energy.event_shape)
+    event = len(job.energy.event_shape)
     with torch.no_grad():
         energy = job.energy(x)
     evidence = diagnose(x, energy, event, **counts)

@@ -220,7 +220,8 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         d = result.diagnostics
         d = replace(d, gradients=d.gradients + gradients, energies=d.energies + energies, seconds=d.seconds + seconds)
         if last or result.partial or result.trusted:
-            words = chosen.reason if name == chosen.method else f"{WORDS[name]}, for " + "; ".join(why)
+            words = result.method or (chosen.reason if name == chosen.method else WORDS[name])
+            words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
             return replace(result, diagnostics=d, method=words)
         why.append(f"{WORDS[name]}: {result.reasons[0].split('; try')[0]}")
         gradients, energies, seconds = d.gradients, d.energies, d.seconds

@@ -25,6 +25,7 @@ from poe.transport import Transported, Unconstrained
 CANDIDATES = 4096  # draws of each samplable factor that are weighed
 PARTICLES, REFINED = 1024, 4096  # of the first annealing pilot, and of those from fitted starts
 ROUNDS = 6  # fitted starts, one from the particles of the other
+SHORT = 2  # levels of a schedule that needs no nearer start
 FAR = 1e12
 HEAT = (1.0, 16.0)  # temperatures at which chains look for the extent of a target that nothing is known of
 
@@ -96,9 +97,9 @@ def pilot(
 
     Normals are fitted to chains of the target and of the target at temperature 16, whose wide moves reach modes that lie far apart.
     Of the schedules from either, one whose log Z is more than half a nat below the other's has missed mass; else the shorter one
-    counts. To its particles a triangular map and a mixture of Gaussians in its noise are fitted: a start much nearer to the target, in
-    variables that are easier to move in. That is done again with the particles of the schedule from there, until twice in
-    a row the schedule grows no shorter.
+    counts. To the particles of a schedule of more than `SHORT` levels a triangular map and a mixture of Gaussians in its noise are
+    fitted: a start much nearer to the target, in variables that are easier to move in. That is done again with the particles of the
+    schedule from there, until twice in a row the schedule grows no shorter.
     """
     mover = Langevin() if kernel is None else kernel
 
@@ -114,12 +115,14 @@ def pilot(
     if start is not None and quick(start):  # in the noise of a flow: there its own law is a standard normal
         like = target._like()
         noise = StandardNormal(like.new_zeros(start.event_shape), like.new_ones(start.event_shape))
-        return go(noise, Transported(target, start))
-    if start is not None:
-        return go(start, target)
-    spent, found = 0.0, []
+        found = [go(noise, Transported(target, start))]
+    elif start is not None:
+        found = [go(start, target)]
+    else:
+        found = []
+    spent = sum(p.gradients for p in found)
     enough = max(PARTICLES, 64 * math.prod(target.event_shape)) if math.prod(target.event_shape) <= MOST_DIMENSIONS else PARTICLES
-    for heat in HEAT:
+    for heat in HEAT if start is None else ():
         wide, gradients = _extent(target, heat, generator, checkpoint)
         spent += gradients
         try:
@@ -136,7 +139,7 @@ def pilot(
         )
     best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
     last, stale = best, 0
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if len(best.schedule.levels) > SHORT else 0):
         fitted = _fitted(last.to_x(), generator)
         if fitted is None:
             break

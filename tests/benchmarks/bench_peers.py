@@ -1,0 +1,80 @@
+"""(h) ESS a gradient and a second beside other libraries: 64 chains on a Gaussian, a banana and a composed mixture.
+
+    bench_peers.py                                      ours alone
+    bench_peers.py blackjax=PYTHON numpyro=PYTHON ...   and those that these interpreters have (`peers.py` says which)
+
+The Gaussian has 100 dimensions and condition number 1000, turned at random; the mixture has four modes that chains do not move between.
+Sampling alone is counted, warm-up of every library and compilation left out; ours is the usual kernel for the first two, after the usual
+warm-up, and for the mixture what `poe.sample` does, everything counted. ESS is the smallest bulk ESS over the coordinates
+(arviz-stats), of all chains together: where they do not agree, R-hat says so and ESS is small.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import poe
+import targets as known
+import timing  # noqa: F401 - one thread
+from peers import CHAINS, DIMENSIONS, DRAWS, energy, start
+from poe.chains import WARMUP, usual_kernel
+from poe.diagnostics import ess, rhat
+from poe.run import run, streams
+
+
+def ours(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    target = known.Opaque(lambda x: energy(name, x, torch), DIMENSIONS[name], name=name)
+    if name == "mixture":
+        began = time.process_time()
+        draws = poe.sample(target, CHAINS * DRAWS, chains=CHAINS, seed=seed)
+        counts = {"gradients": target.tally.gradients, "seconds": time.process_time() - began, "warm": 0}
+        return {"x": draws.chains.numpy()} | {key: np.asarray(value) for key, value in counts.items()}
+    generators = streams(seed, 1, target.device)
+    x = torch.from_numpy(start(name, seed))
+    warm = run(usual_kernel(target), target, x, draws=1, warmup=WARMUP, generators=generators)
+    before, began = target.tally.gradients, time.process_time()
+    trace = run(warm.kernel, target, warm.states, draws=DRAWS, generators=generators)
+    counts = {"gradients": target.tally.gradients - before, "seconds": time.process_time() - began, "warm": before}
+    return {"x": trace.x.numpy()} | {key: np.asarray(value) for key, value in counts.items()}
+
+
+def theirs(library: str, python: str, name: str) -> dict[str, np.ndarray] | None:
+    """None where it does not run; its last words are printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "draws.npz"
+        command = [python, str(Path(__file__).with_name("peers.py")), library, name, str(path)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            print(f"  {library:<10} does not run: {result.stderr.strip().splitlines()[-1]}")
+            return None
+        return dict(np.load(path))
+
+
+def line(name: str, found: dict[str, np.ndarray]) -> None:
+    size, worst = float(ess(found["x"], "bulk").min()), float(rhat(found["x"]).max())
+    gradients, seconds, warm = (float(found[key]) for key in ("gradients", "seconds", "warm"))
+    print(
+        f"  {name:<10} {1e3 * size / gradients:9.3f} a thousand gradients {size / seconds:10.1f} a second; ESS {size:,.0f}, R-hat "
+        f"{worst:.3f}, {gradients / CHAINS:,.0f} gradients a chain after {warm / CHAINS:,.0f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    others = [word.split("=", 1) for word in sys.argv[1:]]
+    for name in DIMENSIONS:
+        print(f"\nESS on the {name}, {CHAINS} chains")
+        line("poe", ours(name))
+        for library, python in others:
+            found = theirs(library, python, name)
+            if found is not None:
+                line(library, found)
