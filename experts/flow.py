@@ -91,6 +91,11 @@ class Flow(Density):
             raise TypeError(f"{', '.join(architecture)} describe a new flow, but one is given: leave either away")
         else:
             config = None
+        if bound is None and (layer := _context_layer(flow)) is not None:
+            raise TypeError(
+                f"the flow is conditional: its layer {layer} takes a context, without which it is another density; it "
+                "needs context_shape=..., and .given(context) before it is used"
+            )
         shape = _noise_shape(flow)
         event = shape if event_shape is None else torch.Size(event_shape)
         if shape.numel() != event.numel():
@@ -411,6 +416,11 @@ class _NaiveLinear(NaiveLinear):
     def inverse_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         outputs = torch.linalg.solve(self._weight, (inputs - self.bias).T).T
         return outputs, -self.logabsdet() * outputs.new_ones(len(outputs))
+
+
+def _context_layer(flow: Nflow) -> str | None:
+    """The first layer of nflows' networks that is there only for a context; they leave it out in silence where none is given."""
+    return next((name for name, _ in flow.named_modules() if name.rsplit(".", 1)[-1] == "context_layer"), None)
 
 
 def _mended(flow: Nflow) -> Nflow:

@@ -10,6 +10,7 @@ import torch
 from nflows.distributions.normal import ConditionalDiagonalNormal, DiagonalNormal, StandardNormal
 from nflows.flows.base import Flow as Nflow
 from nflows.nn.nets.resnet import ResidualNet
+from nflows.transforms.autoregressive import MaskedAffineAutoregressiveTransform
 from nflows.transforms.base import CompositeTransform
 from nflows.transforms.coupling import AffineCouplingTransform
 from nflows.transforms.linear import NaiveLinear
@@ -251,3 +252,11 @@ def test_nonsense_is_refused():
     needy = Nflow(CompositeTransform([AffineCouplingTransform([1, 0], network)]), StandardNormal([2]))
     with pytest.raises(TypeError, match="needs context_shape"):
         Flow(needy)
+
+
+def test_a_conditional_flow_is_not_wrapped_without_its_context() -> None:
+    layer = MaskedAffineAutoregressiveTransform(2, 16, context_features=3)
+    flow = Nflow(CompositeTransform([layer]), StandardNormal([2]))
+    with pytest.raises(TypeError, match=r"context_layer takes a context.*needs context_shape="):
+        Flow(flow)
+    assert Flow(flow, context_shape=(3,)).given(torch.zeros(3)).sample(4).shape == (4, 2)
