@@ -4,8 +4,8 @@
     bench_peers.py blackjax=PYTHON numpyro=PYTHON ...   and those that these interpreters have (`peers.py` says which)
 
 The Gaussian has 100 dimensions and condition number 1000, turned at random; the mixture has four modes that chains do not move between.
-Sampling alone is counted, warm-up of every library and compilation left out; ours is the usual kernel for the first two, after the usual
-warm-up, and for the mixture what `poe.sample` does, everything counted. ESS is the smallest bulk ESS over the coordinates
+Sampling alone is counted, warm-up of every library and compilation left out; ours is the usual kernel for the first two, after the
+usual warm-up, and for the mixture what `poe.sample` does, everything counted. ESS is the smallest bulk ESS over the coordinates
 (arviz-stats), of all chains together: where they do not agree, R-hat says so and ESS is small.
 """
 

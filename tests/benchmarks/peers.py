@@ -1,8 +1,8 @@
 """Other libraries on the targets of `bench_peers.py`, each in the interpreter that has it: `python peers.py NAME TARGET FILE.npz`.
 
 Writes the draws (chain, draw, d), gradients and seconds of sampling, and those of warm-up. BlackJAX and NumPyro: NUTS with window
-adaptation, 64 chains by vmap, compiled before the clock starts. torchebm: its HMC, which adapts nothing; the best of a grid of step sizes
-and lengths, found beforehand and not counted.
+adaptation, 64 chains by vmap, compiled before the clock starts. torchebm: its HMC, which adapts nothing; the best of a grid of step
+sizes and lengths, found beforehand and not counted.
 """
 
 from __future__ import annotations
