@@ -4,8 +4,7 @@
     bench_peers.py blackjax=PYTHON numpyro=PYTHON ...   and those that these interpreters have (`peers.py` says which)
 
 The Gaussian has 100 dimensions and condition number 1000, turned at random; the mixture has four modes that chains do not move between.
-Sampling alone is counted, warm-up of every library and compilation left out; ours is the usual kernel for the first two, after the
-usual warm-up, and for the mixture what `poe.sample` does, everything counted. ESS is the smallest bulk ESS over the coordinates
+Warm-up and compilation are left out, but for `poe.sample`, where everything counts. ESS is the smallest bulk ESS over the coordinates
 (arviz-stats), of all chains together: where they do not agree, R-hat says so and ESS is small.
 """
 
@@ -30,20 +29,29 @@ from poe.diagnostics import ess, rhat
 from poe.run import run, streams
 
 
-def ours(name: str, seed: int = 0) -> dict[str, np.ndarray]:
-    target = known.Opaque(lambda x: energy(name, x, torch), DIMENSIONS[name], name=name)
-    if name == "mixture":
-        began = time.process_time()
-        draws = poe.sample(target, CHAINS * DRAWS, chains=CHAINS, seed=seed)
-        counts = {"gradients": target.tally.gradients, "seconds": time.process_time() - began, "warm": 0}
-        return {"x": draws.chains.numpy()} | {key: np.asarray(value) for key, value in counts.items()}
+def chains(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """The usual kernel after the usual warm-up."""
+    target = opaque(name)
     generators = streams(seed, 1, target.device)
-    x = torch.from_numpy(start(name, seed))
-    warm = run(usual_kernel(target), target, x, draws=1, warmup=WARMUP, generators=generators)
+    warm = run(usual_kernel(target), target, torch.from_numpy(start(name, seed)), draws=1, warmup=WARMUP, generators=generators)
     before, began = target.tally.gradients, time.process_time()
     trace = run(warm.kernel, target, warm.states, draws=DRAWS, generators=generators)
-    counts = {"gradients": target.tally.gradients - before, "seconds": time.process_time() - began, "warm": before}
-    return {"x": trace.x.numpy()} | {key: np.asarray(value) for key, value in counts.items()}
+    return counted(trace.x, target.tally.gradients - before, time.process_time() - began, before)
+
+
+def sample(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """What `poe.sample` does without options."""
+    target, began = opaque(name), time.process_time()
+    draws = poe.sample(target, CHAINS * DRAWS, chains=CHAINS, seed=seed)
+    return counted(draws.chains, target.tally.gradients, time.process_time() - began, 0)
+
+
+def opaque(name: str) -> known.Opaque:
+    return known.Opaque(lambda x: energy(name, x, torch), DIMENSIONS[name], name=name)
+
+
+def counted(x: torch.Tensor, gradients: int, seconds: float, warm: int) -> dict[str, np.ndarray]:
+    return {"x": x.numpy()} | {k: np.asarray(v) for k, v in (("gradients", gradients), ("seconds", seconds), ("warm", warm))}
 
 
 def theirs(library: str, python: str, name: str) -> dict[str, np.ndarray] | None:
@@ -73,7 +81,8 @@ if __name__ == "__main__":
     others = [word.split("=", 1) for word in sys.argv[1:]]
     for name in DIMENSIONS:
         print(f"\nESS on the {name}, {CHAINS} chains")
-        line("poe", ours(name))
+        line("poe chains", chains(name))
+        line("poe.sample", sample(name))
         for library, python in others:
             found = theirs(library, python, name)
             if found is not None:
