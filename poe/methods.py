@@ -20,7 +20,7 @@ from poe.gaussians import Gaussians
 from poe.kernels import Kernel
 from poe.path import take
 from poe.run import streams
-from poe.smc import Stalled, anneal, estimate, systematic
+from poe.smc import Stalled, anneal, curve, estimate, systematic
 from poe.spaces import points
 from poe.starts import CANDIDATES, Start, pilot, weigh, within
 from poe.stein import stein_test
@@ -32,6 +32,7 @@ MOST_WEIGHED = 64 * CANDIDATES  # draws of a start that importance resampling ma
 HEAVY = 0.5  # Pareto k from which on importance weights are not resampled
 UNEVEN = 1 / 50  # share of effective draws below which they are not
 NEAR = 1 / 5  # share from which on those of a fitted start need no moves
+OVER = 4  # effective draws that are weighed for each one that is kept
 
 
 class NotThisWay(Exception):
@@ -135,8 +136,8 @@ def enumerate_all(job: Job) -> Draws:
 def importance(job: Job, *, forced: bool) -> Draws:
     """Draws of a samplable part, resampled with Pareto-smoothed weights exp(E_start - E_target), in independent populations.
 
-    Twice as many effective draws are weighed as are asked for. Unless `forced`, NotThisWay is raised where Pareto k of the weights
-    is above `HEAVY` or their effective share below `UNEVEN`.
+    `OVER` times as many effective draws are weighed as are asked for. Unless `forced`, NotThisWay is raised where Pareto k of the
+    weights is above `HEAVY` or their effective share below `UNEVEN`.
     Reference: Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25.
     """
     started = time.perf_counter()
@@ -156,10 +157,11 @@ def importance(job: Job, *, forced: bool) -> Draws:
 def _resampled(
     job: Job, start: Start, target: Energy, to_x: Callable[[Tensor], Tensor], *, seconds: float, gradients: float = 0.0
 ) -> Draws:
-    """Draws of a start near to the target, in whatever variables: twice as many effective ones are weighed as are asked for."""
+    """Draws of a start near to the target, in whatever variables, resampled along a curve through them and then shuffled: so each
+    part of space gets its share of the draws, but for rounding."""
     share = start.ess / len(start.x)
     populations, wide = _sizes(job)
-    each = max(CANDIDATES, min(MOST_WEIGHED, math.ceil(2 * job.draws / share))) // populations + 1
+    each = max(CANDIDATES, min(MOST_WEIGHED, math.ceil(OVER * job.draws / share))) // populations + 1
     x, logs, failed = [], [], 0
     for size, generator in zip(_split(populations, job.shards), job.streams(1), strict=True):
         weighed = weigh(start.density, target, generator, size * each)
@@ -169,11 +171,15 @@ def _resampled(
     raw = torch.cat(logs)
     smooth, k = pareto_smoothed(raw.flatten())
     smooth = smooth.reshape(raw.shape)
-    uniform = torch.rand(populations, 2, generator=job.streams(2)[0], dtype=torch.float64, device=raw.device)
-    order = systematic(smooth, uniform, wide)
+    drawn, generator = torch.cat(x), job.streams(2)[0]
+    uniform = torch.rand(populations, 2, generator=generator, dtype=torch.float64, device=raw.device)
+    along = curve(drawn, len(job.energy.event_shape))
+    order = along.gather(1, systematic(smooth.gather(1, along), uniform, wide))
+    shuffled = torch.rand(order.shape, generator=generator, dtype=torch.float64, device=raw.device).argsort(1)
+    order = order.gather(1, shuffled)
     size = (2 * smooth.logsumexp(1) - (2 * smooth).logsumexp(1)).exp().sum()
     return _population(
-        job, to_x(take(torch.cat(x), order)), start.density, estimate(raw.flatten()),
+        job, to_x(take(drawn, order)), start.density, estimate(raw.flatten()),
         pareto_k=k, nonfinite=failed, energies=job.weighed + raw.numel() + order.numel(), gradients=gradients,
         weight_ess=float(size), ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - seconds,
     )  # fmt: skip
@@ -196,11 +202,13 @@ def annealed(job: Job) -> Draws:
         raise NotThisWay(str(stalled)) from stalled
     path = tuned.schedule.path
     if isinstance(path.start, Gaussians):  # fitted to the target: it may do without moves
-        near = weigh(path.start, path.end, job.streams(5)[0])
+        near = weigh(path.start, path.end, job.streams(5)[0], 4 * CANDIDATES)
         if near.pareto_k <= HEAVY and near.ess >= len(near.x) * NEAR:
             x = lambda z: job.x(tuned.to_x(z))  # noqa: E731
             draws = _resampled(job, near, path.end, x, seconds=started, gradients=tuned.gradients)
-            return replace(draws, method="importance resampling of a start that was fitted to annealed particles")
+            even = draws.diagnostics.weight_ess > OVER / 2 * job.draws  # or the fit has missed a mode, which more draws have met
+            if even and draws.trusted:
+                return replace(draws, method="importance resampling of a start that was fitted to annealed particles")
     moved = anneal(
         tuned.schedule,
         lambda n, generator: path.start.sample(n, generator=generator).to(job.target._like()),  # type: ignore[operator]

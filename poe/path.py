@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from poe.energy import Density, Energy
+from poe.capabilities import NoiseConditional
+from poe.energy import Density, Energy, leaves
+
+NOISE_LEVELS = 16  # of a path of noise, between which energies are mixed where they lie too far apart
 
 
 class Pair(NamedTuple):
@@ -54,12 +59,59 @@ class Geometric:
     start: Energy
     end: Energy
 
+    @property
+    def segments(self) -> tuple[Geometric, ...]:
+        """The path itself, in one piece."""
+        return (self,)
+
     def pair(self, x: Tensor) -> Pair:  # (*batch, *event)
         return Pair(*self.start.value_and_grad(x), *self.end.value_and_grad(x))
 
     def level(self, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None) -> Level:
         """The energy at β; `pair` of the points x where they are known already, so that a kernel starts there for nothing."""
         return Level(self, beta, x, pair)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Geometric paths one after the other, each from where the last one ends. Weights of the way are exp(E_prev(x) - E_next(x)), so
+    that what is between the two ends decides how well particles move, and not what they stand for."""
+
+    segments: tuple[Geometric, ...]
+
+    @classmethod
+    def through(cls, energies: Sequence[Energy]) -> Stepped:
+        """From the first energy, which draws exactly, to the last."""
+        return cls(tuple(Geometric(a, b) for a, b in pairwise(energies)))
+
+    @property
+    def start(self) -> Energy:
+        return self.segments[0].start
+
+    @property
+    def end(self) -> Energy:
+        return self.segments[-1].end
+
+
+Path = Geometric | Stepped
+
+
+def noise_levels(energy: Energy) -> list[Energy] | None:
+    """The energy at falling levels of noise, evenly spaced on a log scale over the range that all its experts with noise levels
+    share, and at last the energy itself; None where no expert has any, or where a level is not known to be proper.
+
+    A composition of noised experts is not the noised composition: these are bridges, and the last one is what is drawn.
+    """
+    ranges = [part.sigma_range for part in leaves(energy) if part.can(NoiseConditional)]  # type: ignore[attr-defined]
+    if not ranges:
+        return None
+    low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
+    if not 0 <= low < high:
+        raise ValueError(f"the noise levels of the experts of {energy} have no range in common: {sorted(set(ranges))}")
+    low = max(low, 1e-3 * high)
+    sigmas = [high * (low / high) ** (k / (NOISE_LEVELS - 1)) for k in range(NOISE_LEVELS)]
+    levels = [energy.at(sigma) for sigma in sigmas]
+    return [*levels, energy.at(0.0)] if all(level.proper for level in levels) else None
 
 
 class Level(Energy):

@@ -21,6 +21,7 @@ from poe.energy import Energy, Mixture, caveats
 from poe.frozen import frozen
 from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
+from poe.path import noise_levels
 from poe.rules import simplify
 from poe.sites import box_of
 from poe.spaces import MOST_STATES, enumerable
@@ -57,12 +58,19 @@ class Plan:
         """The method that is tried first."""
         return self.methods[0]
 
+    @property
+    def noised(self) -> bool:
+        """Whether particles are annealed along levels of noise."""
+        return self.method == "annealed" and noise_levels(self.target) is not None
+
     def __str__(self) -> str:
         lines = [f"{self.method}: {self.reason}"]
         if self.method in ("exact", "enumerate"):
             return lines[0]
-        if self.starts:
+        if self.starts and not self.noised:
             lines.append("starts from " + ", ".join(str(start) for start in self.starts) + ", weighed by importance")
+        elif self.noised:
+            lines.append("starts from a normal, and goes down the noise levels that the experts share")
         elif sets.is_discrete(self.target.support):
             lines.append("starts from values drawn evenly for each site")
         else:

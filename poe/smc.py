@@ -28,7 +28,7 @@ from poe.adapt import MOST_DENSE, Moments, first_step
 from poe.checkpoint import Checkpoint
 from poe.energy import Estimate
 from poe.kernels import Kernel, Langevin
-from poe.path import Geometric, Pair, take
+from poe.path import Geometric, Pair, Path, take
 from poe.path import Level as PathLevel
 from poe.records import Codec
 from poe.transport import Transported
@@ -39,35 +39,43 @@ FEWEST, MOST = 2, 16  # moves of a level; the last may have twice as many
 MOST_LEVELS = 250
 SPREAD = 1.5  # powers of ten over which the step sizes of the particles are spread
 BATCH = 4096  # particles that move as one batch
+AXES = 4  # coordinates, those of greatest variance, along which particles are sorted
 
 
 class Level(NamedTuple):
-    """One step of a schedule: the inverse temperature, and how often which kernel moves the particles there."""
+    """One step of a schedule: the inverse temperature on a segment of the path, and how often which kernel moves particles there."""
 
     beta: float
     kernel: Kernel
     moves: int
+    segment: int = 0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Where and how a population moves: levels of rising inverse temperature, the last at 1."""
+    """Where and how a population moves: levels of rising inverse temperature on each segment of the path, the last of them at 1."""
 
-    path: Geometric
+    path: Path
     levels: tuple[Level, ...]
 
     @property
     def gradients(self) -> int:
         """Gradients of the target for one particle."""
-        return 1 + sum(round(level.moves * level.kernel.gradients_per_step) + 1 for level in self.levels)
+        moves = sum(round(level.moves * level.kernel.gradients_per_step) + 1 for level in self.levels)
+        return len(self.path.segments) + moves
+
+    @property
+    def steps(self) -> list[tuple[float, Level]]:
+        """Each level after the inverse temperature that it is reached from."""
+        before = [(0, 0.0), *((level.segment, level.beta) for level in self.levels)]
+        return [(beta if s == level.segment else 0.0, level) for (s, beta), level in zip(before, self.levels, strict=False)]
 
 
 def refined(schedule: Schedule, times: int) -> Schedule:
     """The schedule with each step of β cut into `times`, all moved by the kernel of its end."""
-    levels, beta = [], 0.0
-    for level in schedule.levels:
+    levels = []
+    for beta, level in schedule.steps:
         levels += [level._replace(beta=beta + (level.beta - beta) * (i + 1) / times) for i in range(times - 1)] + [level]
-        beta = level.beta
     return Schedule(schedule.path, tuple(levels))
 
 
@@ -111,7 +119,7 @@ class Stalled(ValueError):
 
 
 def tune(
-    path: Geometric,
+    path: Path,
     x: Tensor,
     generator: torch.Generator,
     *,
@@ -125,25 +133,34 @@ def tune(
     Raises ValueError where no particle has finite energy, and Stalled.
     """
     kernel = Langevin() if kernel is None else kernel
-    pair, beta, log_ratio, levels = path.pair(x), 0.0, 0.0, []
-    bar = tqdm(total=1.0, desc="annealing pilot", disable=not progress, leave=False, bar_format="{desc}: {percentage:3.0f}%")
+    log_ratio, levels, pair = 0.0, [], None
+    bar = tqdm(
+        total=len(path.segments),
+        desc="annealing pilot",
+        disable=not progress,
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}%",
+    )
     with bar:
-        while beta < 1:
-            drop = pair.drop()
-            if not bool((drop > -math.inf).any()):
-                raise ValueError(f"no draw of {path.start} has finite energy under {path.end}")
-            if len(levels) == MOST_LEVELS:
-                raise Stalled(f"more than {MOST_LEVELS} levels from {path.start} to {path.end}; give a nearer start")
-            new = _next(drop, beta)
-            logs = ((new - beta) * drop).unsqueeze(0)
-            log_ratio += float(logs.logsumexp(1)) - math.log(len(x))
-            bar.update(new - beta)
-            order = systematic(logs, torch.rand(1, 2, generator=generator, device=x.device, dtype=torch.float64))[0]
-            x, pair, beta = x[order], Pair(*(part[order] for part in pair)), new
-            here = path.level(torch.tensor(beta, dtype=pair.end.dtype, device=x.device), x, pair)
-            level, x, pair = _settle(kernel, here, beta, generator, first=not levels)
-            kernel = level.kernel
-            levels.append(level)
+        for index, segment in enumerate(path.segments):
+            beta, pair = 0.0, _onto(segment, x, pair)
+            while beta < 1:
+                drop = pair.drop()
+                if not bool((drop > -math.inf).any()):
+                    raise ValueError(f"no draw of {segment.start} has finite energy under {segment.end}")
+                if len(levels) == MOST_LEVELS:
+                    raise Stalled(f"more than {MOST_LEVELS} levels from {path.start} to {path.end}; give a nearer start")
+                new = _next(drop, beta)
+                logs = ((new - beta) * drop).unsqueeze(0)
+                log_ratio += float(logs.logsumexp(1)) - math.log(len(x))
+                bar.update(new - beta)
+                order = systematic(logs, torch.rand(1, 2, generator=generator, device=x.device, dtype=torch.float64))[0]
+                x, pair, beta = x[order], Pair(*(part[order] for part in pair)), new
+                here = segment.level(torch.tensor(beta, dtype=pair.end.dtype, device=x.device), x, pair)
+                last = beta == 1 and index == len(path.segments) - 1
+                level, x, pair = _settle(kernel, here, beta, generator, first=not levels, last=last)
+                kernel = level.kernel
+                levels.append(level._replace(segment=index))
     schedule = Schedule(path, tuple(levels))
     return Pilot(schedule, x, log_ratio, float(len(x) * schedule.gradients))
 
@@ -204,21 +221,22 @@ def reverse(schedule: Schedule, x: Tensor, generator: torch.Generator) -> Tensor
     """log weights of exact draws of the target carried back to the start: exp of them has mean Z_0/Z, so that minus their mean bounds
     log(Z/Z_0) from above. The levels' own kernels move the particles, in the opposite order. Reference: Grosse, Ghahramani and
     Adams 2015, arXiv:1511.02543 (bidirectional Monte Carlo)."""
-    path = schedule.path
-    pair = path.pair(x)
     logs = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    betas = [0.0, *(level.beta for level in schedule.levels)]
-    for k in range(len(schedule.levels), 0, -1):
-        if k < len(schedule.levels):
-            level = schedule.levels[k - 1]
-            here = path.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
+    segment, pair = None, None
+    for k, (beta, level) in reversed(list(enumerate(schedule.steps))):
+        if segment is not schedule.path.segments[level.segment]:
+            segment = schedule.path.segments[level.segment]
+            pair = segment.pair(x)
+        assert segment is not None and pair is not None
+        if k < len(schedule.levels) - 1:
+            here = segment.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
             state = level.kernel.init(here, x)
             for _ in range(level.moves):
                 kernel = _jittered(level.kernel, state.energy, generator)
                 state, _ = kernel.step(here, state, level.kernel.noise(state, generator))
             x = level.kernel.walkers(state).x
-            pair = path.pair(x)
-        logs = logs - (betas[k] - betas[k - 1]) * pair.drop()
+            pair = segment.pair(x)
+        logs = logs - (level.beta - beta) * pair.drop()
     return logs
 
 
@@ -255,16 +273,34 @@ def systematic(log_weights: Tensor, uniform: Tensor, count: int | None = None) -
     return torch.searchsorted(edges / edges[..., -1:], at.clamp(max=1 - 1e-12), right=True).clamp(max=n - 1)
 
 
+def curve(x: Tensor, event: int) -> Tensor:  # (populations, n, *event) -> (populations, n)
+    """The particles of each population in the order of a curve that fills space: ranks of up to `AXES` coordinates, their bits
+    interleaved (Morton's order). What is systematically resampled along it has the weights of whole regions almost without noise.
+    Reference: Gerber, Chopin and Whiteley 2019, Ann. Statist. 47(4) (with Hilbert's curve)."""
+    flat = x.reshape(*x.shape[: x.ndim - event], -1).double()
+    widest = flat.var((0, 1)).nan_to_num(0).topk(min(AXES, flat.shape[-1])).indices
+    rank = flat[..., widest].argsort(1).argsort(1)
+    bits = min(20, 60 // len(widest))
+    rank = (rank << bits) // flat.shape[1]
+    key = torch.zeros_like(rank[..., 0])
+    for bit in reversed(range(bits)):
+        for axis in range(len(widest)):
+            key = key * 2 + (rank[..., axis] >> bit & 1)
+    return key.argsort(1)
+
+
 def _carry(schedule: Schedule, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
     """Populations (r, n, *event) through all levels, as the fields of `Population`."""
-    path, (populations, n) = schedule.path, x.shape[:2]
-    pair = path.pair(x)
+    (populations, n), segment, pair = x.shape[:2], None, None
     logs = torch.zeros(populations, n, dtype=torch.float64, device=x.device)
     own = torch.arange(n, device=x.device).expand(populations, n)
-    log_ratio, ancestors, beta, counts = logs[:, 0], own, 0.0, []
-    for index, level in enumerate(schedule.levels):
+    log_ratio, ancestors, counts = logs[:, 0], own, []
+    for index, (beta, level) in enumerate(schedule.steps):
+        if segment is not schedule.path.segments[level.segment]:
+            segment = schedule.path.segments[level.segment]
+            pair = _onto(segment, x, pair)
+        assert segment is not None and pair is not None
         logs = logs + (level.beta - beta) * pair.drop()
-        beta = level.beta
         if resample:
             size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
             # a population without weight has died out: it stays where it is, with Z = 0
@@ -274,15 +310,16 @@ def _carry(schedule: Schedule, x: Tensor, generator: torch.Generator, resample: 
             log_ratio = log_ratio + torch.where(tired, logs.logsumexp(1) - math.log(n), 0)
             logs = torch.where(tired.unsqueeze(1), 0, logs)
             x, pair, ancestors = take(x, order), pair.permuted(order), ancestors.gather(1, order)
-        here = path.level(torch.tensor(beta, dtype=pair.end.dtype, device=x.device), x, pair)
+        here = segment.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
         state = level.kernel.init(here, x)
         for _ in range(level.moves):
             state, info = _jittered(level.kernel, state.energy, generator).step(here, state, level.kernel.noise(state, generator))
             counts.append(torch.stack([info.acceptance.mean(), info.nonfinite.sum(), info.divergent.sum()]))
         x = level.kernel.walkers(state).x
-        pair = path.pair(x)
+        pair = segment.pair(x)
         bar.update()
     totals = torch.stack(counts).double()
+    assert pair is not None
     log_ratio = log_ratio + logs.logsumexp(1) - math.log(n)
     return x, pair.end, logs, log_ratio, ancestors, totals[:, 0].mean().item(), *totals[:, 1:].sum(0).tolist()
 
@@ -304,8 +341,15 @@ def _next(drop: Tensor, beta: float) -> float:
     return high
 
 
+def _onto(segment: Geometric, x: Tensor, before: Pair | None) -> Pair:
+    """Both ends of a segment at x; its start is where the segment before it ended, with `before` known there."""
+    if before is None:
+        return segment.pair(x)
+    return Pair(before.end, before.end_gradient, *segment.end.value_and_grad(x))
+
+
 def _settle(
-    kernel: Kernel, here: PathLevel, beta: float, generator: torch.Generator, *, first: bool
+    kernel: Kernel, here: PathLevel, beta: float, generator: torch.Generator, *, first: bool, last: bool
 ) -> tuple[Level, Tensor, Pair]:
     """The kernel for this level, tuned while it moves the particles until the energy has forgotten its value: (level, x, pair)."""
     x = here.known[0]
@@ -315,7 +359,7 @@ def _settle(
     state = kernel.init(here, x)
     if first:
         kernel = kernel.tuned(first_step(kernel, here, [state], [generator]), *root)
-    before, last, moves, correlation = kernel.walkers(state).energy, beta == 1, 0, 1.0
+    before, moves, correlation = kernel.walkers(state).energy, 0, 1.0
     while moves < FEWEST or (moves < (2 * MOST if last else MOST) and correlation > (SETTLE if last else FORGET)):
         state, info = _jittered(kernel, state.energy, generator).step(here, state, kernel.noise(state, generator))
         moves += 1

@@ -16,7 +16,7 @@ from poe.energy import Contrast, Energy, Mixture, Product, Shifted, leaves
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel, Langevin
 from poe.maps import MOST_DIMENSIONS, Triangular
-from poe.path import Geometric, StandardNormal
+from poe.path import Geometric, Path, StandardNormal, Stepped, noise_levels
 from poe.rules import simplify
 from poe.run import run
 from poe.smc import Pilot, Stalled, tune
@@ -92,10 +92,10 @@ def pilot(
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Pilot:
-    """A tuned schedule from the start to the target, in the noise of the start where it is a flow; without a start, from the best of
-    those that can be found.
+    """A tuned schedule to the target: from the start, in its noise where it is a flow; without one, from the best that can be found.
 
-    Normals are fitted to chains of the target and of the target at temperature 16, whose wide moves reach modes that lie far apart.
+    Where experts have noise levels, the path leads down those, and from a normal to the noisiest. Else, without a start, normals are
+    fitted to chains of the target and of the target at temperature 16, whose wide moves reach modes that lie far apart.
     Of the schedules from either, one whose log Z is more than half a nat below the other's has missed mass; else the shorter one
     counts. To the particles of a schedule of more than `SHORT` levels a triangular map and a mixture of Gaussians in its noise are
     fitted: a start much nearer to the target, in variables that are easier to move in. That is done again with the particles of the
@@ -104,7 +104,10 @@ def pilot(
     mover = Langevin() if kernel is None else kernel
 
     def go(start: Energy, target: Energy, n: int = PARTICLES) -> Pilot:
-        path = Geometric(start, target)
+        return along(Geometric(start, target), n)
+
+    def along(path: Path, n: int) -> Pilot:
+        start = path.start
         x = start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
 
         def tuned() -> Pilot:
@@ -112,7 +115,11 @@ def pilot(
 
         return tuned() if checkpoint is None else checkpoint.stage(tuned, Pilot, path, mover, generators=[generator])
 
-    if start is not None and quick(start):  # in the noise of a flow: there its own law is a standard normal
+    noised, spent = _noised(target), 0.0
+    if noised is not None:
+        wide, spent = _extent(noised[0], 1.0, generator, checkpoint)
+        found = [along(Stepped.through([wide, *noised]), PARTICLES)]
+    elif start is not None and quick(start):  # in the noise of a flow: there its own law is a standard normal
         like = target._like()
         noise = StandardNormal(like.new_zeros(start.event_shape), like.new_ones(start.event_shape))
         found = [go(noise, Transported(target, start))]
@@ -120,9 +127,9 @@ def pilot(
         found = [go(start, target)]
     else:
         found = []
-    spent = sum(p.gradients for p in found)
+    spent += sum(p.gradients for p in found)
     enough = max(PARTICLES, 64 * math.prod(target.event_shape)) if math.prod(target.event_shape) <= MOST_DIMENSIONS else PARTICLES
-    for heat in HEAT if start is None else ():
+    for heat in () if found else HEAT:
         wide, gradients = _extent(target, heat, generator, checkpoint)
         spent += gradients
         try:
@@ -152,6 +159,14 @@ def pilot(
         if stale == 2:
             break
     return best._replace(gradients=spent)
+
+
+def _noised(target: Energy) -> list[Energy] | None:
+    """The target at falling levels of noise, where its experts have any."""
+    if isinstance(target, Unconstrained):
+        levels = noise_levels(target.energy)
+        return None if levels is None else [target.around(level) for level in levels]
+    return noise_levels(target)
 
 
 def _fitted(x: Tensor, generator: torch.Generator) -> tuple[Triangular | None, Gaussians] | None:

@@ -46,6 +46,9 @@ class Unconstrained(Energy):
     def proper(self) -> bool | None:
         return self.energy.proper
 
+    def at(self, sigma: float) -> Energy:
+        return self.around(self.energy.at(sigma))
+
     def around(self, energy: Energy) -> Unconstrained:
         """Another energy over the same variables z."""
         return Unconstrained(energy, self.transform)
