@@ -97,6 +97,13 @@ class Hidden(Protocol):
 
 
 @runtime_checkable
+class Augmented(Protocol):
+    """A discrete energy that is the sum over hidden units of another: `joint` is that one, over one vector (n + hidden), x first."""
+
+    joint: Any
+
+
+@runtime_checkable
 class TakesUniforms(Protocol):
     """A BlockGibbs that takes more numbers than coordinates for a block, through hidden units say: `uniforms[i]` for block i."""
 
@@ -145,6 +152,7 @@ CAPABILITIES: dict[str, Any] = {
     "blocks": BlockGibbs,
     "site logits": SiteLogits,
     "hidden units": Hidden,
+    "joint": Augmented,
     "context": Conditional,
     "noise levels": NoiseConditional,
     "enumerate": Enumerates,

@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poe import discrete
 from poe import support as sets
 from poe.capabilities import quick
-from poe.conditionals import Conditionals, opaque
 from poe.diagnostics import RHAT_LIMIT, Diagnostics, diagnose, judge
 from poe.draws import Draws, first
 from poe.energy import Energy
-from poe.kernels import DiscreteLangevin, Gibbs, Kernel, Langevin, Microcanonical, Tempered
+from poe.kernels import Kernel, Langevin, Microcanonical, Tempered
 from poe.kernels.tempered import linear_betas
 from poe.methods import Job, NotThisWay, tested
 from poe.path import StandardNormal
 from poe.run import Trace, run
-from poe.sites import sites_of
 from poe.spaces import anywhere
 from poe.starts import nowhere
 from poe.transport import Transported
@@ -29,20 +28,20 @@ from poe.transport import Transported
 WARMUP = 400
 PILOT = 64  # steps of the chains from which the gap between draws is found
 MOST_GAP = 48
-MOST_BLOCKS = 64  # of sites that Gibbs redraws one after the other; with more, all sites are moved at once
 
 
 def chains(job: Job, *, forced: bool) -> Draws:
-    """Chains of one kernel, tuned in warm-up, from starts of importance resampling or from `init`.
+    """Chains of one kernel, tuned in warm-up, from annealed particles where there are any, else from starts of importance resampling
+    or from `init`.
 
     Unless `forced`, NotThisWay is raised where the chains disagree, or are slow: R-hat is blind to a mode that no chain has had the
-    time to find.
+    time to find, unless some start there.
     """
     work = _Chains(job)
     pilot, gap = work.pilot(work.kernel, work.starts(), WARMUP, "chains")
     if pilot.partial:
         return work.finish(pilot)
-    if not forced and 4 * gap > PILOT:
+    if not forced and job.found is None and 4 * gap > PILOT:
         raise NotThisWay(f"chains are slow: about {gap} steps between independent draws", work.gradients)
     trace = work.run(pilot, gap, "chains")
     evidence = work.evidence(trace)
@@ -58,7 +57,8 @@ def tempered(job: Job) -> Draws:
     x = work.starts()
     kernel: Any = work.kernel
     if not isinstance(kernel, Tempered):
-        kernel = Tempered(work.bottom(x), linear_betas(8), kernel if kernel.plain else Langevin())
+        plain = kernel.plain or sets.is_discrete(work.target.support)
+        kernel = Tempered(work.bottom(x), linear_betas(8), kernel if plain else Langevin())
     walkers: Any = x
     for _ in range(2):
         pilot = run(
@@ -82,9 +82,7 @@ def usual_kernel(energy: Energy, *, compile: bool = False) -> Kernel:
     """What moves chains unless told otherwise: adjusted microcanonical Langevin; in one dimension, or to be compiled, Langevin. On
     discrete spaces Gibbs where few blocks of sites can be redrawn together, else discrete Langevin."""
     if sets.is_discrete(energy.support):
-        if opaque(energy) is not None or not sites_of(energy).binary:
-            return Gibbs()
-        return Gibbs() if len(Conditionals(energy).blocks(energy.device)) <= MOST_BLOCKS else DiscreteLangevin()
+        return discrete.usual_kernel(energy)
     return Langevin() if compile or math.prod(energy.event_shape) < 2 else Microcanonical()
 
 
@@ -140,6 +138,10 @@ class _Chains:
                     f"{int((~inside).sum())} of {len(x)} points of init lie outside the support {job.energy.support!r}"
                 )
             return x if job.space is None else job.space.to_z(x)
+        if job.found is not None:
+            x = job.found.x[torch.randperm(len(job.found.x), generator=self.shared, device=job.found.x.device)]
+            x = x[torch.arange(self.count, device=x.device) % len(x)]
+            return x if job.space is None else job.space.to_z(x)
         if job.start is None:
             return self._from_normal()
         self.energies += job.weighed
@@ -163,6 +165,8 @@ class _Chains:
         """Where a ladder starts: the density that chains start from, else a normal with twice the spread of a few short chains."""
         if self.noise is not None:
             return StandardNormal(torch.zeros_like(x[0]), torch.ones_like(x[0]))
+        if sets.is_discrete(self.target.support):
+            return discrete.Independent.even(self.target)
         if self.job.start is not None:
             return self.job.start.density
         trace = run(
@@ -232,8 +236,9 @@ class _Chains:
             said.append(
                 "the kernel is unadjusted: its stationary law differs from the target by a bias of the order of its step size"
             )
+        log_z = None if job.found is None else job.found.log_z
         return Draws(
-            first(x, job.draws), x, energy, None, evidence, "", "", tuple(said), trace.kernel.exact, trace.partial
+            first(x, job.draws), x, energy, log_z, evidence, "", "", tuple(said), trace.kernel.exact, trace.partial
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from poe import support as sets
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
+from poe.discrete import visible
 from poe.draws import Draws, first
 from poe.energy import Energy, Estimate
 from poe.gaussians import Gaussians
@@ -21,8 +22,8 @@ from poe.kernels import Kernel
 from poe.path import take
 from poe.run import streams
 from poe.smc import Stalled, anneal, curve, estimate, systematic
-from poe.spaces import points
-from poe.starts import CANDIDATES, Start, pilot, weigh, within
+from poe.spaces import energies, points
+from poe.starts import CANDIDATES, Start, pilot, sampler, weigh, within
 from poe.stein import stein_test
 from poe.transport import Unconstrained
 
@@ -60,6 +61,7 @@ class Job:
     shards: int
     compile: bool
     checkpoint: Checkpoint | None = None
+    found: Draws | None = None  # what annealed particles found, where that was not enough: chains start there
 
     @cached_property
     def space(self) -> Unconstrained | None:
@@ -113,22 +115,15 @@ def enumerate_all(job: Job) -> Draws:
     started = time.perf_counter()
     target = job.energy
     (generator, *_) = job.streams(0)
-    states = points(target)
-    with torch.no_grad():
-        energy = target(states)
-    if bool(energy.isnan().any()):
-        raise ValueError(f"{target} is NaN at {int(energy.isnan().sum())} of {len(states)} points; an expert fails there")
-    logs = -energy.double()
-    log_z = logs.logsumexp(0)
-    if log_z == -math.inf:
-        raise ValueError(f"{target} has energy +inf at every point: nothing can be drawn")
+    energy = energies(target)
+    log_z = (-energy).logsumexp(0)
     chains = job.chains or min(4, max(1, job.draws))
     count = chains * -(-job.draws // chains)
-    index = torch.multinomial((logs - log_z).exp(), max(count, 1), replacement=True, generator=generator)[:count]
-    x = states[index].reshape(chains, -1, *target.event_shape) if count else states[:0].reshape(chains, 0, *target.event_shape)
-    values = energy[index].reshape(chains, -1)
+    index = torch.multinomial((-energy - log_z).exp(), max(count, 1), replacement=True, generator=generator)[:count]
+    x = points(target, index).reshape(chains, -1, *target.event_shape)
+    values = energy[index].reshape(chains, -1).to(target.dtype)
     evidence = diagnose(
-        x, values, len(target.event_shape), seconds=time.perf_counter() - started, energies=len(states), independent=True
+        x, values, len(target.event_shape), seconds=time.perf_counter() - started, energies=len(energy), independent=True
     )
     return Draws(first(x, job.draws), x, values, Estimate(log_z.item()), evidence, "", "")
 
@@ -211,7 +206,7 @@ def annealed(job: Job) -> Draws:
                 return replace(draws, method="importance resampling of a start that was fitted to annealed particles")
     moved = anneal(
         tuned.schedule,
-        lambda n, generator: path.start.sample(n, generator=generator).to(job.target._like()),  # type: ignore[operator]
+        sampler(path.start, job.target),
         _split(populations, job.shards),
         wide,
         job.streams(1),
@@ -219,10 +214,11 @@ def annealed(job: Job) -> Draws:
         checkpoint=job.checkpoint,
     )
     result = _population(
-        job, job.x(tuned.to_x(moved.x[:, job.thin - 1 :: job.thin])), path.start, estimate(moved.log_ratio),
+        job, job.x(visible(job.energy, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]))), path.start, estimate(moved.log_ratio),
         acceptance=moved.acceptance, nonfinite=moved.nonfinite, divergent=moved.divergent, ancestors=moved.distinct,
         gradients=tuned.gradients + moved.energy.numel() * tuned.schedule.gradients,
-        energies=job.weighed + moved.energy.numel(), seconds=time.perf_counter() - started,
+        energies=job.weighed + moved.energy.numel() * (1 + tuned.schedule.energies) + tuned.energies,
+        seconds=time.perf_counter() - started,
     )  # fmt: skip
     if not moved.partial:
         return result
@@ -263,10 +259,10 @@ def _population(job: Job, x: Tensor, start: Energy, ratio: Estimate, **counts: f
     kept = torch.linspace(0, x.shape[1] - 1, -(-job.draws // len(x))).round().long().to(x.device)
     bound = float(len(x) * len(kept))
     evidence = replace(evidence, ess_bulk=min(evidence.ess_bulk, bound), ess_tail=min(evidence.ess_tail, bound))
-    if evidence.gradients:
+    if evidence.gradients and not sets.is_discrete(job.energy.support):
         evidence = tested(evidence, job.energy, x)
     known = start.log_z
     log_z = None if known is None else Estimate(ratio.value + known.value, math.hypot(ratio.standard_error, known.standard_error))
-    said = judge(evidence, job.draws, exact_draws=False)
+    said = judge(evidence, job.draws, exact_draws=False, discrete=sets.is_discrete(job.energy.support))
     chains = x[:, kept]
     return Draws(first(chains, job.draws), chains, energy[:, kept], log_z, evidence, "", "", tuple(said), exact=False)

@@ -11,33 +11,38 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
+from poe.discrete import usual_kernel
 from poe.energy import Energy
+from poe.kernels import Gibbs
 from poe.plan import sample
-from poe.spaces import MOST_STATES, enumerable, points
+from poe.run import streams
+from poe.spaces import anywhere, energies, enumerable, points
 
 BEGIN = 12  # points from which the search starts: the likeliest of `SEEN` draws, and as many at random among them
 SEEN = 400
+COLD, SWEEPS, LAST = (
+    20.0,
+    200,
+    10,
+)  # temperatures of the search on large discrete spaces: down to 1/COLD in so many sweeps, then to 0
 
 
 def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None) -> Tensor:  # -> (*event)
-    """The x of lowest energy that was found: of a small discrete space exactly; else by L-BFGS from several points.
+    """The x of lowest energy that was found: of a small discrete space exactly; of a large one by chains that are cooled; else by
+    L-BFGS from several points.
 
     The search starts from `init` (n, *event), or from draws of the density, so that it sees the modes that hold mass. On a constrained
     support it runs in unconstrained variables, without their Jacobian: the mode of the density over x. A mode on the border is
     approached as closely as the precision allows.
 
-    Raises:
-        ValueError: the energy falls without bound, or the space is discrete and too large.
-    Reference: Byrd, Lu, Nocedal and Zhu 1995, SIAM J. Sci. Comput. 16(5) (L-BFGS-B, as in SciPy).
+    Raises ValueError where the energy falls without bound.
+    References: Byrd, Lu, Nocedal and Zhu 1995, SIAM J. Sci. Comput. 16(5) (L-BFGS-B, as in SciPy); Geman and Geman 1984, IEEE PAMI
+    6(6) (cooling).
     """
     if sets.is_discrete(energy.support):
-        if enumerable(energy) is None:
-            raise ValueError(
-                f"{energy} lives on a discrete space of more than {MOST_STATES:,} points: its mode is not searched for"
-            )
-        states = points(energy)
-        with torch.no_grad():
-            return states[energy(states).argmin()]
+        if enumerable(energy):
+            return points(energy, energies(energy).argmin().reshape(1))[0]
+        return _cooled(energy, init, seed)
     begin = _begin(energy, seed) if init is None else init.to(energy._like()).reshape(-1, *energy.event_shape)
     transform: Any = None if sets.is_real(energy.support) else sets.from_reals(energy.support)
     z = begin if transform is None else transform.inv(begin)
@@ -47,6 +52,21 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
     if not bool((values > -math.inf).all()):
         raise ValueError(f"{energy} has no most likely x: its energy falls without bound")
     return x[values.argmin()]
+
+
+def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
+    """The best point of chains on E/T, T falling from 1 to 1/`COLD` and then to 0."""
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    (generator,) = streams(seed, 1, energy.device)
+    x = anywhere(energy, 2 * BEGIN, generator) if init is None else init.reshape(-1, *energy.event_shape)
+    kernel = usual_kernel(energy)
+    kernel = kernel if kernel.ready else Gibbs()
+    for beta in [*torch.logspace(0, math.log10(COLD), SWEEPS).tolist(), *[1e4] * LAST]:
+        cold = energy**beta
+        state = kernel.init(cold, x)
+        x = kernel.step(cold, state, kernel.noise(state, generator))[0].x
+    with torch.no_grad():
+        return x[energy(x).argmin()]
 
 
 def _begin(energy: Energy, seed: int | None) -> Tensor:

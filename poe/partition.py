@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +16,12 @@ from poe.energy import Energy, Estimate, shift
 from poe.frozen import frozen
 from poe.run import streams
 from poe.smc import anneal, estimate, refined, reverse
-from poe.spaces import enumerable, points
-from poe.starts import Start, candidates, pilot, weigh, within
+from poe.spaces import energies, enumerable
+from poe.starts import Start, candidates, pilot, sampler, weigh, within
 from poe.transport import Transported, Unconstrained
 
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
+UNRESAMPLED = 4  # levels of annealed importance sampling for each that sequential Monte Carlo needs
 FINER = 10  # levels of a bracket for each that sequential Monte Carlo needs
 METHODS = ("importance", "annealed", "ais")
 
@@ -40,13 +40,15 @@ def log_z(
     progress: bool = False,
 ) -> Estimate:
     """log of the integral (or sum) of exp(-E) in nats, with its standard error; exact (error 0) where a closed form or a small
-    discrete space gives it.
+    discrete space gives it, unless a `method` is named.
 
     With a normalised proposal q that draws samples, Z = E_q[w], w = exp(-E(x)) / q(x): `importance`, chosen when the weights' ESS is at
     least a tenth of the draws and Pareto k at most 0.5. Otherwise `annealed`: sequential Monte Carlo from the proposal to the energy
     (see `poe.smc`), its levels tuned by a pilot and then frozen, so that each of 16 independent populations has mean Z; the standard
-    error is that of their mean, by the delta method. `ais` is the same without resampling. Without any proposal a start is sought by
-    chains and fitted to particles (`poe.starts.pilot`); where it comes near enough, `importance` again, with eight times the draws.
+    error is that of their mean, by the delta method. `ais` is the same without resampling, on four times as many levels. On discrete
+    spaces both start from independent sites, at the base rates that a pilot finds (Salakhutdinov and Murray 2008). Elsewhere, without
+    any proposal, a start is sought by chains and fitted to particles (`poe.starts.pilot`); where it comes near enough, `importance`
+    again, with eight times the draws.
 
     Arguments:
         proposal: a normalised energy with exact draws; by default the expert's own, or the samplable part with the evenest weights.
@@ -59,7 +61,7 @@ def log_z(
     Warns:
         EstimateWarning: Pareto k of the final weights is above 0.7, or the populations' estimates differ by more than their mean.
     """
-    if energy.log_z is not None:
+    if method is None and energy.log_z is not None:
         return energy.log_z
     if energy.proper is False:
         raise ValueError(f"{energy} is improper: its Z is infinite or 0")
@@ -67,15 +69,16 @@ def log_z(
         raise ValueError(f"method={method!r} is unknown; log Z is estimated by {', '.join(METHODS)}")
     if draws < 2 * POPULATIONS:
         raise ValueError(f"log Z needs at least {2 * POPULATIONS} draws, got {draws}")
-    if sets.is_discrete(energy.support):
-        return _summed(energy)
+    if sets.is_discrete(energy.support) and method is None and enumerable(energy):
+        with frozen(energy):
+            return Estimate((-energies(energy)).logsumexp(0).item())
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with frozen(energy):
         return _estimated(energy, proposal, method, draws, seed, progress)
 
 
 def _estimated(energy: Energy, proposal: Energy | None, method: str | None, draws: int, seed: int, progress: bool) -> Estimate:
-    target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
+    target = _moved(energy)
     generators = streams(seed, 3, energy.device)
     start = _proposal(energy, target, proposal, generators[0])
     if method == "importance" and start is None:
@@ -90,20 +93,25 @@ def _estimated(energy: Energy, proposal: Energy | None, method: str | None, draw
         near = weigh(path.start, path.end, generators[2], 8 * draws)
         if near.pareto_k <= 0.5 and near.ess >= near.log_weights.numel() / 5 and not near.failed:
             return _importance(energy, near)
+    schedule = (
+        refined(run.schedule, UNRESAMPLED) if method == "ais" else run.schedule
+    )  # without resampling weights spread with each level
     population = anneal(
-        run.schedule,
-        _sampler(path.start, target),
+        schedule,
+        sampler(path.start, target),
         [POPULATIONS],
         -(-draws // POPULATIONS),
         [generators[2]],
         resample=method != "ais",
         progress=progress,
     )
-    if population.nonfinite > population.energy.numel() * run.schedule.gradients / 100:
+    if population.nonfinite > population.energy.numel() * schedule.work / 100:
         raise ValueError(f"{energy} was NaN or had a NaN gradient at {population.nonfinite} points; an expert fails there")
     result = estimate(population.log_ratio)
     if not result.standard_error < 0.5:
         _warn(f"log Z of {energy} rests on few of {POPULATIONS} populations (standard error {result.standard_error:.2g})")
+    elif method != "ais" and population.distinct < 2 * POPULATIONS:
+        _warn(f"log Z of {energy} rests on populations whose particles all descend from one: its standard error is too small")
     return _plus(result, path.start.log_z)
 
 
@@ -129,7 +137,7 @@ def bracket(
     standard error of its mean. The gap bounds the error of either, as long as x are exact draws.
     Raises ValueError where no start that draws is known: give proposal=.
     """
-    target: Energy = energy if sets.is_real(energy.support) else Unconstrained(energy)
+    target = _moved(energy)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     generators = streams(seed, 4, energy.device)
     start = _proposal(energy, target, proposal, generators[0])
@@ -137,7 +145,7 @@ def bracket(
         raise ValueError(f"a bracket of log Z of {energy} needs a proposal= that draws: none of its parts does")
     schedule = refined(pilot(target, start.density, generators[1]).schedule, FINER)
     path = schedule.path
-    forward = anneal(schedule, _sampler(path.start, target), [draws], 1, [generators[2]], resample=False)
+    forward = anneal(schedule, sampler(path.start, target), [draws], 1, [generators[2]], resample=False)
     z = x.to(energy._like())
     z = z if target is energy else target.to_z(z)  # type: ignore[operator]
     z = path.end.to_z(z) if isinstance(path.end, Transported) else z
@@ -147,21 +155,13 @@ def bracket(
     return lower, upper
 
 
-def _sampler(start: Energy, target: Energy) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda n, generator: start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
-
-
 _estimate = log_z
 
 
-def _summed(energy: Energy) -> Estimate:
-    if not enumerable(energy):
-        raise ValueError(f"log Z of {energy} is a sum over too many points, and nothing here estimates it")
-    with torch.no_grad(), frozen(energy):
-        values = energy(points(energy)).double()
-    if bool(values.isnan().any()):
-        raise ValueError(f"{energy} is NaN at {int(values.isnan().sum())} of {len(values)} points; an expert fails there")
-    return Estimate((-values).logsumexp(0).item())
+def _moved(energy: Energy) -> Energy:
+    """The energy in the space where particles move."""
+    as_it_is = sets.is_real(energy.support) or sets.is_discrete(energy.support)
+    return energy if as_it_is else Unconstrained(energy)
 
 
 def _proposal(energy: Energy, target: Energy, proposal: Energy | None, generator: torch.Generator) -> Start | None:

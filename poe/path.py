@@ -58,6 +58,7 @@ class Geometric:
 
     start: Energy
     end: Energy
+    gradients: bool = True  # whether `pair` has them, (*batch, 0) otherwise
 
     @property
     def segments(self) -> tuple[Geometric, ...]:
@@ -65,7 +66,18 @@ class Geometric:
         return (self,)
 
     def pair(self, x: Tensor) -> Pair:  # (*batch, *event)
-        return Pair(*self.start.value_and_grad(x), *self.end.value_and_grad(x))
+        return Pair(*self._known(self.start, x), *self._known(self.end, x))
+
+    def beyond(self, x: Tensor, before: Pair) -> Pair:
+        """`pair` where the segment before this one has ended: its end is the start of this one."""
+        return Pair(before.end, before.end_gradient, *self._known(self.end, x))
+
+    def _known(self, energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.gradients:
+            return energy.value_and_grad(x)
+        with torch.no_grad():
+            value = energy(x)
+        return value, value.new_empty(*value.shape, 0)
 
     def level(self, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None) -> Level:
         """The energy at β; `pair` of the points x where they are known already, so that a kernel starts there for nothing."""
@@ -135,6 +147,8 @@ class Level(Energy):
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         known, pair = self._known
+        if not self.path.gradients:
+            return super()._value_and_grad(x)
         if pair is None or known is None or known.data_ptr() != x.data_ptr() or known.shape != x.shape:  # never written in place
             pair = self.path.pair(x)
         return pair.at(self.beta, len(self.event_shape))

@@ -63,6 +63,10 @@ class Plan:
         """Whether particles are annealed along levels of noise."""
         return self.method == "annealed" and noise_levels(self.target) is not None
 
+    def words(self, name: str) -> str:
+        """What a method of this plan is."""
+        return "chains from annealed particles" if name == "chains" and "annealed" in self.methods else WORDS[name]
+
     def __str__(self) -> str:
         lines = [f"{self.method}: {self.reason}"]
         if self.method in ("exact", "enumerate"):
@@ -77,7 +81,7 @@ class Plan:
             lines.append("starts from a normal that chains find, in unconstrained space: no factor draws samples")
         if self.kernel is not None:
             lines.append(f"kernel {type(self.kernel).__name__}, {'exact' if self.kernel.exact else 'not exact: unadjusted'}")
-        lines += [f"then {name}: {WORDS[name]}, if the evidence is not enough" for name in self.methods[1:]]
+        lines += [f"then {name}: {self.words(name)}, if the evidence is not enough" for name in self.methods[1:]]
         return "\n".join(lines)
 
 
@@ -99,8 +103,6 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         if states is None:
             raise ValueError(f"{energy} cannot be enumerated: its support is not a finite set of at most {MOST_STATES:,} points")
         return Plan(("enumerate",), energy, f"all {states:,} points of a discrete space, exact")
-    if discrete and method in ("importance", "annealed", "tempered"):
-        raise ValueError(f"{energy} is discrete, and method={method!r} moves through continuous x; leave out method=")
     if discrete and box_of(energy) is None:
         raise ValueError(
             f"{energy} is discrete, without a closed form or a finite number of values a coordinate: nothing here draws it"
@@ -114,13 +116,14 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         if method == "annealed" and kernel is not None and not (kernel.exact and kernel.plain and kernel.target_acceptance):
             raise ValueError(f"annealed particles move by exact kernels with a step size of their own, not by {kernel}")
         methods = (method,)
-    elif discrete:
-        methods = ("chains",)
+    elif discrete and kernel is None:
+        methods = (*(("importance",) if starts else ()), "chains", "annealed", "tempered")
     elif kernel is not None:  # only chains tell what a kernel does; an adjusted Langevin may be helped over barriers
         methods = ("chains", "tempered") if isinstance(kernel, Langevin) and kernel.metropolis else ("chains",)
     else:
-        methods = ("importance", "annealed", "tempered") if starts else ("annealed", "tempered")
-    usual = usual_kernel(energy) if methods[0] == "chains" else None if methods[0] == "importance" else Langevin()
+        methods = (*(("importance",) if starts else ()), "annealed", "chains", "tempered")
+    usual = usual_kernel(energy) if discrete or methods[0] == "chains" else Langevin()
+    usual = None if methods[0] == "importance" else usual
     moved = usual if kernel is None else kernel
     space = "" if discrete or sets.is_real(energy.support) else ", in the unconstrained space"
     words = f"{type(moved).__name__} chains" if methods[0] == "chains" else WORDS[methods[0]]
@@ -149,7 +152,8 @@ def sample(
     Arguments:
         draws: how many in all, over all chains.
         method: "exact", "enumerate", "importance", "annealed", "chains" or "tempered"; by default those of `poe.plan`, in turn, until
-            one gives draws that nothing speaks against; and "chains" where `kernel`, `init`, `warmup` or `compile` is given.
+            one gives draws that nothing speaks against (chains start from annealed particles where there are any); and "chains"
+            where `kernel`, `init`, `warmup` or `compile` is given.
         kernel: a kernel for the chains; `Langevin()` tuned in warm-up by default.
         chains: independent chains, by default up to 32, or independent populations, by default 16.
         warmup: steps in which the kernel is tuned, not kept; 0 needs a kernel with a step size.
@@ -228,10 +232,11 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         d = result.diagnostics
         d = replace(d, gradients=d.gradients + gradients, energies=d.energies + energies, seconds=d.seconds + seconds)
         if last or result.partial or result.trusted:
-            words = result.method or (chosen.reason if name == chosen.method else WORDS[name])
+            words = result.method or (chosen.reason if name == chosen.method else chosen.words(name))
             words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
             return replace(result, diagnostics=d, method=words)
         why.append(f"{WORDS[name]}: {result.reasons[0].split('; try')[0]}")
+        job = replace(job, found=result if name == "annealed" else None)
         gradients, energies, seconds = d.gradients, d.energies, d.seconds
     raise AssertionError("a plan has at least one method")
 

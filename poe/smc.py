@@ -28,8 +28,8 @@ from poe.adapt import MOST_DENSE, Moments, first_step
 from poe.checkpoint import Checkpoint
 from poe.energy import Estimate
 from poe.kernels import Kernel, Langevin
-from poe.path import Geometric, Pair, Path, take
 from poe.path import Level as PathLevel
+from poe.path import Pair, Path, take
 from poe.records import Codec
 from poe.transport import Transported
 
@@ -61,8 +61,23 @@ class Schedule:
     @property
     def gradients(self) -> int:
         """Gradients of the target for one particle."""
-        moves = sum(round(level.moves * level.kernel.gradients_per_step) + 1 for level in self.levels)
-        return len(self.path.segments) + moves
+        moves = sum(round(level.moves * level.kernel.gradients_per_step) for level in self.levels)
+        return moves + (self.evaluations if self.path.segments[0].gradients else 0)
+
+    @property
+    def energies(self) -> int:
+        """Energies of the target without a gradient, for one particle."""
+        return 0 if self.path.segments[0].gradients else self.evaluations + sum(level.moves for level in self.levels)
+
+    @property
+    def evaluations(self) -> int:
+        """Levels whose weights are worked out from both ends."""
+        return len(self.path.segments) + len(self.levels)
+
+    @property
+    def work(self) -> int:
+        """Moves and levels, whatever they cost."""
+        return self.evaluations + sum(level.moves for level in self.levels)
 
     @property
     def steps(self) -> list[tuple[float, Level]]:
@@ -101,12 +116,13 @@ class Population(NamedTuple):
 
 
 class Pilot(NamedTuple):
-    """What the tuning run found: a schedule, its particles (n, *event), its own log(Z/Z_0), consistent only, and its gradients."""
+    """What the tuning run found: a schedule, its particles (n, *event), its own log(Z/Z_0), consistent only, and what it took."""
 
     schedule: Schedule
     x: Tensor
     log_ratio: float
     gradients: float
+    energies: float = 0.0
 
     def to_x(self, z: Tensor | None = None) -> Tensor:
         """Points of the target from points of the path, which may run in the noise of a map; its own particles by default."""
@@ -124,12 +140,15 @@ def tune(
     generator: torch.Generator,
     *,
     kernel: Kernel | None = None,
+    forget: float = FORGET,
+    most: int = MOST,
     progress: bool = False,
 ) -> Pilot:  # x (n, *event): exact draws of the start
     """Levels, kernels and numbers of moves, found on the way with one population that is resampled at each level.
 
     The next β keeps `KEEP` of the effective particles (bisection on cached energies). At each level the preconditioner is the pooled
-    covariance of the particles, the step size follows its acceptance, and moves go on until the energy has forgotten where it was.
+    covariance of the particles, the step size follows its acceptance, and moves go on, `most` of them at the most, until the energy
+    has forgotten where it was, up to a correlation of `forget`.
     Raises ValueError where no particle has finite energy, and Stalled.
     """
     kernel = Langevin() if kernel is None else kernel
@@ -143,7 +162,7 @@ def tune(
     )
     with bar:
         for index, segment in enumerate(path.segments):
-            beta, pair = 0.0, _onto(segment, x, pair)
+            beta, pair = 0.0, segment.pair(x) if pair is None else segment.beyond(x, pair)
             while beta < 1:
                 drop = pair.drop()
                 if not bool((drop > -math.inf).any()):
@@ -158,11 +177,12 @@ def tune(
                 x, pair, beta = x[order], Pair(*(part[order] for part in pair)), new
                 here = segment.level(torch.tensor(beta, dtype=pair.end.dtype, device=x.device), x, pair)
                 last = beta == 1 and index == len(path.segments) - 1
-                level, x, pair = _settle(kernel, here, beta, generator, first=not levels, last=last)
+                until = (min(forget, SETTLE), 2 * most) if last else (forget, most)
+                level, x, pair = _settle(kernel, here, beta, generator, first=not levels, until=until)
                 kernel = level.kernel
                 levels.append(level._replace(segment=index))
     schedule = Schedule(path, tuple(levels))
-    return Pilot(schedule, x, log_ratio, float(len(x) * schedule.gradients))
+    return Pilot(schedule, x, log_ratio, float(len(x) * schedule.gradients), float(len(x) * schedule.energies))
 
 
 def anneal(
@@ -298,7 +318,7 @@ def _carry(schedule: Schedule, x: Tensor, generator: torch.Generator, resample: 
     for index, (beta, level) in enumerate(schedule.steps):
         if segment is not schedule.path.segments[level.segment]:
             segment = schedule.path.segments[level.segment]
-            pair = _onto(segment, x, pair)
+            pair = segment.pair(x) if pair is None else segment.beyond(x, pair)
         assert segment is not None and pair is not None
         logs = logs + (level.beta - beta) * pair.drop()
         if resample:
@@ -341,31 +361,29 @@ def _next(drop: Tensor, beta: float) -> float:
     return high
 
 
-def _onto(segment: Geometric, x: Tensor, before: Pair | None) -> Pair:
-    """Both ends of a segment at x; its start is where the segment before it ended, with `before` known there."""
-    if before is None:
-        return segment.pair(x)
-    return Pair(before.end, before.end_gradient, *segment.end.value_and_grad(x))
-
-
 def _settle(
-    kernel: Kernel, here: PathLevel, beta: float, generator: torch.Generator, *, first: bool, last: bool
+    kernel: Kernel, here: PathLevel, beta: float, generator: torch.Generator, *, first: bool, until: tuple[float, int]
 ) -> tuple[Level, Tensor, Pair]:
     """The kernel for this level, tuned while it moves the particles until the energy has forgotten its value: (level, x, pair)."""
-    x = here.known[0]
-    flat = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
-    root = Moments.empty(flat, dense=flat.shape[1] <= MOST_DENSE).update(flat).root()
-    kernel = kernel.tuned(torch.as_tensor(1.0 if kernel.step_size is None else kernel.step_size).to(x), *root)
+    x, root = here.known[0], (None, False)
+    tunes = kernel.target_acceptance is not None
+    if x.is_floating_point() and here.path.gradients:
+        flat = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
+        root = Moments.empty(flat, dense=flat.shape[1] <= MOST_DENSE).update(flat).root()
+        kernel = kernel.tuned(torch.as_tensor(1.0 if kernel.step_size is None else kernel.step_size).to(x), *root)
     state = kernel.init(here, x)
-    if first:
+    if first and tunes:
         kernel = kernel.tuned(first_step(kernel, here, [state], [generator]), *root)
     before, moves, correlation = kernel.walkers(state).energy, 0, 1.0
-    while moves < FEWEST or (moves < (2 * MOST if last else MOST) and correlation > (SETTLE if last else FORGET)):
+    while moves < FEWEST or (moves < until[1] and correlation > until[0]):
         state, info = _jittered(kernel, state.energy, generator).step(here, state, kernel.noise(state, generator))
         moves += 1
-        assert kernel.step_size is not None and kernel.target_acceptance is not None
-        error = info.acceptance.mean() - kernel.target_acceptance
-        kernel = kernel.tuned(torch.as_tensor(kernel.step_size).to(x) * (2 * error / math.sqrt(moves)).exp(), *root)
+        if tunes:
+            assert kernel.step_size is not None and kernel.target_acceptance is not None
+            error = info.acceptance.mean() - kernel.target_acceptance
+            kernel = kernel.tuned(
+                torch.as_tensor(kernel.step_size).to(state.energy) * (2 * error / math.sqrt(moves)).exp(), *root
+            )
         correlation = _correlation(before, kernel.walkers(state).energy)
     x = kernel.walkers(state).x
     return Level(beta, kernel, moves), x, here.path.pair(x)
@@ -375,7 +393,8 @@ def _jittered(kernel: Kernel, like: Tensor, generator: torch.Generator) -> Kerne
     """The kernel with a step size of its own for each particle, 10^(-`SPREAD`·u) of the tuned one, u uniform: drawn apart from where
     the particle is, it leaves every law invariant that the kernel does, and narrow places are entered by small steps."""
     step = kernel.step_size
-    assert step is not None
+    if step is None:  # nothing to spread
+        return kernel
     uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     return kernel.tuned(torch.as_tensor(step).to(like) * 10 ** (-SPREAD * uniform), kernel.scale, kernel.dense)
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from poe.capabilities import Enumerates
 from poe.energy import Energy
-from poe.sites import box_of
+from poe.sites import box_of, sites_of
 
-MOST_STATES = 1 << 16  # discrete spaces up to this many points are enumerated
+MOST_STATES = 1 << 20  # discrete spaces up to this many points are enumerated
+CHUNK = 1 << 15  # points whose energies are worked out at a time
 
 
 def enumerable(energy: Energy) -> int | None:
@@ -23,18 +24,48 @@ def enumerable(energy: Energy) -> int | None:
     return round(2**bits) if bits <= math.log2(MOST_STATES) else None
 
 
-def points(energy: Energy) -> Tensor:
-    """Every point of the small box in which a discrete support lies, (states, *event), in the type that the energy takes: binary
-    experts work on floats, categorical ones on whole numbers."""
+def points(energy: Energy, index: Tensor | None = None) -> Tensor:  # (k) -> (k, *event)
+    """Points of the small box in which a discrete support lies, in the type that the energy takes: binary experts work on floats,
+    categorical ones on whole numbers. All of them by default, else those of these numbers, the last site varying fastest."""
     if energy.can(Enumerates):
-        return energy.enumerate()  # type: ignore[operator]
+        states = energy.enumerate()  # type: ignore[operator]
+        return states if index is None else states[index.to(states.device)]
+    sites = sites_of(energy)
+    index = torch.arange(enumerable(energy) or 0) if index is None else index.cpu()
+    if not len(sites.counts):
+        return energy._like().new_zeros(len(index), *energy.event_shape)
+    counts = sites.counts.cpu()
+    weight = counts.flip(0).cumprod(0).flip(0) // counts
+    digits = index.unsqueeze(-1) // weight % counts
+    whole = sites.low.cpu().long() + sites.step * digits
+    return _typed(energy, whole.reshape(-1, *energy.event_shape))
+
+
+def energies(energy: Energy) -> Tensor:  # -> (states)
+    """The energy of every point, in the order of `points`, in double precision and in nats; +inf outside the support.
+
+    Raises ValueError where an expert is NaN, or no point has finite energy.
+    """
+    states = energy.enumerate() if energy.can(Enumerates) else None  # type: ignore[operator]
+    count = enumerable(energy) if states is None else len(states)
+    assert count is not None
+    found = []
+    with torch.no_grad():
+        for numbers in torch.arange(count).split(CHUNK):
+            found.append(energy(points(energy, numbers) if states is None else states[numbers.to(states.device)]).double())
+    values = torch.cat(found)
+    if bool(values.isnan().any()):
+        raise ValueError(f"{energy} is NaN at {int(values.isnan().sum())} of {count} points; an expert fails there")
+    if not bool((values < math.inf).any()):
+        raise ValueError(f"{energy} has energy +inf at every point: nothing can be drawn")
+    return values
+
+
+def point_dtype(energy: Energy) -> torch.dtype:
+    """The type of the points that the energy takes."""
     box = box_of(energy)
     assert box is not None
-    low, high = box.low.flatten(), box.high.flatten()
-    if not len(low):
-        return energy._like().new_zeros(1, *energy.event_shape)
-    axes = [torch.arange(int(a), int(b) + 1, box.step) for a, b in zip(low, high, strict=True)]
-    return _typed(energy, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, *energy.event_shape))
+    return _typed(energy, box.low.unsqueeze(0).long()).dtype
 
 
 def anywhere(energy: Energy, n: int, generator: torch.Generator) -> Tensor:

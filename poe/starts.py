@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from poe import discrete
 from poe import support as sets
 from poe.capabilities import Proposes, Samples, quick
 from poe.checkpoint import Checkpoint
@@ -66,9 +68,19 @@ def candidates(energy: Energy) -> list[Energy]:
     return list(found.values())
 
 
+def sampler(start: Energy, target: Energy) -> Callable[[int, torch.Generator], Tensor]:
+    """Draws of a start, for a target: discrete points keep their type."""
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        x = start.sample(n, generator=generator)  # type: ignore[operator]
+        return x.to(target.device) if sets.is_discrete(target.support) else x.to(target._like())
+
+    return draw
+
+
 def weigh(start: Energy, target: Energy, generator: torch.Generator, n: int = CANDIDATES) -> Start:
     """n draws of a start, weighed. `start` and `target` live in the same space."""
-    x = start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
+    x = sampler(start, target)(n, generator)
     with torch.no_grad():
         logs = (start(x) - target(x)).double()
     failed = logs.isnan()
@@ -101,6 +113,8 @@ def pilot(
     fitted: a start much nearer to the target, in variables that are easier to move in. That is done again with the particles of the
     schedule from there, until twice in a row the schedule grows no shorter.
     """
+    if sets.is_discrete(target.support):
+        return _discrete(target, generator, kernel, progress, checkpoint)
     mover = Langevin() if kernel is None else kernel
 
     def go(start: Energy, target: Energy, n: int = PARTICLES) -> Pilot:
@@ -108,7 +122,7 @@ def pilot(
 
     def along(path: Path, n: int) -> Pilot:
         start = path.start
-        x = start.sample(n, generator=generator).to(target._like())  # type: ignore[operator]
+        x = sampler(start, target)(n, generator)
 
         def tuned() -> Pilot:
             return tune(path, x, generator, kernel=mover, progress=progress)
@@ -159,6 +173,20 @@ def pilot(
         if stale == 2:
             break
     return best._replace(gradients=spent)
+
+
+def _discrete(
+    target: Energy, generator: torch.Generator, kernel: Kernel | None, progress: bool, checkpoint: Checkpoint | None
+) -> Pilot:
+    def along(path: Geometric, mover: Kernel, n: int) -> Pilot:
+        x = sampler(path.start, path.end)(n, generator)
+
+        def tuned() -> Pilot:
+            return tune(path, x, generator, kernel=mover, forget=discrete.FORGET, most=discrete.MOST, progress=progress)
+
+        return tuned() if checkpoint is None else checkpoint.stage(tuned, Pilot, path, mover, generators=[generator])
+
+    return discrete.pilot(target, along, kernel)
 
 
 def _noised(target: Energy) -> list[Energy] | None:

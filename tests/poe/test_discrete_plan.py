@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 from torch.distributions import constraints
 
 import poe
+from experts import RBM, Ising, Potts
 from poe.kernels import DiscreteLangevin, Gibbs
+from poe.partition import EstimateWarning
+from poe.spaces import points
 
 
 class Chain(poe.Energy):
@@ -32,19 +36,80 @@ def exact(n: int) -> tuple[float, float]:
     return ones.item(), pairs.item()
 
 
+def exact_log_z(n: int) -> float:
+    bits = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    vector = (-0.3 * bits).exp()
+    for _ in range(n - 1):
+        vector = (vector @ (bits[:, None] * bits).exp()) * (-0.3 * bits).exp()
+    return vector.sum().log().item()
+
+
 @pytest.mark.parametrize("kernel", [None, DiscreteLangevin(), Gibbs()])
 def test_bits_too_many_to_enumerate_are_drawn_by_chains(kernel) -> None:
-    n = 20
+    n = 24
     draws = poe.sample(Chain(n), 2000, kernel=kernel, seed=0)
-    assert "chains" in draws.method and draws.x.dtype == torch.float32 and draws.trusted
+    assert "chains" in draws.method.lower() and draws.x.dtype == torch.float32 and draws.trusted
     ones, pairs = exact(n)
     size = draws.diagnostics.ess_bulk
     for values, truth in ((draws.x.sum(-1), ones), ((draws.x[:, 1:] * draws.x[:, :-1]).sum(-1), pairs)):
         assert abs(values.mean() - truth) < 4.5 * values.std() / math.sqrt(size)
 
 
-def test_methods_for_continuous_x_are_refused() -> None:
-    for method in ("importance", "annealed", "tempered"):
-        with pytest.raises(ValueError, match="chain is discrete"):
-            poe.sample(Chain(20), 10, method=method)
-    assert "drawn evenly for each site" in str(poe.plan(Chain(20)))
+@pytest.mark.parametrize("method", ["annealed", "tempered"])
+def test_bits_are_annealed_and_tempered(method) -> None:
+    n = 24
+    draws = poe.sample(Chain(n), 2000, method=method, seed=1)
+    assert draws.trusted and draws.x.dtype == torch.float32 and bool(((draws.x == 0) | (draws.x == 1)).all())
+    ones, pairs = exact(n)
+    size = draws.diagnostics.ess_bulk
+    for values, truth in ((draws.x.sum(-1), ones), ((draws.x[:, 1:] * draws.x[:, :-1]).sum(-1), pairs)):
+        assert abs(values.mean() - truth) < 4.5 * values.std() / math.sqrt(size)
+    if method == "annealed":
+        assert draws.log_z is not None and draws.diagnostics.gradients == 0 and draws.diagnostics.energies > 2000
+        assert abs(draws.log_z.value - exact_log_z(n)) < 4 * draws.log_z.standard_error
+
+
+@pytest.mark.parametrize("method", ["annealed", "ais"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Ising((4, 4), 0.44068679350977147),
+        lambda: Ising((10, 10), 0.4, 0.04),
+        lambda: Potts((3, 3), 3, 0.7),
+        lambda: RBM(torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), 0.3, -0.5),
+    ],
+    ids=["ising", "field", "potts", "rbm"],
+)
+def test_log_z_of_a_machine_is_near_the_exact_sum(make, method) -> None:
+    energy = make()
+    found, truth = poe.log_z(energy, method=method, seed=3, draws=1024), energy.log_z
+    assert truth is not None and truth.standard_error == 0
+    assert 0 < found.standard_error < 0.1
+    assert abs(found.value - truth.value) < 4 * found.standard_error
+
+
+def test_draws_of_a_machine_are_those_of_its_visible_units() -> None:
+    rbm = RBM(1.5 * torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), -0.5, 0.2, event_shape=(3, 3))
+    draws = poe.sample(rbm, 4000, method="annealed", seed=0)
+    assert draws.x.shape == (4000, 3, 3) and draws.trusted
+    states = points(rbm)
+    law = (-rbm(states).double()).softmax(0)
+    each = draws.chains.flatten(2).double().mean(1)  # populations are independent
+    assert ttest_1samp(each.numpy(), (law @ states.flatten(1).double()).numpy()).pvalue.min() > 0.001 / 9
+
+
+def test_a_space_of_a_million_points_is_listed_in_pieces() -> None:
+    draws = poe.sample(Chain(20), 2000, seed=0)
+    assert draws.diagnostics.energies == 1 << 20 and draws.log_z is not None
+    assert draws.log_z.value == pytest.approx(exact_log_z(20), abs=1e-4)
+    ones, _ = exact(20)
+    total = draws.x.sum(-1)
+    assert abs(total.mean() - ones) < 4.5 * total.std() / math.sqrt(2000)
+    with pytest.raises(ValueError, match="cannot be enumerated"):
+        poe.sample(Chain(21), 10, method="enumerate")
+    assert "drawn evenly for each site" in str(poe.plan(Chain(21)))
+
+
+def test_few_particles_of_a_critical_grid_are_no_evidence() -> None:
+    with pytest.warns(EstimateWarning, match="rests on"):
+        poe.log_z(Ising((16, 16), 0.44), method="annealed", draws=32, seed=0)

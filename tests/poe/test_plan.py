@@ -66,8 +66,8 @@ def z_of_mean(values: torch.Tensor, truth: float, ess: float) -> float:
 def test_structure_decides_the_method() -> None:
     a, b = Gauss(0.0, name="a"), Gauss(1.0, name="b")
     assert poe.plan(a | b).method == "exact"
-    assert poe.plan(a & b).methods == ("importance", "annealed", "tempered")
-    assert poe.plan(Raw(a)).methods == ("annealed", "tempered")
+    assert poe.plan(a & b).methods == ("importance", "annealed", "chains", "tempered")
+    assert poe.plan(Raw(a)).methods == ("annealed", "chains", "tempered")
     assert poe.plan(a | b, kernel=Langevin()).methods == ("chains", "tempered")
     assert poe.plan(a & b, method="annealed").methods == ("annealed",)
     assert "starts from a, b" in str(poe.plan(a & b)) and "then annealed" in str(poe.plan(a & b))
