@@ -135,6 +135,14 @@ class Energy(nn.Module, ABC):
         return self
 
     @property
+    def vocabulary(self) -> Any:
+        """What the whole numbers of an event stand for, such as the words of a text; None where nobody says.
+
+        Energies whose vocabularies differ (`!=`) do not compose.
+        """
+        return next((part.vocabulary for part in self.parts if part.vocabulary is not None), None)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision in which the energy works: that of its first floating tensor."""
         return self._like().dtype
@@ -800,6 +808,10 @@ class Pullback(Energy):
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         return pullback(parts[0], self.function, self.event_shape)
 
+    @property
+    def vocabulary(self) -> Any:
+        return None  # that of the part is about f(x)
+
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self.energy(self.function(x))
 
@@ -1328,6 +1340,13 @@ def _energies(energies: Iterable[Energy], function: str, second: Any = None) -> 
                 f"{first} has event shape {tuple(first.event_shape)} and {energy} has {tuple(energy.event_shape)}: "
                 "factors live on the same event; poe.on(energy, index, event_shape) places one on part of a larger event, and "
                 "energy @ f changes its variables"
+            )
+    said = [(energy, energy.vocabulary) for energy in energies if energy.vocabulary is not None]
+    for energy, vocabulary in said[1:]:
+        if vocabulary != said[0][1]:
+            raise ValueError(
+                f"{said[0][0]} is over {said[0][1]} and {energy} over {vocabulary}: one number means different things to them; factors "
+                "share one vocabulary"
             )
     return energies
 

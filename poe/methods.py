@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from poe import parallel
 from poe import support as sets
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
@@ -20,7 +21,9 @@ from poe.energy import Energy, Estimate
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel
 from poe.path import take
+from poe.records import Codec
 from poe.run import streams
+from poe.sequential import Particles, carry, line, twists
 from poe.smc import Stalled, anneal, curve, estimate, systematic
 from poe.spaces import energies, points
 from poe.starts import CANDIDATES, Start, pilot, sampler, weigh, within
@@ -33,6 +36,7 @@ MOST_WEIGHED = 64 * CANDIDATES  # draws of a start that importance resampling ma
 HEAVY = 0.5  # Pareto k from which on importance weights are not resampled
 UNEVEN = 1 / 50  # share of effective draws below which they are not
 NEAR = 1 / 5  # share from which on those of a fitted start need no moves
+FEWEST = 256  # particles of a population that goes along an ordering
 OVER = 4  # effective draws that are weighed for each one that is kept
 
 
@@ -149,6 +153,37 @@ def importance(job: Job, *, forced: bool) -> Draws:
     return _resampled(job, start, job.target, job.x, seconds=started)
 
 
+def sequential(job: Job) -> Draws:
+    """Particles carried along the order of the autoregressive factors (`poe.sequential`), in independent populations, of which the
+    draws are resampled. Raises NotThisWay where none of them has weight."""
+    started = time.perf_counter()
+    of = line(job.energy)
+    if of is None:
+        raise NotThisWay("no factor is autoregressive over discrete values")
+    populations, wide = _sizes(job)
+    particles, generators = max(2 * wide, FEWEST), job.streams(1)
+    twisted = twists(of, job.streams(2)[0])
+    sizes = _split(populations, job.shards)
+
+    def all_shards() -> list[Particles]:
+        codec = Codec(Particles, device=generators[0].device)
+        carried = lambda shard: carry(of, sizes[shard], particles, generators[shard], twisted=twisted)  # noqa: E731
+        return parallel.spread(carried, generators, codec)
+
+    parts = all_shards() if job.checkpoint is None else job.checkpoint.stage(all_shards, Particles, generators=generators)
+    x, logs, log_ratio, failed = (torch.cat(column) for column in zip(*parts, strict=True))
+    if not bool((logs > -math.inf).any()):
+        raise NotThisWay(f"none of {logs.numel()} particles has weight", 0, logs.numel())
+    uniform = torch.rand(populations, 2, generator=job.streams(2)[0], dtype=torch.float64, device=logs.device)
+    order = systematic(logs, uniform, wide)
+    size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp().nan_to_num(0).sum()
+    return _population(
+        job, take(x, order), Estimate(0.0), estimate(log_ratio), nonfinite=int(failed.sum()),
+        energies=logs.numel() * (of.evaluations + 1) + order.numel(), weight_ess=float(size),
+        ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
 def _resampled(
     job: Job, start: Start, target: Energy, to_x: Callable[[Tensor], Tensor], *, seconds: float, gradients: float = 0.0
 ) -> Draws:
@@ -174,7 +209,7 @@ def _resampled(
     order = order.gather(1, shuffled)
     size = (2 * smooth.logsumexp(1) - (2 * smooth).logsumexp(1)).exp().sum()
     return _population(
-        job, to_x(take(drawn, order)), start.density, estimate(raw.flatten()),
+        job, to_x(take(drawn, order)), start.density.log_z, estimate(raw.flatten()),
         pareto_k=k, nonfinite=failed, energies=job.weighed + raw.numel() + order.numel(), gradients=gradients,
         weight_ess=float(size), ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - seconds,
     )  # fmt: skip
@@ -214,7 +249,7 @@ def annealed(job: Job) -> Draws:
         checkpoint=job.checkpoint,
     )
     result = _population(
-        job, job.x(visible(job.energy, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]))), path.start, estimate(moved.log_ratio),
+        job, job.x(visible(job.energy, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]))), path.start.log_z, estimate(moved.log_ratio),
         acceptance=moved.acceptance, nonfinite=moved.nonfinite, divergent=moved.divergent, ancestors=moved.distinct,
         gradients=tuned.gradients + moved.energy.numel() * tuned.schedule.gradients,
         energies=job.weighed + moved.energy.numel() * (1 + tuned.schedule.energies) + tuned.energies,
@@ -247,8 +282,9 @@ def _split(populations: int, shards: int) -> list[int]:
     return [len(part) for part in torch.arange(populations).tensor_split(shards)]
 
 
-def _population(job: Job, x: Tensor, start: Energy, ratio: Estimate, **counts: float) -> Draws:
-    """Draws from independent populations (population, particle, *event), evenly spaced ones of each: copies are neighbours.
+def _population(job: Job, x: Tensor, known: Estimate | None, ratio: Estimate, **counts: float) -> Draws:
+    """Draws from independent populations (population, particle, *event), evenly spaced ones of each: copies are neighbours. `known` is
+    log Z of where they started, `ratio` what was gained on the way.
 
     The evidence is that of all particles, the effective numbers bounded by the draws that are kept.
     """
@@ -261,7 +297,6 @@ def _population(job: Job, x: Tensor, start: Energy, ratio: Estimate, **counts: f
     evidence = replace(evidence, ess_bulk=min(evidence.ess_bulk, bound), ess_tail=min(evidence.ess_tail, bound))
     if evidence.gradients and not sets.is_discrete(job.energy.support):
         evidence = tested(evidence, job.energy, x)
-    known = start.log_z
     log_z = None if known is None else Estimate(ratio.value + known.value, math.hypot(ratio.standard_error, known.standard_error))
     said = judge(evidence, job.draws, exact_draws=False, discrete=sets.is_discrete(job.energy.support))
     chains = x[:, kept]

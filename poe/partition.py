@@ -15,6 +15,7 @@ from poe.diagnostics import pareto_k
 from poe.energy import Energy, Estimate, shift
 from poe.frozen import frozen
 from poe.run import streams
+from poe.sequential import carry, line, twists
 from poe.smc import anneal, estimate, refined, reverse
 from poe.spaces import energies, enumerable
 from poe.starts import Start, candidates, pilot, sampler, weigh, within
@@ -23,7 +24,7 @@ from poe.transport import Transported, Unconstrained
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
 UNRESAMPLED = 4  # levels of annealed importance sampling for each that sequential Monte Carlo needs
 FINER = 10  # levels of a bracket for each that sequential Monte Carlo needs
-METHODS = ("importance", "annealed", "ais")
+METHODS = ("sequential", "importance", "annealed", "ais")
 
 
 class EstimateWarning(UserWarning):
@@ -48,11 +49,11 @@ def log_z(
     error is that of their mean, by the delta method. `ais` is the same without resampling, on four times as many levels. On discrete
     spaces both start from independent sites, at the base rates that a pilot finds (Salakhutdinov and Murray 2008). Elsewhere, without
     any proposal, a start is sought by chains and fitted to particles (`poe.starts.pilot`); where it comes near enough, `importance`
-    again, with eight times the draws.
+    again, with eight times the draws. Products with autoregressive factors are followed along their order (`poe.sequential`).
 
     Arguments:
         proposal: a normalised energy with exact draws; by default the expert's own, or the samplable part with the evenest weights.
-        method: "importance", "annealed" or "ais"; measured by default.
+        method: "sequential", "importance", "annealed" or "ais"; by default the first that applies, as measured.
         draws: particles in all.
 
     Raises:
@@ -80,6 +81,14 @@ def log_z(
 def _estimated(energy: Energy, proposal: Energy | None, method: str | None, draws: int, seed: int, progress: bool) -> Estimate:
     target = _moved(energy)
     generators = streams(seed, 3, energy.device)
+    if method == "sequential" or (method is None and proposal is None):
+        of = line(energy)
+        if of is not None:
+            twisted = twists(of, generators[0])
+            moved = carry(of, POPULATIONS, -(-draws // POPULATIONS), generators[1], twisted=twisted)
+            return _checked(energy, estimate(moved.log_ratio))
+        if method is not None:
+            raise ValueError(f"{energy} has no autoregressive factor over discrete values: there is no order to follow")
     start = _proposal(energy, target, proposal, generators[0])
     if method == "importance" and start is None:
         raise ValueError(f"importance sampling of {energy} needs a proposal= that draws: none of its parts does")
@@ -107,10 +116,8 @@ def _estimated(energy: Energy, proposal: Energy | None, method: str | None, draw
     )
     if population.nonfinite > population.energy.numel() * schedule.work / 100:
         raise ValueError(f"{energy} was NaN or had a NaN gradient at {population.nonfinite} points; an expert fails there")
-    result = estimate(population.log_ratio)
-    if not result.standard_error < 0.5:
-        _warn(f"log Z of {energy} rests on few of {POPULATIONS} populations (standard error {result.standard_error:.2g})")
-    elif method != "ais" and population.distinct < 2 * POPULATIONS:
+    result = _checked(energy, estimate(population.log_ratio))
+    if result.standard_error < 0.5 and method != "ais" and population.distinct < 2 * POPULATIONS:
         _warn(f"log Z of {energy} rests on populations whose particles all descend from one: its standard error is too small")
     return _plus(result, path.start.log_z)
 
@@ -156,6 +163,12 @@ def bracket(
 
 
 _estimate = log_z
+
+
+def _checked(energy: Energy, result: Estimate) -> Estimate:
+    if not result.standard_error < 0.5:
+        _warn(f"log Z of {energy} rests on few of {POPULATIONS} populations (standard error {result.standard_error:.2g})")
+    return result
 
 
 def _moved(energy: Energy) -> Energy:

@@ -147,7 +147,7 @@ class Level(Energy):
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         known, pair = self._known
-        if not self.path.gradients:
+        if not getattr(self.path, "gradients", True):
             return super()._value_and_grad(x)
         if pair is None or known is None or known.data_ptr() != x.data_ptr() or known.shape != x.shape:  # never written in place
             pair = self.path.pair(x)

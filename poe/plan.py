@@ -23,14 +23,16 @@ from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
 from poe.path import noise_levels
 from poe.rules import simplify
+from poe.sequential import line
 from poe.sites import box_of
 from poe.spaces import MOST_STATES, enumerable
 from poe.starts import candidates
 
-METHODS = ("exact", "enumerate", "importance", "annealed", "chains", "tempered")
+METHODS = ("exact", "enumerate", "sequential", "importance", "annealed", "chains", "tempered")
 WORDS = {
     "exact": "closed form, independent draws",
     "enumerate": "all points of a discrete space",
+    "sequential": "sequential Monte Carlo along the order of the autoregressive factors",
     "importance": "importance resampling of a part that draws samples",
     "annealed": "annealed particles (sequential Monte Carlo)",
     "chains": "chains",
@@ -108,6 +110,8 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
             f"{energy} is discrete, without a closed form or a finite number of values a coordinate: nothing here draws it"
         )
     starts = tuple(candidates(energy))
+    if method == "sequential" and line(energy) is None:
+        raise ValueError(f"{energy} has no autoregressive factor over discrete values: there is no order to follow")
     if method == "importance" and not starts:
         raise ValueError(f"{energy} has no part that draws samples, so there is nothing to resample by importance")
     if isinstance(kernel, Tempered) and method in (None, "tempered"):
@@ -117,13 +121,14 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
             raise ValueError(f"annealed particles move by exact kernels with a step size of their own, not by {kernel}")
         methods = (method,)
     elif discrete and kernel is None:
-        methods = (*(("importance",) if starts else ()), "chains", "annealed", "tempered")
+        ordered = ("sequential",) if line(energy) is not None else ()
+        methods = (*ordered, *(("importance",) if starts else ()), "chains", "annealed", "tempered")
     elif kernel is not None:  # only chains tell what a kernel does; an adjusted Langevin may be helped over barriers
         methods = ("chains", "tempered") if isinstance(kernel, Langevin) and kernel.metropolis else ("chains",)
     else:
         methods = (*(("importance",) if starts else ()), "annealed", "chains", "tempered")
     usual = usual_kernel(energy) if discrete or methods[0] == "chains" else Langevin()
-    usual = None if methods[0] == "importance" else usual
+    usual = None if methods[0] in ("importance", "sequential") else usual
     moved = usual if kernel is None else kernel
     space = "" if discrete or sets.is_real(energy.support) else ", in the unconstrained space"
     words = f"{type(moved).__name__} chains" if methods[0] == "chains" else WORDS[methods[0]]
@@ -151,9 +156,9 @@ def sample(
 
     Arguments:
         draws: how many in all, over all chains.
-        method: "exact", "enumerate", "importance", "annealed", "chains" or "tempered"; by default those of `poe.plan`, in turn, until
-            one gives draws that nothing speaks against (chains start from annealed particles where there are any); and "chains"
-            where `kernel`, `init`, `warmup` or `compile` is given.
+        method: "exact", "enumerate", "sequential", "importance", "annealed", "chains" or "tempered"; by default those of
+            `poe.plan`, in turn, until one gives draws that nothing speaks against (chains start from annealed particles where there
+            are any); and "chains" where `kernel`, `init`, `warmup` or `compile` is given.
         kernel: a kernel for the chains; `Langevin()` tuned in warm-up by default.
         chains: independent chains, by default up to 32, or independent populations, by default 16.
         warmup: steps in which the kernel is tuned, not kept; 0 needs a kernel with a step size.
@@ -246,9 +251,13 @@ def _draw(name: str, job: Job, *, forced: bool) -> Draws:
         return methods.importance(job, forced=forced)
     if name == "chains":
         return chains_of(job, forced=forced)
-    return {"exact": methods.exact, "enumerate": methods.enumerate_all, "annealed": methods.annealed, "tempered": tempered}[name](
-        job
-    )
+    return {
+        "exact": methods.exact,
+        "enumerate": methods.enumerate_all,
+        "sequential": methods.sequential,
+        "annealed": methods.annealed,
+        "tempered": tempered,
+    }[name](job)
 
 
 def _nothing(chosen: Plan, job: Job) -> Draws:
@@ -274,7 +283,7 @@ def _check_chains(method: str | None, kernel: Any, warmup: Any, init: Tensor | N
     for name, value in (("warmup", warmup), ("seed", seed)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{name} is a whole number of at least 0, got {value!r}")
-    if method in ("exact", "enumerate", "importance", "annealed") and not (init is None and warmup is None):
+    if method in ("exact", "enumerate", "sequential", "importance", "annealed") and not (init is None and warmup is None):
         raise ValueError(
             f'init= and warmup= are for chains, and method={method!r} has none; give method="chains" or leave them out'
         )
