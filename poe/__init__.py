@@ -1,5 +1,6 @@
 """Products of experts: write down what you want from the models you already have; get draws you can trust, or be told why not."""
 
+from poe.anomaly import anomaly_score
 from poe.draws import Draws
 from poe.energy import (
     Density,
@@ -56,6 +57,7 @@ __all__ = [
     "RandomWalk",
     "SteinTest",
     "Tempered",
+    "anomaly_score",
     "as_energy",
     "available",
     "bracket",

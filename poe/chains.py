@@ -41,7 +41,8 @@ def chains(job: Job, *, forced: bool) -> Draws:
     pilot, gap = work.pilot(work.kernel, work.starts(), WARMUP, "chains")
     if pilot.partial:
         return work.finish(pilot)
-    if not forced and job.found is None and 4 * gap > PILOT:
+    most = MOST_GAP if sets.is_discrete(job.energy.support) else PILOT // 4 + 1  # discrete chains start evenly all over the space
+    if not forced and job.found is None and gap >= most:
         raise NotThisWay(f"chains are slow: about {gap} steps between independent draws", work.gradients)
     trace = work.run(pilot, gap, "chains")
     evidence = work.evidence(trace)
