@@ -14,7 +14,7 @@ from experts import parameters as param
 from experts.discrete import Machine, layers_log_z, shared_dtype, unit_vector
 from experts.exponential import Bernoulli
 from poe import support as sets
-from poe.energy import Energy, shift
+from poe.energy import Energy, Estimate, shift
 from poe.registry import register
 from poe.rules import closed_form
 
@@ -97,6 +97,58 @@ class DBM(Machine):
         """x with all layers of even (block 0) or odd number redrawn from their exact conditionals."""
         with torch.no_grad():
             return self._redrawn(x, block, self.site_logits(x, self.blocks[block]), uniforms)
+
+    # ---- the variational bound
+
+    def mean_field(self, v: Tensor, *, iterations: int = 50, tolerance: float = 1e-4) -> tuple[Tensor, ...]:
+        # (*batch, n_0) -> (*batch, n_l) each, l >= 1
+        """Means μ_l of the hidden layers under the factorial law q(h) that is near to p(h | v): a fixed point of
+
+            μ_l = 1/(1 + exp(-b_l - W_{l-1}ᵀ μ_{l-1} - W_l μ_{l+1})),     μ_0 = v,
+
+        layers of odd and of even number in turn. Each update is the best one given the other layers, so that `lower_bound` never falls,
+        and damping is not needed. They start from one pass upwards, in which inputs from below count twice, for those from above that
+        are still missing; and end once no mean changes by more than `tolerance`. Without a graph.
+        """
+        if v.ndim < 1 or v.shape[-1] != self.sizes[0]:
+            raise ValueError(
+                f"v of shape {tuple(v.shape)} are no visible units: {self} has {self.sizes[0]}, (*batch, {self.sizes[0]})"
+            )
+        top = len(self.sizes) - 1
+        with torch.no_grad():
+            layers = [v.to(self.dtype)]
+            for k in range(1, top + 1):
+                double = 1 if k == top else 2
+                layers.append(linear(double * layers[-1], self.weights[k - 1].T, self.biases[k]).sigmoid())
+            for _ in range(iterations):
+                change = 0.0
+                for k in (*range(1, top + 1, 2), *range(2, top + 1, 2)):
+                    old, layers[k] = layers[k], self._layer_inputs(layers, k).sigmoid()
+                    change = max(change, float((layers[k] - old).abs().max()) if old.numel() else 0.0)
+                if change <= tolerance:
+                    break
+        return tuple(layers[1:])
+
+    def free_energy(self, v: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
+        # (*batch, n_0), (*batch, n_l) each -> (*batch)
+        """E(v, μ) - H(μ) of a factorial law of the hidden layers, by default `mean_field(v)`, in nats: an upper bound of
+        -log Σ_h exp(-E(v, h)). Its graph leads to the parameters alone: at the fixed point μ adds nothing to the gradient."""
+        means = self.mean_field(v) if means is None else [mean.detach() for mean in means]
+        entropy = sum((torch.special.entr(m) + torch.special.entr(1 - m)).sum(-1) for m in means)
+        return self.forward(torch.cat([v.to(self.dtype), *means], -1)) - entropy
+
+    def lower_bound(self, v: Tensor, log_z: Estimate | float | None = None) -> Tensor:  # (*batch, n_0) -> (*batch)
+        """-E(v, μ) + H(μ) - log Z <= log p(v), in nats. log Z is that of the whole machine; by default its own, where it is exact.
+        An estimate with a standard error makes a bound with the same one.
+
+        Raises ValueError where nobody knows log Z, or v are no bits: then it bounds nothing.
+        """
+        if not bool(((v == 0) | (v == 1)).all()):
+            raise ValueError("visible units are bits, 0 or 1, and the bound is one for them alone")
+        log_z = self.log_z if log_z is None else log_z
+        if log_z is None:
+            raise ValueError(f'log Z of {self} is unknown: give log_z=poe.log_z({self}, method="ais")')
+        return -self.free_energy(v) - float(log_z)
 
     def _layer_inputs(self, layers: Sequence[Tensor], k: int) -> Tensor:
         total = self.biases[k]

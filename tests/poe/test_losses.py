@@ -9,8 +9,15 @@ import torch
 from torch import nn
 
 import poe
-from experts import MLPEnergy, Normal
-from poe.losses import DenoisingScoreMatching, MaximumLikelihood, NoiseContrastive
+from experts import RBM, Gamma, MLPEnergy, Normal
+from poe.losses import (
+    ContrastiveDivergence,
+    DenoisingScoreMatching,
+    MaximumLikelihood,
+    NoiseContrastive,
+    PersistentContrastiveDivergence,
+    SlicedScoreMatching,
+)
 
 
 class Quadratic(poe.Energy):
@@ -101,6 +108,51 @@ def test_denoising_value_on_a_gaussian():
     assert abs(value - 0.5 * variance) < 5 * variance / math.sqrt(2 * len(x))
 
 
+class Full(poe.Energy):
+    """E(x) = ½ (x - loc)ᵀ precision (x - loc), with a full precision matrix."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__((n,))
+        self.precision = nn.Parameter(torch.eye(n, dtype=torch.float64))
+        self.loc = nn.Parameter(torch.zeros(n, dtype=torch.float64))
+
+    def forward(self, x):
+        return 0.5 * ((x - self.loc) @ self.precision * (x - self.loc)).sum(-1)
+
+
+def test_sliced_score_matching_finds_a_gaussian():
+    """Score matching of a Gaussian family has its least at the sample's mean and the inverse of its covariance (Hyvärinen 2005). With
+    n·m random signs v the curvature's vᵀPv is off by P·mean(vvᵀ), whose errors are 1/sqrt(n·m)."""
+    mix = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.5, 0.0], [-0.4, 0.3, 2.0]], dtype=torch.float64)
+    x = torch.randn(5_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) @ mix.T + 1
+    mean, exact = x.mean(0), torch.linalg.inv(torch.cov(x.T, correction=0))
+    energy = Full(3)
+    loss = SlicedScoreMatching(20, generator=torch.Generator())
+    minimise(energy.parameters(), lambda: (loss.generator.manual_seed(0), loss(energy, x))[1], 200)
+    signs = 5 / math.sqrt(5_000 * 20)
+    # the minimiser solves ½(PC + CP) = mean(vvᵀ): P = C⁻¹ + δ, where |δ| is at most |mean(vvᵀ) - 1| over the least eigenvalue of C, in
+    # spectral norms
+    least = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[0].item()
+    symmetric = (energy.precision + energy.precision.T).detach() / 2
+    assert torch.linalg.matrix_norm(symmetric - exact, 2).item() < 2 * signs / least
+    assert torch.allclose(energy.loc, mean, atol=1e-4)
+
+
+def test_sliced_score_matching_has_the_value_of_the_exact_one():
+    """For a diagonal Hessian every vᵀ∇²E v is its trace: no error. Else the mean over v is ½‖∇E‖² - tr ∇²E."""
+    x = data(500)
+    energy = Quadratic(2, 3.0, 0.5)
+    exact = (0.5 * (3 * (x - 0.5)).square().sum(1)).mean() - 6
+    assert SlicedScoreMatching()(energy, x).item() == pytest.approx(exact.item(), rel=1e-12)
+    network, x = MLPEnergy((2,), hidden=(8,)).double(), x[:20]
+    hessians = [torch.autograd.functional.hessian(network, point) for point in x]
+    exact = 0.5 * network.score(x).square().sum(1).mean() - torch.stack([h.trace() for h in hessians]).mean()
+    generator = torch.Generator().manual_seed(0)
+    values = torch.stack([SlicedScoreMatching(2, generator=generator)(network, x).detach() for _ in range(400)])
+    assert abs(values.mean() - exact) < 4.5 * values.std() / 20
+    assert values.std() > 0
+
+
 def test_contrast_at_chance_is_two_log_two():
     noise = Normal(torch.zeros(2), 1.0)
     value = NoiseContrastive(noise)(Normal(torch.zeros(2), 1.0), torch.randn(7, 2))
@@ -124,7 +176,13 @@ def test_losses_reach_every_expert_and_learnable_powers():
     power = nn.Parameter(torch.tensor(0.5))
     target = MLPEnergy((2,), hidden=(4,)) & Normal(torch.zeros(2), 1.0, learnable=True) ** power
     x = torch.randn(16, 2)
-    for loss in (DenoisingScoreMatching(0.5), NoiseContrastive(Normal(torch.zeros(2), 2.0))):
+    for loss in (
+        DenoisingScoreMatching(0.5),
+        SlicedScoreMatching(2),
+        NoiseContrastive(Normal(torch.zeros(2), 2.0)),
+        ContrastiveDivergence(),
+        PersistentContrastiveDivergence(8),
+    ):
         target.zero_grad()
         loss(target, x).backward()
         missing = [name for name, p in target.named_parameters() if p.grad is None]
@@ -141,3 +199,38 @@ def test_nonsense_is_refused():
         NoiseContrastive(Quadratic(2))
     with pytest.raises(ValueError, match="positive integer"):
         NoiseContrastive(Normal(torch.zeros(2), 1.0), ratio=0)
+    with pytest.raises(ValueError, match="positive integer"):
+        SlicedScoreMatching(0)
+    with pytest.raises(TypeError, match="not a function"):
+        NoiseContrastive(lambda x: x.sum(-1))  # type: ignore[arg-type]
+    for loss in (DenoisingScoreMatching(0.1), SlicedScoreMatching()):
+        with pytest.raises(TypeError, match="PersistentContrastiveDivergence"):
+            loss(RBM(torch.zeros(2, 2)), torch.zeros(3, 2))
+        with pytest.raises(ValueError, match="where it has no score"):
+            loss(Gamma(torch.full((2,), 3.0), 1.0), torch.full((3, 2), -1.0))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        MaximumLikelihood(),
+        MaximumLikelihood(draws=lambda n: torch.zeros(5, 2)),
+        DenoisingScoreMatching(0.1),
+        SlicedScoreMatching(),
+        NoiseContrastive(Normal(torch.zeros(2), 1.0)),
+        ContrastiveDivergence(),
+        PersistentContrastiveDivergence(),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_an_empty_batch_is_refused(loss):
+    energy = Normal(torch.zeros(2), 1.0)
+    with pytest.raises(ValueError, match=r"the batch of shape \(0, 2\) is empty"):
+        loss(energy, torch.zeros(0, 2))
+    with pytest.raises(ValueError, match=r"a batch is \(n, \*event\)"):
+        loss(energy, torch.zeros(2))
+
+
+def test_no_draws_of_the_model_are_refused():
+    with pytest.raises(ValueError, match="is empty"):
+        MaximumLikelihood(draws=lambda n: torch.zeros(0, 2))(Quadratic(2), data(3))
