@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from poe.capabilities import quick
 from poe.diagnostics import RHAT_LIMIT, Diagnostics, diagnose, judge
 from poe.draws import Draws, first
 from poe.energy import Energy
-from poe.kernels import Kernel, Langevin, Microcanonical, Tempered
+from poe.kernels import Gibbs, Kernel, Langevin, Microcanonical, Tempered
 from poe.kernels.tempered import linear_betas
 from poe.methods import Job, NotThisWay, tested
 from poe.path import StandardNormal
@@ -28,6 +29,7 @@ from poe.transport import Transported
 WARMUP = 400
 PILOT = 64  # steps of the chains from which the gap between draws is found
 MOST_GAP = 48
+MOST_NUMBERS = 1 << 24  # uniforms drawn at once
 
 
 def chains(job: Job, *, forced: bool) -> Draws:
@@ -41,7 +43,7 @@ def chains(job: Job, *, forced: bool) -> Draws:
     pilot, gap = work.pilot(work.kernel, work.starts(), WARMUP, "chains")
     if pilot.partial:
         return work.finish(pilot)
-    most = MOST_GAP if sets.is_discrete(job.energy.support) else PILOT // 4 + 1  # discrete chains start evenly all over the space
+    most = MOST_GAP if job.discrete else PILOT // 4 + 1  # discrete chains start evenly all over the space
     if not forced and job.found is None and gap >= most:
         raise NotThisWay(f"chains are slow: about {gap} steps between independent draws", work.gradients)
     trace = work.run(pilot, gap, "chains")
@@ -58,7 +60,7 @@ def tempered(job: Job) -> Draws:
     x = work.starts()
     kernel: Any = work.kernel
     if not isinstance(kernel, Tempered):
-        plain = kernel.plain or sets.is_discrete(work.target.support)
+        plain = kernel.plain or job.discrete
         kernel = Tempered(work.bottom(x), linear_betas(8), kernel if plain else Langevin())
     walkers: Any = x
     for _ in range(2):
@@ -101,7 +103,7 @@ class _Chains:
         if job.shards > self.count:
             raise ValueError(f"{job.shards} shards need at least as many chains, got {self.count}")
         flow = job.start.density if job.kernel is None and job.start is not None and quick(job.start.density) else None
-        self.noise = None if flow is None or sets.is_discrete(job.energy.support) else Transported(job.target, flow)
+        self.noise = None if flow is None or job.discrete else Transported(job.target, flow)
         self.generators = job.streams(3)
         self.shared = job.streams(4)[0]
         self.gradients = self.energies = 0.0
@@ -150,7 +152,7 @@ class _Chains:
         return job.start.x[torch.multinomial(weights, self.count, replacement=True, generator=self.shared)]
 
     def _from_normal(self) -> Tensor:
-        if sets.is_discrete(self.job.energy.support):
+        if self.job.discrete:
             return anywhere(self.job.energy, self.count, self.shared)
         job, like = self.job, self.job.energy._like()
         z = torch.randn(64 * self.count, *job.target.event_shape, generator=self.shared, dtype=like.dtype, device=like.device)
@@ -166,7 +168,7 @@ class _Chains:
         """Where a ladder starts: the density that chains start from, else a normal with twice the spread of a few short chains."""
         if self.noise is not None:
             return StandardNormal(torch.zeros_like(x[0]), torch.ones_like(x[0]))
-        if sets.is_discrete(self.target.support):
+        if self.job.discrete:
             return discrete.Independent.even(self.target)
         if self.job.start is not None:
             return self.job.start.density
@@ -195,9 +197,11 @@ class _Chains:
 
     def run(self, pilot: Trace, gap: int, label: str) -> Trace:
         """The draws, with the pilot's kernel and from its last states."""
-        job = self.job
+        job, kernel, thin = self.job, pilot.kernel, gap * self.job.thin
+        if isinstance(kernel, Gibbs) and self.count * thin * job.energy.event_shape.numel() < MOST_NUMBERS:
+            kernel, thin = replace(kernel, sweeps=kernel.sweeps * thin), 1  # the energy of what is not kept is not asked for
         trace = run(
-            pilot.kernel, self.target, pilot.states, draws=-(-job.draws // self.count), thin=gap * job.thin,
+            kernel, self.target, pilot.states, draws=-(-job.draws // self.count), thin=thin,
             generators=self.generators, progress=label if job.progress else None, compile=job.compile,
             checkpoint=job.checkpoint,
         )  # fmt: skip
@@ -211,7 +215,8 @@ class _Chains:
 
     def evidence(self, trace: Trace) -> Diagnostics:
         """The diagnostics of a trace, over points of the event."""
-        return diagnose(self.x(trace.x), trace.energy, len(self.job.energy.event_shape))
+        job = self.job
+        return diagnose(self.x(trace.x), trace.energy, len(job.energy.event_shape), discrete=job.discrete)
 
     def finish(self, trace: Trace) -> Draws:
         """Draws of the event with all their evidence."""
@@ -222,7 +227,7 @@ class _Chains:
                 energy = job.energy(x)
         counts = trace.counts
         evidence = diagnose(
-            x, energy, len(job.energy.event_shape),
+            x, energy, len(job.energy.event_shape), discrete=job.discrete,
             acceptance=counts.acceptance, divergent=counts.divergent, nonfinite=counts.nonfinite,
             gradients=self.gradients, energies=self.energies, seconds=time.perf_counter() - self.started,
             pareto_k=float("nan") if job.init is not None or job.start is None else job.start.pareto_k,
@@ -230,7 +235,7 @@ class _Chains:
         )  # fmt: skip
         if trace.kernel.needs_gradient:
             evidence = tested(evidence, job.energy, x)
-        said = judge(evidence, job.draws, exact_draws=False, discrete=sets.is_discrete(job.energy.support))
+        said = judge(evidence, job.draws, exact_draws=False, discrete=job.discrete)
         if trace.partial:
             said.append(f"interrupted: {x.shape[1]} of {-(-job.draws // self.count)} draws a chain are there")
         if not trace.kernel.exact:

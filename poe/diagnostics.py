@@ -114,14 +114,16 @@ def _superchains(values: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values[:, 1:], order, axis=0).reshape(SUPERCHAINS, -1, *values.shape[2:])
 
 
-def ess(values: np.ndarray, method: str) -> np.ndarray:
-    # (chain, draw, ...) -> (...)
+def ess(values: np.ndarray, method: str, still: np.ndarray | None = None) -> np.ndarray:
+    # (chain, draw, ...), (chain, ...) -> (...)
     """Effective sample size for the bulk, the tail or the mean. A stuck chain counts 0; never more than the moving chains hold. Short
-    chains are put end to end, as independent of each other. NaN for fewer than four draws, and where a value is NaN."""
+    chains are put end to end, as independent of each other. NaN for fewer than four draws, and where a value is NaN. `still` says which
+    chains are stuck; by default those whose values are all alike."""
     chains, draws = values.shape[:2]
     if chains * draws < 4:
         return np.full(values.shape[2:], np.nan)
-    still = _constant(values, 1) if draws > 1 else _constant(values, (0, 1))[None]
+    if still is None:
+        still = _constant(values, 1) if draws > 1 else _constant(values, (0, 1))[None]
     joined = values.reshape(1, -1, *values.shape[2:]) if draws < SHORT else values
     with _quiet():
         options = {"prob": (0.05, 0.95)} if method == "tail" else {}
@@ -142,8 +144,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def diagnose(chains: Tensor, energy: Tensor, event_dim: int, **counts: float) -> Diagnostics:
+def diagnose(chains: Tensor, energy: Tensor, event_dim: int, *, discrete: bool = False, **counts: float) -> Diagnostics:
     """The evidence in draws (chain, draw, *event) and their energies (chain, draw) in nats; `counts` are the run's own figures.
+
+    A discrete coordinate may have the same value in every draw, or in all of one chain, because others are rare: it is then no
+    evidence, and a chain is stuck only where none of its coordinates moves.
 
     The chains of importance and SMC methods are independent replicates; no ESS is above `weight_ess` or `ancestors`, where given.
     """
@@ -153,8 +158,14 @@ def diagnose(chains: Tensor, energy: Tensor, event_dim: int, **counts: float) ->
         return blank
     x = coordinates(chains, event_dim)
     log_density = -energy.detach().double().cpu().numpy()
-    bulk, tail = (np.append(ess(x, m), ess(log_density, m)).min() for m in ("bulk", "tail"))
     valid = np.isfinite(x).all(-1) & (log_density > -np.inf)
+    still = None
+    if discrete:
+        moving = ~_constant(x, (0, 1))
+        x = x[..., moving] if moving.any() else x[..., :1]
+        still = np.repeat(_constant(x, 1).all(-1, keepdims=True), x.shape[-1], -1) & moving.any() if x.shape[1] > 1 else None
+    flat = discrete and bool(_constant(log_density, (0, 1)))  # an even law: its energy says nothing
+    bulk, tail = (np.append(ess(x, m, still), [] if flat else ess(log_density, m)).min() for m in ("bulk", "tail"))
     return replace(
         blank,
         rhat=float(rhat(x).max()),
@@ -163,7 +174,7 @@ def diagnose(chains: Tensor, energy: Tensor, event_dim: int, **counts: float) ->
         ess_tail=float(np.minimum(tail, blank.most)),
         stuck=int(_constant(x, 1).all(-1).sum()) if x.shape[1] > 1 else 0,
         nested=nested(*x.shape[:2]),
-        mcse=float(_relative_errors(x, blank.most).max()),
+        mcse=float(_relative_errors(x, blank.most, still).max()),
         invalid=int((~valid).sum()),
     )
 
@@ -181,10 +192,10 @@ def standard_errors(chains: Tensor, event_dim: int, most: float = float("inf")) 
     return spread * (relative.reshape(spread.shape) if len(relative) == spread.numel() else relative.max())
 
 
-def _relative_errors(x: np.ndarray, most: float) -> np.ndarray:
+def _relative_errors(x: np.ndarray, most: float, still: np.ndarray | None = None) -> np.ndarray:
     # (chain, draw, coordinates) -> (coordinates)
     with np.errstate(divide="ignore"):
-        return 1 / np.sqrt(np.minimum(ess(x, "mean"), most))
+        return 1 / np.sqrt(np.minimum(ess(x, "mean", still), most))
 
 
 def pareto_k(log_weights: Tensor) -> float:

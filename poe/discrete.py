@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poe.capabilities import Augmented
+from poe.capabilities import Augmented, SiteLogits
 from poe.conditionals import Conditionals, opaque
 from poe.energy import Density, Energy
 from poe.kernels.base import Kernel
@@ -97,18 +97,21 @@ def visible(energy: Energy, z: Tensor) -> Tensor:  # (*batch, n + hidden) -> (*b
     return z[..., : energy.event_shape.numel()].reshape(*z.shape[:-1], *energy.event_shape)
 
 
-def pilot(energy: Energy, tuned: Callable[[Geometric, Kernel, int], Pilot], kernel: Kernel | None = None) -> Pilot:
-    """A schedule from independent sites to the energy: first from even ones, then from the base rates of the particles that came of
-    it, where that is no longer way."""
+def pilot(
+    energy: Energy, near: Energy | None, tuned: Callable[[Geometric, Kernel, int], Pilot], kernel: Kernel | None = None
+) -> Pilot:
+    """A schedule to the energy from independent sites: those of `near` where it draws such, else even ones; or, where that is no longer
+    way, from the base rates of the particles that came of it."""
     target = joint(energy)
     particles = max(64, min(PARTICLES, NUMBERS // target.event_shape.numel()))
 
-    def go(start: Independent) -> Pilot:
+    def go(start: Energy) -> Pilot:
         path = Geometric(start, target, gradients=False)
         half: Any = path.level(torch.tensor(0.5, dtype=energy.dtype, device=energy.device))
         return tuned(path, usual_kernel(half) if kernel is None else kernel, particles)
 
-    first = go(Independent.even(target))
+    states = near is not None and target is energy and near.can(SiteLogits)
+    first = go(near if near is not None and states else Independent.even(target))
     second = go(Independent.fitted(target, first.x))
     best = second if second.schedule.work <= first.schedule.work else first
     spent = {"gradients": first.gradients + second.gradients, "energies": first.energies + second.energies}

@@ -67,10 +67,15 @@ class Job:
     checkpoint: Checkpoint | None = None
     found: Draws | None = None  # what annealed particles found, where that was not enough: chains start there
 
+    @property
+    def discrete(self) -> bool:
+        """Whether points are isolated."""
+        return sets.is_discrete(self.energy.support)
+
     @cached_property
     def space(self) -> Unconstrained | None:
         """The unconstrained space, where the support is not all of R^n."""
-        moves_as_it_is = sets.is_real(self.energy.support) or sets.is_discrete(self.energy.support)
+        moves_as_it_is = sets.is_real(self.energy.support) or self.discrete
         return None if moves_as_it_is else Unconstrained(self.energy)
 
     @property
@@ -109,7 +114,13 @@ def exact(job: Job) -> Draws:
     with torch.no_grad():
         energy = job.energy(x)
     evidence = diagnose(
-        x, energy, len(job.energy.event_shape), seconds=time.perf_counter() - started, energies=energy.numel(), independent=True
+        x,
+        energy,
+        len(job.energy.event_shape),
+        discrete=job.discrete,
+        seconds=time.perf_counter() - started,
+        energies=energy.numel(),
+        independent=True,
     )
     return Draws(first(x, job.draws), x, energy, job.energy.log_z, evidence, "", "")
 
@@ -127,7 +138,13 @@ def enumerate_all(job: Job) -> Draws:
     x = points(target, index).reshape(chains, -1, *target.event_shape)
     values = energy[index].reshape(chains, -1).to(target.dtype)
     evidence = diagnose(
-        x, values, len(target.event_shape), seconds=time.perf_counter() - started, energies=len(energy), independent=True
+        x,
+        values,
+        len(target.event_shape),
+        discrete=True,
+        seconds=time.perf_counter() - started,
+        energies=len(energy),
+        independent=True,
     )
     return Draws(first(x, job.draws), x, values, Estimate(log_z.item()), evidence, "", "")
 
@@ -291,13 +308,13 @@ def _population(job: Job, x: Tensor, known: Estimate | None, ratio: Estimate, **
     event = len(job.energy.event_shape)
     with torch.no_grad():
         energy = job.energy(x)
-    evidence = diagnose(x, energy, event, **counts)
+    evidence = diagnose(x, energy, event, discrete=job.discrete, **counts)
     kept = torch.linspace(0, x.shape[1] - 1, -(-job.draws // len(x))).round().long().to(x.device)
     bound = float(len(x) * len(kept))
     evidence = replace(evidence, ess_bulk=min(evidence.ess_bulk, bound), ess_tail=min(evidence.ess_tail, bound))
-    if evidence.gradients and not sets.is_discrete(job.energy.support):
+    if evidence.gradients and not job.discrete:
         evidence = tested(evidence, job.energy, x)
     log_z = None if known is None else Estimate(ratio.value + known.value, math.hypot(ratio.standard_error, known.standard_error))
-    said = judge(evidence, job.draws, exact_draws=False, discrete=sets.is_discrete(job.energy.support))
+    said = judge(evidence, job.draws, exact_draws=False, discrete=job.discrete)
     chains = x[:, kept]
     return Draws(first(chains, job.draws), chains, energy[:, kept], log_z, evidence, "", "", tuple(said), exact=False)

@@ -114,7 +114,7 @@ def pilot(
     schedule from there, until twice in a row the schedule grows no shorter.
     """
     if sets.is_discrete(target.support):
-        return _discrete(target, generator, kernel, progress, checkpoint)
+        return _discrete(target, start, generator, kernel, progress, checkpoint)
     mover = Langevin() if kernel is None else kernel
 
     def go(start: Energy, target: Energy, n: int = PARTICLES) -> Pilot:
@@ -176,7 +176,12 @@ def pilot(
 
 
 def _discrete(
-    target: Energy, generator: torch.Generator, kernel: Kernel | None, progress: bool, checkpoint: Checkpoint | None
+    target: Energy,
+    start: Energy | None,
+    generator: torch.Generator,
+    kernel: Kernel | None,
+    progress: bool,
+    checkpoint: Checkpoint | None,
 ) -> Pilot:
     def along(path: Geometric, mover: Kernel, n: int) -> Pilot:
         x = sampler(path.start, path.end)(n, generator)
@@ -186,7 +191,7 @@ def _discrete(
 
         return tuned() if checkpoint is None else checkpoint.stage(tuned, Pilot, path, mover, generators=[generator])
 
-    return discrete.pilot(target, along, kernel)
+    return discrete.pilot(target, start, along, kernel)
 
 
 def _noised(target: Energy) -> list[Energy] | None:

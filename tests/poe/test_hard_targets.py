@@ -11,6 +11,8 @@ from scipy.stats import chi2, ttest_1samp
 from torch import Tensor
 
 import poe
+from experts import Ising
+from poe.diagnostics import ess
 from tests.poe.targets import Raw
 
 pytestmark = pytest.mark.slow
@@ -60,3 +62,21 @@ def test_a_narrow_gaussian_in_many_dimensions_is_drawn_by_chains_from_particles(
     assert draws.log_z is not None
     truth = float(scale.log().sum()) + d / 2 * math.log(2 * math.pi)
     assert abs(draws.log_z.value - truth) < 4 * draws.log_z.standard_error
+
+
+@pytest.mark.parametrize(("beta", "exact"), [(0.4, -1.1060792037), (0.5, -1.7455645753)])
+def test_onsagers_energy_of_a_square_lattice(beta: float, exact: float) -> None:
+    """Energy a site of 64 x 64 spins on both sides of the transition; below it chains start in one of the two phases, of equal energy."""
+    init = torch.ones(16, 64, 64) if beta > 0.45 else None
+    draws = poe.sample(Ising((64, 64), beta), 640, method="chains", chains=16, init=init, seed=4)
+    s = draws.chains
+    found = -(s * (s.roll(1, -1) + s.roll(1, -2))).mean((-1, -2)).double()  # (chains, draws)
+    error = float(found.std()) / math.sqrt(float(ess(found.numpy()[..., None], "mean").min()))
+    assert error < 0.01 and abs(float(found.mean()) - exact) < 3 * error
+
+
+def test_annealed_importance_of_a_trained_machine_is_near_its_exact_log_z() -> None:
+    machine = poe.load("digits.rbm")
+    found, exact = poe.log_z(machine, method="ais", seed=1), machine.log_z
+    assert exact is not None and exact.standard_error == 0
+    assert abs(found.value - exact.value) < min(0.02, 4 * found.standard_error)
