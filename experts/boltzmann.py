@@ -21,15 +21,17 @@ from torch.nn.functional import linear, softplus
 
 from experts import parameters as param
 from experts.dbm import DBM
-from experts.discrete import MOST_UNITS, Machine, layers_log_z, quadratic_log_z, shared_dtype, unit_vector
+from experts.discrete import MOST_UNITS, Machine, layer_weights, layers_log_z, quadratic_log_z, shared_dtype, unit_vector
 from experts.exponential import Bernoulli, Normal
 from poe import support as sets
+from poe.capabilities import Samples
 from poe.energy import Energy, shift
 from poe.registry import converter, register
 from poe.rules import closed_form
 from poe.sites import toss
 
 Factor = tuple[Any, float]
+MOST_DRAWN = 20  # hidden units up to which all their states are listed, for independent draws
 MOST_COPIES = 8  # whole powers up to this one repeat the hidden units
 
 
@@ -79,6 +81,7 @@ class RBM(Restricted):
     """
 
     visible_bias: Tensor
+    _law: tuple[list[Any], Tensor] | None = None
 
     def __init__(
         self,
@@ -123,6 +126,41 @@ class RBM(Restricted):
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         inputs = self._inputs(x)
         return -(self._flat(x).to(inputs.dtype) @ self._visible.to(inputs.dtype)) - softplus(inputs, threshold=40).sum(-1)
+
+    def can(self, capability: type) -> bool:
+        if capability is Samples:
+            return self.hidden <= MOST_DRAWN
+        return super().can(capability)
+
+    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        """Independent draws of a machine of up to 20 hidden units: h from the table of all its states, then v given h. Raises
+        ValueError for more."""
+        if not self.can(Samples):
+            raise ValueError(
+                f"{self} has {self.hidden} hidden units; up to {MOST_DRAWN} are drawn exactly, poe.sample draws more"
+            )
+        shape = (n,) if isinstance(n, int) else tuple(n)
+        total = math.prod(shape)
+        where = None if generator is None else generator.device
+        with torch.no_grad():
+            law = self._table().to(where or self.device)
+            number = torch.multinomial(law, max(total, 1), replacement=True, generator=generator)[:total]
+            h = (number.unsqueeze(-1) >> torch.arange(self.hidden, device=number.device) & 1).to(self.device, self.dtype)
+            uniforms = torch.rand(
+                total, self.weights.shape[0], generator=generator, dtype=self.dtype, device=where or self.device
+            )
+            x = toss(self.site_logits(h, self.blocks[0]), uniforms.to(self.device), self.dtype)
+        return x.reshape(*shape, *self.event_shape)
+
+    def _table(self) -> Tensor:  # -> (2^H)
+        """Probabilities of all states of the hidden units, remembered until a parameter changes."""
+        tensors = [getattr(self, key) for key in self._keys]
+        state = [(tensor._version, tensor.data_ptr()) for tensor in tensors]
+        if self._law is None or self._law[0] != state:
+            n, hidden = self.weights.shape
+            biases = self._exact("hidden_bias").expand(hidden), self._exact("visible_bias").expand(n)
+            self._law = state, layer_weights(self._exact("weights").T, *biases).softmax(0)
+        return self._law[1]
 
     def site_logits(self, h: Tensor, sites: Tensor) -> Tensor:  # (*batch, H), (k) -> (*batch, k)
         """Log-odds b_i + (W h)_i of visible units given the hidden ones."""

@@ -208,6 +208,15 @@ def layered_log_z(weights: Tensor, left: Tensor, right: Tensor) -> float:  # (k,
     return float(torch.stack(found).logsumexp(0))
 
 
+def layer_weights(weights: Tensor, left: Tensor, right: Tensor) -> Tensor:  # (k, m), (k), (m) -> (2^k)
+    """log Σ_y exp(left·x + right·y + xᵀ weights y) for all bits x, unit j of x being bit j of its number. In float64."""
+    found = []
+    for numbers in torch.arange(1 << len(left)).split(CHUNK):
+        x = (numbers.unsqueeze(-1) >> torch.arange(len(left)) & 1).to(weights)
+        found.append(x @ left + softplus(x @ weights + right, threshold=40).sum(-1))
+    return torch.cat(found)
+
+
 def _inputs(weights: Tensor) -> Tensor:  # (k, m) -> (2^k, m)
     """xᵀ weights for all bits x."""
     bits = torch.arange(1 << len(weights)).unsqueeze(-1) >> torch.arange(len(weights)) & 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 import poe
@@ -435,3 +436,37 @@ def test_registry() -> None:
 def test_bad_arguments_are_refused(make: Callable[[], Any], hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         make()
+
+
+def test_a_machine_of_few_hidden_units_draws_exactly() -> None:
+    rbm = RBM(1.5 * torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), -0.5, 0.2, event_shape=(3, 3))
+    states = points(rbm)
+    law = (-rbm(states).double()).softmax(0)
+    x = rbm.sample((4, 10_000), generator=torch.Generator().manual_seed(0))
+    assert x.shape == (4, 10_000, 3, 3)
+    number = (x.flatten(0, 1).flatten(1).double() @ (2.0 ** torch.arange(8, -1, -1)).double()).long()
+    found = torch.bincount(number, minlength=512).double()
+    assert float(((found - 40_000 * law).square() / (40_000 * law)).sum()) < chi2.ppf(0.9999, 511)
+    assert poe.plan(rbm).method == "exact"
+    with torch.no_grad():
+        rbm.hidden_bias.add_(3.0)  # the table follows the parameters
+    tilted = (-rbm(states).double()).softmax(0)
+    again = rbm.sample(40_000, generator=torch.Generator().manual_seed(1)).flatten(1).double().mean(0)
+    truth = tilted @ states.flatten(1).double()
+    assert bool(((again - truth).abs() < 5 * (truth * (1 - truth) / 40_000).sqrt()).all())
+    with pytest.raises(ValueError, match="21 hidden units; up to 20 are drawn exactly"):
+        RBM(torch.zeros(3, 21)).sample(1)
+
+
+def test_a_product_of_machines_drawn_by_chains_is_the_closed_form() -> None:
+    a, b = (RBM(torch.randn(10, 5, generator=torch.Generator().manual_seed(s)), 0.1, -0.3) for s in (2, 3))
+    closed = poe.simplify(a & b)
+    assert isinstance(closed, RBM) and closed.hidden == 10
+    states = points(closed)
+    truth = (-closed(states).double()).softmax(0) @ states.double()
+    draws = poe.sample(a & b, 4000, method="chains", seed=0)
+    assert "chains" in draws.method and draws.trusted
+    error = (truth * (1 - truth) / draws.diagnostics.ess_bulk).sqrt()
+    assert bool(((draws.x.double().mean(0) - truth).abs() < 4.5 * error).all())
+    found = poe.log_z(a & b, method="annealed", seed=1)
+    assert closed.log_z is not None and abs(found.value - closed.log_z.value) < 4 * found.standard_error
