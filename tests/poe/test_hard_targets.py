@@ -66,7 +66,7 @@ def test_a_narrow_gaussian_in_many_dimensions_is_drawn_by_chains_from_particles(
 
 @pytest.mark.parametrize(("beta", "exact"), [(0.4, -1.1060792037), (0.5, -1.7455645753)])
 def test_onsagers_energy_of_a_square_lattice(beta: float, exact: float) -> None:
-    """Energy a site of 64 x 64 spins on both sides of the transition; below it chains start in one of the two phases, of equal energy."""
+    """Energy a site on both sides of the transition; in the cold chains start in one of the two phases, of equal energy."""
     init = torch.ones(16, 64, 64) if beta > 0.45 else None
     draws = poe.sample(Ising((64, 64), beta), 640, method="chains", chains=16, init=init, seed=4)
     s = draws.chains
