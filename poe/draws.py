@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from poe.agreement import Agreement
 from poe.diagnostics import Diagnostics, standard_errors
 from poe.energy import Estimate
 from poe.storage import StorageError, write_whole
@@ -37,6 +38,7 @@ class Draws:
         exact: whether draws have the target's law in the limit (or at once), with no bias of the method's own.
         expression: the composition, as it prints.
         partial: whether the run was interrupted before all draws were there.
+        agreement: how the posteriors of `poe.combine` agree (`poe.agreement`); None for other compositions.
     """
 
     x: Tensor
@@ -51,6 +53,7 @@ class Draws:
     partial: bool = False
     plan: str = field(default="", repr=False)
     conditions: dict[str, str] = field(default_factory=dict, repr=False)
+    agreement: Agreement | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -101,6 +104,7 @@ class Draws:
             + ("" if self.exact else f" (approximate: {_bias(self.diagnostics)})"),
             f"  log Z          {'unknown' if self.log_z is None else self.log_z}",
             *_figures(self.diagnostics),
+            *([] if self.agreement is None else self.agreement.lines()),
         ]
         if self.warnings:
             lines += ["  NOT TO BE TRUSTED BLINDLY:"] + [f"    - {warning}" for warning in self.warnings]
@@ -130,6 +134,7 @@ class Draws:
             "diagnostics": self.diagnostics.asdict(),
             "warnings": list(self.warnings),
             "conditions": self.conditions,
+            "agreement": None if self.agreement is None else asdict(self.agreement),
         } | {name: getattr(self, name) for name in ("method", "expression", "exact", "partial", "plan")}
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         write_whole(Path(path), safetensors.torch.save(plain, {_KEY: json.dumps(facts)}))
@@ -150,6 +155,7 @@ class Draws:
             facts["log_z"] = None if facts["log_z"] is None else Estimate(*facts["log_z"])
             facts["diagnostics"] = Diagnostics(**facts["diagnostics"])
             facts["warnings"] = tuple(facts["warnings"])
+            facts["agreement"] = None if facts.get("agreement") is None else Agreement.read(facts["agreement"])
             return cls(**tensors, **facts)
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(f"{path} holds draws that this version cannot read: {error}") from error

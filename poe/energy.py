@@ -997,7 +997,11 @@ def contrast(a: Energy, b: Energy, strength: float = 1.0) -> Energy:
 def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
     """Posteriors that each contain the same prior, which must count once: p1 & ... & pn / prior ** (n - 1).
 
-    Raises ValueError where a posterior's support does not match the prior's.
+    Posteriors of some of the parameters are written `poe.on(posterior, index, event_shape)`. Then the prior is a product of factors
+    over parameters that go together, `poe.on(prior_1, ...) & poe.on(prior_2, ...)`, and each factor is divided out as often as
+    posteriors beyond the first contain it; what no posterior contains stays. Draws report how the parts agree (`draws.agreement`).
+
+    Raises ValueError where a posterior's support does not match the prior's, or it is about some parameters of a factor only.
     """
     posteriors = _energies(posteriors, "combine")
     _energies([posteriors[0], prior], "combine")
@@ -1007,7 +1011,38 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
                 f"the support of {posterior}, {posterior.support!r}, is not inside that of the prior {prior}, {prior.support!r}: "
                 "a posterior lives where its prior does; restrict it, or give the prior it was made with"
             )
-    return product([*posteriors, prior], [1.0] * len(posteriors) + [1.0 - len(posteriors)])
+    split = isinstance(prior, Product) and any(len(places(t.energy)) < prior.event_shape.numel() for t in prior.terms)
+    factors = [term.energy for term in prior.terms] if isinstance(prior, Product) and split else [prior]
+    counts = []
+    for factor in factors:
+        own, count = places(factor), 0
+        for posterior in posteriors:
+            shared = own & places(posterior)
+            if shared and shared != own:
+                raise ValueError(
+                    f"{posterior} is about some parameters of the prior's factor {factor} and not about others: write the prior as "
+                    "factors over parameters that go together, poe.on(prior_1, [0], event_shape) & poe.on(prior_2, [1], event_shape)"
+                )
+            count += bool(shared)
+        counts.append(count)
+    result = product([*posteriors, *factors], [1.0] * len(posteriors) + [1.0 - count for count in counts])
+    if len(posteriors) > 1:
+        result.combination = Combination(tuple(posteriors), tuple(zip(factors, counts, strict=True)))
+    return result
+
+
+class Combination(NamedTuple):
+    """What `combine` put together: the posteriors, and the factors of the prior, each with the number of posteriors that contain it."""
+
+    posteriors: tuple[Energy, ...]
+    priors: tuple[tuple[Energy, int], ...]
+
+
+def places(energy: Energy) -> set[int]:
+    """The positions of the flattened event that an energy is about: those of `poe.on`, else all."""
+    if isinstance(energy, Pullback) and isinstance(energy.function, Select):
+        return set(energy.function.index.tolist())
+    return set(range(energy.event_shape.numel()))
 
 
 def pullback(energy: Energy, function: Callable[[Tensor], Tensor], event_shape: Sequence[int] | None = None) -> Energy:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poe import methods, parallel
 from poe import support as sets
+from poe.agreement import agreement
 from poe.capabilities import Samples
 from poe.chains import chains as chains_of
 from poe.chains import tempered, usual_kernel
@@ -23,6 +24,7 @@ from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
 from poe.path import noise_levels
 from poe.rules import simplify
+from poe.run import streams
 from poe.sequential import line
 from poe.sites import box_of
 from poe.spaces import MOST_STATES, enumerable
@@ -211,6 +213,10 @@ def sample(
         run.write()
     result = replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z)
     result = result.warned(*caveats(energy), given="raw energies are to be weighed as they stand")
+    parts = agreement(energy, result.x, streams(seed, 1, energy.device)[0])
+    if parts is not None:
+        result = replace(result, agreement=parts).warned(*parts.extrapolations)
+        result = result.warned(*parts.tensions, given="the posteriors speak of the same parameters")
     if energy.proper is None:
         note = f"nobody knows whether {energy} has finite mass (proper is unknown); if it has not, these draws mean nothing"
         warnings.warn(note, ImproperWarning, stacklevel=2)

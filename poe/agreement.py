@@ -1,0 +1,263 @@
+"""How posteriors that were combined agree: tension, how far each is used outside its own draws, and simpler answers beside the result.
+
+Posteriors p_i of one parameter vector with the same prior π are multiplied, the prior counted once (`poe.combine`). With means μ_i and
+covariances C_i of their own draws, and P that of the prior, the difference of two posterior means has covariance
+
+    V = C_i + C_j - C_i P⁻¹ C_j - C_j P⁻¹ C_i
+
+under the hypothesis of common parameters (for Gaussians exactly; the last two terms vanish as the prior widens). The tension is that of
+Q = (μ_i - μ_j)ᵀ V⁻¹ (μ_i - μ_j), χ² with as many degrees of freedom as V has directions, in sigmas of a normal: P(|z| > t) = P(χ² > Q).
+
+Where the product lies outside the bulk of an expert's own draws, it rests on tails that the expert never saw. The bulk is its region of
+highest density that holds 99 % of its draws.
+
+References: Raveri and Hu 2019, Phys. Rev. D 99 (tension by parameter differences); Scott et al. 2016, Int. J. Manag. Sci. Eng. Manag.
+11(2) (consensus Monte Carlo).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from poe import support as sets
+from poe.capabilities import Samples
+from poe.diagnostics import pareto_k
+from poe.energy import Combination, Energy, Product, Pullback, Select
+
+DRAWS = 10_000  # of each posterior
+BULK = 0.99
+OUTSIDE = 0.2  # share of the result outside the bulk of an expert from which on it rests on extrapolated tails
+TENSE = 3.0  # sigmas from which on a pair is said to disagree
+
+
+class Baseline(NamedTuple):
+    """A simpler answer: mean and standard deviation of each number of the event, flattened; NaN where it has none."""
+
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the parts of `poe.combine` agree, as far as they draw samples.
+
+    Attributes:
+        names: the posteriors, as they print.
+        tension: (i, j, sigmas) of each pair that shares parameters.
+        outside: the share of the combined draws outside the bulk (99 %) of each posterior's own draws; NaN where it cannot draw.
+        pareto_k: of the weights that would turn each posterior's own draws into the result: above 0.7 they cannot; NaN likewise.
+        ensemble: standard error of the mean of each number of the event, flattened, from the spread over retrained copies of posteriors
+            that are geometric ensembles, `poe.product(copies, powers=1/n)`; empty where none is.
+        baselines: "Gaussian product" of means and covariances, the prior counted once; "consensus Monte Carlo", own draws averaged with
+            weights C_i⁻¹, which counts the prior n times; and "reweighting" of the own draws of the nearest posterior.
+    """
+
+    names: tuple[str, ...]
+    tension: tuple[tuple[int, int, float], ...]
+    outside: tuple[float, ...]
+    pareto_k: tuple[float, ...]
+    ensemble: tuple[float, ...]
+    baselines: dict[str, Baseline]
+
+    @property
+    def tensions(self) -> list[str]:
+        """Pairs that hardly speak of the same parameters."""
+        return [
+            f"{self.names[i]} and {self.names[j]} are in tension by {sigmas:.1f} sigmas: they hardly speak of the same parameters; "
+            "try each alone, or look for what one of them leaves out"
+            for i, j, sigmas in self.tension
+            if sigmas >= TENSE
+        ]
+
+    @property
+    def extrapolations(self) -> list[str]:
+        """Posteriors on whose tails the answer rests."""
+        return [
+            f"{100 * share:.0f} % of the draws lie outside the bulk of the own draws of {name}: the answer rests on its extrapolated "
+            "tails; try to retrain it with draws from there"
+            for name, share in zip(self.names, self.outside, strict=True)
+            if share > OUTSIDE
+        ]
+
+    @classmethod
+    def read(cls, facts: dict[str, Any]) -> Agreement:
+        """From the plain values that a file holds."""
+        lists = {
+            name: tuple(tuple(v) if isinstance(v, list) else v for v in facts[name]) for name in facts if name != "baselines"
+        }
+        baselines = {name: Baseline(tuple(mean), tuple(sd)) for name, (mean, sd) in facts["baselines"].items()}
+        return cls(**lists, baselines=baselines)
+
+    def lines(self) -> list[str]:
+        """The lines of a report."""
+        found = []
+        for i, j, sigmas in self.tension:
+            found.append(f"  tension        {sigmas:.1f} sigmas between {self.names[i]} and {self.names[j]}")
+        for name, share, k in zip(self.names, self.outside, self.pareto_k, strict=True):
+            known = (
+                "draws no samples: not checked" if math.isnan(share) else f"{100 * share:.1f} % of the draws are outside its bulk"
+            )
+            found.append(f"  part           {name}: {known}" + ("" if math.isnan(k) else f"; Pareto k {k:.2f} of reweighting it"))
+        if self.ensemble:
+            found.append(f"  ensembles      error of the means by the spread over copies: {_numbers(self.ensemble)}")
+        for name, (mean, sd) in self.baselines.items():
+            found.append(f"  {name:<14} mean {_numbers(mean)}; sd {_numbers(sd)}")
+        return found
+
+
+class _Part(NamedTuple):
+    """A posterior that draws: itself, the positions of the event that it is about, its own draws (n, positions), their mean and
+    covariance, and log weights that make them draws of the whole, where it is about the whole event."""
+
+    energy: Energy
+    index: Tensor
+    x: Tensor
+    mean: Tensor
+    covariance: Tensor
+    log_weights: Tensor | None
+
+
+def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreement | None:  # (n, *event)
+    """How the parts of a combined energy agree, beside its draws; None for an energy that `poe.combine` did not make."""
+    known: Combination | None = getattr(energy, "combination", None)
+    if known is None or not len(x) or sets.is_discrete(energy.support):
+        return None
+    n, posteriors = energy.event_shape.numel(), known.posteriors
+    parts = [_part(posterior, energy, generator) for posterior in posteriors]
+    priors = [(_part(prior, energy, generator), count) for prior, count in known.priors]
+    wide = _precision([(part, 1) for part, _ in priors], n)
+    pairs = [
+        (i, j, sigmas)
+        for i in range(len(parts))
+        for j in range(i + 1, len(parts))
+        if (sigmas := _tension(parts[i], parts[j], wide)) is not None
+    ]
+    return Agreement(
+        tuple(str(posterior) for posterior in posteriors),
+        tuple(pairs),
+        tuple(math.nan if part is None else _outside(part, energy, x) for part in parts),
+        tuple(math.nan if part is None or part.log_weights is None else pareto_k(part.log_weights) for part in parts),
+        _ensemble(posteriors, x),
+        _baselines(parts, priors, n),
+    )
+
+
+def _part(posterior: Energy, energy: Energy, generator: torch.Generator) -> _Part | None:
+    """What is known of a part from its own draws; None where it has none."""
+    inner, index = posterior, torch.arange(energy.event_shape.numel())
+    if isinstance(posterior, Pullback) and isinstance(posterior.function, Select):
+        inner, index = posterior.energy, posterior.function.index.cpu()
+    if not inner.can(Samples):
+        return None
+    with torch.no_grad():
+        x = inner.sample(DRAWS, generator=generator).to(energy._like())  # type: ignore[operator]
+        flat, logs = _flat(x), None
+        if inner is posterior:
+            logs = (posterior(x) - energy(x)).double().cpu()
+            logs = torch.where(logs.isnan(), -math.inf, logs)
+    return _Part(posterior, index, flat, flat.mean(0), flat.T.cov().reshape(len(index), len(index)), logs)
+
+
+def _flat(x: Tensor) -> Tensor:  # (n, *event) -> (n, numbers)
+    return (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double().cpu()
+
+
+def _precision(parts: Sequence[tuple[_Part | None, int]], n: int) -> Tensor | None:  # -> (n, n)
+    """Σ of the inverse covariances, each as often as is said; None where one does not draw."""
+    total = torch.zeros(n, n, dtype=torch.float64)
+    for part, times in parts:
+        if part is None:
+            return None
+        total[part.index.unsqueeze(1), part.index] += times * torch.linalg.pinv(part.covariance)
+    return total
+
+
+def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None) -> float | None:
+    from scipy.stats import chi2, norm  # arviz-stats brings it, half a second: loaded when it is needed
+
+    if a is None or b is None:
+        return None
+    shared = [(i, j) for i, p in enumerate(a.index.tolist()) for j, q in enumerate(b.index.tolist()) if p == q]
+    if not shared:
+        return None
+    first, second = (torch.tensor(side) for side in zip(*shared, strict=True))
+    difference = a.mean[first] - b.mean[second]
+    c, d = a.covariance[first][:, first], b.covariance[second][:, second]
+    variance = c + d
+    if prior is not None:
+        places = a.index[first]
+        known = torch.linalg.pinv(torch.linalg.pinv(prior)[places][:, places])  # of the prior's marginal law
+        both = c @ known @ d
+        corrected = variance - both - both.T
+        values = torch.linalg.eigvalsh(corrected)
+        variance = corrected if bool(values.min() > 0.02 * values.max()) else variance
+    q = float(difference @ torch.linalg.pinv(variance) @ difference)
+    return float(norm.isf(chi2.sf(q, len(shared)) / 2))
+
+
+def _outside(part: _Part, energy: Energy, x: Tensor) -> float:
+    posterior = part.energy
+    inner = posterior.energy if isinstance(posterior, Pullback) else posterior
+    with torch.no_grad():
+        edge = inner(part.x.to(energy._like()).reshape(-1, *inner.event_shape)).double().quantile(BULK)
+        return float((posterior(x).double() > edge).double().mean())
+
+
+def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
+    """Each ensemble in turn is replaced by each of its n copies, by reweighting the draws: the variance of the means over the copies,
+    divided by n, is summed over the ensembles."""
+    flat, total = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double(), None
+    for posterior in posteriors:
+        if not isinstance(posterior, Product) or len(posterior.terms) < 2:
+            continue
+        n, powers = len(posterior.terms), [term.power for term in posterior.terms]
+        if max(abs(power - 1 / n) for power in powers) > 1e-6:
+            continue
+        with torch.no_grad():
+            each = torch.stack([term.energy(x).double() for term in posterior.terms])
+            weights = (each.mean(0) - each).softmax(-1)  # (copies, n)
+        means = weights @ flat
+        total = means.var(0) / n + (0 if total is None else total)
+    return () if total is None else tuple(total.sqrt().tolist())
+
+
+def _baselines(parts: Sequence[_Part | None], priors: Sequence[tuple[_Part | None, int]], n: int) -> dict[str, Baseline]:
+    known = [part for part in parts if part is not None]
+    signed = [*((part, 1) for part in parts), *((part, 1 - count) for part, count in priors)]
+    precision, found = _precision(signed, n), {}
+    if precision is None:
+        return {}
+    if float(torch.linalg.eigvalsh(precision).min()) > 0:
+        pull = torch.zeros(n, dtype=torch.float64)
+        for part, times in signed:
+            if part is not None:
+                pull[part.index] += times * torch.linalg.pinv(part.covariance) @ part.mean
+        covariance = torch.linalg.inv(precision)
+        found["Gaussian product"] = _baseline(covariance @ pull, covariance.diagonal().sqrt())
+    whole = [part for part in known if part.log_weights is not None]
+    if len(whole) == len(parts):
+        inverses = [torch.linalg.pinv(part.covariance) for part in whole]
+        pooled = torch.stack([inverse @ part.x.T for inverse, part in zip(inverses, whole, strict=True)]).sum(0)
+        consensus = torch.linalg.solve(torch.stack(inverses).sum(0), pooled).T
+        found["consensus Monte Carlo"] = _baseline(consensus.mean(0), consensus.std(0))
+    possible = [part for part in whole if bool((part.log_weights > -math.inf).any())]  # type: ignore[operator]
+    if possible:
+        best = min(possible, key=lambda part: pareto_k(part.log_weights))  # type: ignore[arg-type]
+        weights = best.log_weights.softmax(0)  # type: ignore[union-attr]
+        mean = weights @ best.x
+        found["reweighting"] = _baseline(mean, (weights @ (best.x - mean).square()).sqrt())
+    return found
+
+
+def _baseline(mean: Tensor, sd: Tensor) -> Baseline:
+    return Baseline(tuple(mean.tolist()), tuple(sd.tolist()))
+
+
+def _numbers(values: Sequence[float], most: int = 6) -> str:
+    return " ".join(f"{value:.4g}" for value in values[:most]) + (" ..." if len(values) > most else "")
