@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experts.function import Function, function
 
 if TYPE_CHECKING:
-    from experts.autoregressive import MixtureMADE
+    from experts.autoregressive import MADE, Causal
     from experts.boltzmann import RBM, GaussianRBM
     from experts.classifier import Classifier
     from experts.dbm import DBM
@@ -32,14 +32,20 @@ if TYPE_CHECKING:
     )
     from experts.flow import Flow
     from experts.ising import Ising, Potts
+    from experts.language import LanguageModel, NGram
+    from experts.mixture_made import MixtureMADE
     from experts.neural import ConvEnergy, MLPEnergy
+    from experts.pixelcnn import PixelCNN
+    from experts.vocabulary import Vocabulary
 
 __all__ = [
     "DBM",
+    "MADE",
     "RBM",
     "Bernoulli",
     "Beta",
     "Categorical",
+    "Causal",
     "Classifier",
     "ConvEnergy",
     "Dirichlet",
@@ -50,27 +56,37 @@ __all__ = [
     "Gamma",
     "GaussianRBM",
     "Ising",
+    "LanguageModel",
     "MLPEnergy",
     "MixtureMADE",
+    "NGram",
     "Normal",
+    "PixelCNN",
     "Poisson",
     "Potts",
+    "Vocabulary",
     "VonMises",
     "function",
 ]
 
 _MODULES = {
     "DBM": "dbm",
+    "MADE": "autoregressive",
     "RBM": "boltzmann",
+    "Causal": "autoregressive",
     "Classifier": "classifier",
     "ConvEnergy": "neural",
     "Distribution": "distribution",
     "Flow": "flow",
     "GaussianRBM": "boltzmann",
     "Ising": "ising",
+    "LanguageModel": "language",
     "MLPEnergy": "neural",
-    "MixtureMADE": "autoregressive",
+    "MixtureMADE": "mixture_made",
+    "NGram": "language",
+    "PixelCNN": "pixelcnn",
     "Potts": "ising",
+    "Vocabulary": "vocabulary",
 }
 
 

@@ -1,234 +1,133 @@
-"""Autoregressive densities: log p(x) = Σᵢ log p(xᵢ | x₍<ᵢ₎) along a fixed order of the coordinates, in nats.
+"""Autoregressive experts over finitely many values.
 
-The capability is `poe.capabilities.Sequential`: `order` lists positions of the flattened event, and
-`next_logits(prefix)` describes the conditional of the next one. What it returns depends on the support:
+| expert     | one pass of                                                   | events                |
+|------------|---------------------------------------------------------------|-----------------------|
+| `MADE`     | a masked network with residual layers                         | any shape, any order  |
+| `PixelCNN` | gated, masked convolutions in two stacks                      | pictures, row by row  |
+| `Causal`   | somebody's model of next-step logits, such as a transformer   | sequences             |
 
-| support     | `next_logits(prefix)`, prefix (*batch, t)                                            |
-|-------------|--------------------------------------------------------------------------------------|
-| K classes   | (*batch, K): normalised log-probabilities                                            |
-| real        | (*batch, 3, K): log-weights (normalised), means and scales of a mixture of Gaussians |
-
-So a method that follows the order needs to know the two forms, never the expert.
+Events of two levels are floats 0 and 1, those of more are whole numbers (torch.long). `experts.language` has texts,
+`experts.mixture_made` the density over R^n.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poe.energy import Density
+from experts.mixture_made import MaskedLinear, MixtureMADE
+from experts.pixelcnn import PixelCNN
+from experts.sequential import Autoregressive, log_probabilities, next_step, two_or_more
 from poe.registry import register
+from poe.sites import vectors
 
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+__all__ = ["MADE", "Autoregressive", "Causal", "MixtureMADE", "PixelCNN"]
 
 
-@register("made")
-class MixtureMADE(Density):
-    """p(x) = Πᵢ Σₖ wᵢₖ N(xᵢ; mᵢₖ, sᵢₖ²), w, m and s being functions of the earlier positions.
+@register("discrete-made")
+class MADE(Autoregressive):
+    """All conditionals by one masked network (Germain, Gregor, Murray & Larochelle, MADE, 2015).
 
-    One masked network gives all conditionals in one pass (Germain et al., MADE, 2015; mixture conditionals as
-    in Uria, Murray & Larochelle, RNADE, 2013): hidden units carry degrees 1...n-1, a weight is kept where the
-    degree does not fall (inside) or rises (into the outputs), so the Jacobian of the conditionals is strictly
-    triangular along the order. Drawing takes n passes.
+    Hidden units carry degrees 1, ..., n - 1; a weight is kept where the degree does not fall (inside) or rises (into the outputs), so
+    position t of the order depends on positions before it alone. With x = 2 value - 1 of two levels, or one-hot values of more:
 
-    With `base`, the network is a correction to a mixture of `components` Gaussians with full covariances Cₖ = Lₖ Lₖᵀ, whose own
-    conditionals along the order are known: with z = Lₖ⁻¹(x - mₖ),
+        h₁ = silu(W₁ x + b₁),  hₗ = hₗ₋₁ + silu(Wₗ hₗ₋₁ + bₗ),  out = V h + U x + c.
 
-        xᵢ | x₍<ᵢ₎ ~ N(xᵢ - Lᵢᵢ zᵢ, Lᵢᵢ²) in component k, of weight ∝ wₖ Πⱼ₍<ᵢ₎ N(zⱼ; 0, 1) / Lⱼⱼ.
-
-    The network adds to these log-weights, to the means in units of Lᵢᵢ, and to the scales before their softplus. It starts at 0, so
-    that `fit_base` makes the expert the mixture itself.
+    Of two levels, out is the log-odds of 1; of more, the logits. Drawing takes n passes.
 
     Arguments:
-        event_shape: shape of one x; coordinates are counted in row-major order.
-        components: Gaussians in each conditional.
-        base: whether the network corrects a mixture of Gaussians.
-        hidden, layers: width and number of hidden layers; those after the first are residual.
-        min_scale: lower bound of every s, in units of x. It bounds the density; data dequantised by Gaussian
-            noise of scale σ have conditionals that are no narrower than σ.
-        order: the positions in the order in which they are generated; by default 0, 1, ..., n-1.
-        dropout: of hidden units, in training mode.
-
-    Raises ValueError where `order` is no permutation of the positions.
+        event_shape, levels, order: as in `Autoregressive`.
+        hidden, layers: width and number of hidden layers.
+        dropout: the probability with which each layer's units are dropped in training mode.
     """
-
-    order: Tensor
 
     def __init__(
         self,
         event_shape: Sequence[int],
         *,
-        components: int = 5,
+        levels: int = 2,
         hidden: int = 128,
         layers: int = 2,
-        min_scale: float = 1e-3,
         order: Sequence[int] | None = None,
         dropout: float = 0.0,
-        base: bool = False,
         name: str | None = None,
     ) -> None:
-        super().__init__(event_shape, name=name)
-        n = math.prod(event_shape)
-        order = list(range(n)) if order is None else [int(i) for i in order]
-        if sorted(order) != list(range(n)):
-            raise ValueError(f"order must list each of the {n} positions of events {tuple(event_shape)} once, not {order}")
-        if min_scale <= 0:
-            raise ValueError(f"min_scale must be positive, not {min_scale}: a conditional of scale 0 is no density")
-        self._config = {
-            "event_shape": list(event_shape),
-            "components": components,
-            "hidden": hidden,
-            "layers": layers,
-            "min_scale": min_scale,
-            "order": order,
-            "dropout": dropout,
-            "base": base,
-        }
-        self.components, self.min_scale = components, min_scale
-        self.register_buffer("order", torch.tensor(order, dtype=torch.long), persistent=False)
-        position = torch.tensor(order).argsort() + 1  # when each position is generated, from 1
+        super().__init__(event_shape, levels, order=order, name=name)
+        n, wide = len(self.order), 1 if levels == 2 else levels
+        self._architecture = {"hidden": hidden, "layers": layers, "dropout": dropout}
+        position = torch.arange(n) + 1  # when each is generated; the network sees values in this order
         degree = torch.arange(hidden) * (n - 1) // hidden + 1
-        self.first = MaskedLinear(degree[:, None] >= position)
+        inputs, outputs = position.repeat_interleave(wide), position.repeat_interleave(wide)[:, None]
+        self.first = MaskedLinear(degree[:, None] >= inputs)
         self.inner = nn.ModuleList(MaskedLinear(degree[:, None] >= degree) for _ in range(layers - 1))
-        self.last = MaskedLinear(position.repeat_interleave(3 * components)[:, None] > degree)
+        self.last = MaskedLinear(outputs > degree)
+        self.direct = MaskedLinear(outputs > inputs)
         self.dropout = nn.Dropout(dropout)
-        self.base = _Gaussians(n, components) if base else None
-        with torch.no_grad():
-            self.last.weight.mul_(0.0 if base else 0.3)
-            self.last.bias.copy_(torch.zeros(3 * n * components) if base else _start(n, components).flatten())
+        self.eval()
 
-    def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        """log p(x) in nats."""
-        flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], len(self.order))
-        log_weight, mean, scale = self._conditionals(flat)
-        z = (flat[..., None] - mean) / scale
-        return (log_weight - 0.5 * z * z - scale.log() - HALF_LOG_2PI).logsumexp(-1).sum(-1)
-
-    @torch.no_grad()
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
-        """n independent draws, (n, *event), by one pass a position."""
-        batch = (n,) if isinstance(n, int) else tuple(n)
-        like = self._like()
-        rows, size = math.prod(batch), len(self.order)
-        prefix = torch.empty(rows, 0, dtype=like.dtype, device=like.device)
-        for _ in range(size):
-            log_weight, mean, scale = self.next_logits(prefix).unbind(-2)
-            uniform = torch.rand(rows, 1, dtype=like.dtype, device=like.device, generator=generator)
-            normal = torch.randn(rows, 1, dtype=like.dtype, device=like.device, generator=generator)
-            chosen = (log_weight.exp().cumsum(-1) < uniform).sum(-1, keepdim=True).clamp(max=self.components - 1)
-            value = mean.gather(-1, chosen) + scale.gather(-1, chosen) * normal
-            prefix = torch.cat([prefix, value], -1)
-        return prefix[:, self.order.argsort()].reshape(*batch, *self.event_shape)
-
-    def next_logits(self, prefix: Tensor) -> Tensor:  # (*batch, t) -> (*batch, 3, components)
-        """Log-weights (normalised), means and scales of the mixture that position order[t] follows, given the
-        values
-        at order[0], ..., order[t-1]. Raises ValueError where no position is left."""
-        t, n = prefix.shape[-1], len(self.order)
-        if t >= n:
-            raise ValueError(f"the prefix holds {t} values, and events of {n} values have no position after the last")
-        x = prefix.new_zeros(*prefix.shape[:-1], n)
-        x[..., self.order[:t]] = prefix
-        return torch.stack(self._conditionals(x, int(self.order[t])), -2)
-
-    @property
-    def bounded(self) -> bool | None:
-        """True: no conditional density exceeds 1 / (min_scale √(2π))."""
-        return True
-
-    def config(self) -> dict[str, Any]:
-        return self._config
-
-    def _hidden(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch, hidden)
+    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, levels)
+        t, n, wide = prefix.shape[-1], len(self.order), 1 if self.levels == 2 else self.levels
+        x = 2 * prefix.to(self.dtype) - 1 if self.levels == 2 else F.one_hot(prefix.long(), wide).to(self.dtype).flatten(-2)
+        x = F.pad(x, (0, (n - t) * wide))
         h = self.dropout(F.silu(self.first(x)))
         for layer in self.inner:
             h = h + self.dropout(F.silu(layer(h)))
-        return h
+        rows = slice(start * wide, (t + 1) * wide)
+        out = self.last(h, rows) + self.direct(x, rows)
+        return two_or_more(out.unflatten(-1, (-1, wide)), self.levels)
 
-    def _conditionals(self, x: Tensor, position: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, means and scales of events x (*batch, n): (*batch, n, components) each; of one position, (*batch,
-        components)."""
-        k = 3 * self.components
-        rows = slice(None) if position is None else slice(position * k, (position + 1) * k)
-        out = self.last(self._hidden(x), rows)
-        shape = (len(self.order),) if position is None else ()
-        weight, mean, scale = out.reshape(*out.shape[:-1], *shape, 3, self.components).unbind(-2)
-        if self.base is not None:
-            at = self.order.argsort() if position is None else self.order.argsort()[position]
-            weight_0, mean_0, scale_0 = (part[..., at, :] for part in self.base(x[..., self.order]))
-            free = (scale_0 - self.min_scale).clamp(min=1e-3 * self.min_scale)
-            weight, mean, scale = weight_0 + weight, mean_0 + scale_0 * mean, free + torch.log(-torch.expm1(-free)) + scale
-        return weight.log_softmax(-1), mean, self.min_scale + F.softplus(scale)
-
-    @torch.no_grad()
-    def fit_base(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Sets the base to the mixture of these weights (K), means (K, n) and covariances (K, n, n), x flattened in row-major order.
-
-        Raises ValueError where the expert has no base, or a base of another shape. A conditional narrower than `min_scale` is widened
-        to it.
-        """
-        k, n = self.components, len(self.order)
-        if self.base is None or means.shape != (k, n) or covariances.shape != (k, n, n):
-            raise ValueError(
-                f"fit_base takes means of shape {(k, n)} and covariances of shape {(k, n, n)} and needs base=True; got "
-                f"{tuple(means.shape)} and {tuple(covariances.shape)}, base={self.base is not None}"
-            )
-        self.base.set(weights, means[:, self.order], covariances[:, self.order][:, :, self.order])
+    def config(self) -> dict[str, Any]:
+        facts = {"event_shape": list(self.event_shape), "levels": self.levels, "order": self.order.tolist()}
+        return facts | self._architecture
 
 
-class _Gaussians(nn.Module):
-    """The conditionals of a mixture of K Gaussians along the order of its coordinates; it starts as K standard normals."""
+@register("causal")
+class Causal(Autoregressive):
+    """A sequence model by its next-step logits.
 
-    mean: Tensor
-    whiten: Tensor
-    log_weight: Tensor
+    The model takes tokens (n, t), t >= 1, and returns logits (n, t, levels): those at step s are of the token after it, and depend on
+    steps 0, ..., s alone. It is given `bos` and then the values of x in row-major order, so `bos` may be any token that it knows.
 
-    def __init__(self, n: int, components: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(components, n))
-        self.register_buffer("whiten", torch.eye(n).repeat(components, 1, 1))  # L⁻¹, lower triangular
-        self.register_buffer("log_weight", torch.full((components,), -math.log(components)))
+    Arguments:
+        model: tokens -> logits; an `nn.Module` is put in eval mode and kept there.
+        length: of a sequence; or the shape of an event that is read as one.
+        levels: how many values a position takes. Two: x is float, 0. or 1.; more: whole numbers. Tokens are whole numbers always.
+        bos: the token that stands before the first value.
 
-    def set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        lower = torch.linalg.cholesky(covariances.double())
-        self.mean.copy_(means)
-        self.whiten.copy_(torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False))
-        self.log_weight.copy_((weights / weights.sum()).log())
+    Raises ValueError where the model returns another shape. It holds code, so a file cannot hold it.
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*batch, n) -> (*batch, n, K), thrice
-        """Log-weights (up to a constant), means and scales of each conditional."""
-        diagonal = self.whiten.diagonal(dim1=-2, dim2=-1)  # (K, n)
-        centred = x.unsqueeze(-2) - self.mean  # (*batch, K, n)
-        earlier = torch.einsum("kij,...kj->...ki", self.whiten.tril(-1), centred)
-        z = earlier + diagonal * centred
-        terms = diagonal.log() - 0.5 * z * z
-        before = F.pad(terms.cumsum(-1)[..., :-1], (1, 0))  # what the earlier coordinates say about the component
-        log_weight = self.log_weight[:, None] + before
-        mean = self.mean - earlier / diagonal
-        return log_weight.mT, mean.mT, (1 / diagonal).expand(z.shape).mT
+    >>> fair = Causal(lambda tokens: torch.zeros(*tokens.shape, 2), 3, 2, bos=0)
+    >>> round(fair.log_prob(torch.tensor([1.0, 0.0, 1.0])).exp().item(), 6)
+    0.125
+    """
 
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        length: int | Sequence[int],
+        levels: int,
+        *,
+        bos: int,
+        name: str | None = None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"Causal takes a callable tokens (n, t) -> logits (n, t, levels), not {type(model).__name__}")
+        super().__init__((length,) if isinstance(length, int) else length, levels, name=name)
+        self.model, self.bos = model, bos
+        self.eval()
 
-class MaskedLinear(nn.Linear):
-    """y = (W ⊙ mask) x + b, mask (outputs, inputs)."""
+    def _values(self, x: Tensor) -> Tensor:
+        return vectors(x, len(self.event_shape)).long()
 
-    mask: Tensor
+    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, levels)
+        return log_probabilities(next_step(self.model, prefix, self.bos, self.levels)[..., start:, :])
 
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:  # (*batch, inputs) -> (*batch, outputs[rows])
-        return F.linear(x, torch.where(self.mask, self.weight, 0)[rows], self.bias[rows])
-
-
-def _start(n: int, components: int) -> Tensor:
-    """Biases of untrained outputs: equal weights, means spread over [-1, 1], scales of 0.2."""
-    start = torch.zeros(n, 3, components)
-    start[:, 1] = torch.linspace(-1, 1, components)
-    start[:, 2] = -1.5
-    return start
+    def config(self) -> dict[str, Any]:
+        raise TypeError(
+            f"{self} wraps code, which a file never holds: derive a class from experts.autoregressive.Autoregressive with a method "
+            "config(), and register it with @poe.register"
+        )

@@ -18,6 +18,7 @@ from poe.energy import (
     shift,
 )
 from poe.expression import parse
+from poe.fitting import fit_density
 from poe.kernels import (
     Cycle,
     DiscreteLangevin,
@@ -67,6 +68,7 @@ __all__ = [
     "converter",
     "create",
     "fill",
+    "fit_density",
     "leaves",
     "load",
     "log_z",

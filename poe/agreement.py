@@ -88,9 +88,7 @@ class Agreement:
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Agreement:
         """From the plain values that a file holds."""
-        lists = {
-            name: tuple(tuple(v) if isinstance(v, list) else v for v in facts[name]) for name in facts if name != "baselines"
-        }
+        lists: dict[str, Any] = {name: _tuples(facts[name]) for name in facts if name != "baselines"}
         baselines = {name: Baseline(tuple(mean), tuple(sd)) for name, (mean, sd) in facts["baselines"].items()}
         return cls(**lists, baselines=baselines)
 
@@ -153,12 +151,14 @@ def _part(posterior: Energy, energy: Energy, generator: torch.Generator) -> _Par
     inner, index = posterior, torch.arange(energy.event_shape.numel())
     if isinstance(posterior, Pullback) and isinstance(posterior.function, Select):
         inner, index = posterior.energy, posterior.function.index.cpu()
-    if not inner.can(Samples):
+    copies = [inner] if inner.can(Samples) else _copies(inner)  # an ensemble lies where its copies lie
+    if not copies or not all(part.can(Samples) for part in copies):
         return None
     with torch.no_grad():
-        x = inner.sample(DRAWS, generator=generator).to(energy._like())  # type: ignore[operator]
+        each = [part.sample(DRAWS // len(copies), generator=generator) for part in copies]  # type: ignore[operator]
+        x = torch.cat(each).to(energy._like())
         flat, logs = _flat(x), None
-        if inner is posterior:
+        if copies == [posterior]:
             logs = (posterior(x) - energy(x)).double().cpu()
             logs = torch.where(logs.isnan(), -math.inf, logs)
     return _Part(posterior, index, flat, flat.mean(0), flat.T.cov().reshape(len(index), len(index)), logs)
@@ -212,19 +212,26 @@ def _outside(part: _Part, energy: Energy, x: Tensor) -> float:
 def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
     """Each ensemble in turn is replaced by each of its n copies, by reweighting the draws: the variance of the means over the copies,
     divided by n, is summed over the ensembles."""
-    flat, total = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double(), None
+    flat, total = _flat(x).to(x.device), None
     for posterior in posteriors:
-        if not isinstance(posterior, Product) or len(posterior.terms) < 2:
-            continue
-        n, powers = len(posterior.terms), [term.power for term in posterior.terms]
-        if max(abs(power - 1 / n) for power in powers) > 1e-6:
+        copies = _copies(posterior)
+        if not copies:
             continue
         with torch.no_grad():
-            each = torch.stack([term.energy(x).double() for term in posterior.terms])
+            each = torch.stack([part(x).double() for part in copies])
             weights = (each.mean(0) - each).softmax(-1)  # (copies, n)
         means = weights @ flat
-        total = means.var(0) / n + (0 if total is None else total)
+        total = means.var(0) / len(copies) + (0 if total is None else total)
     return () if total is None else tuple(total.sqrt().tolist())
+
+
+def _copies(posterior: Energy) -> list[Energy]:
+    """The members of a geometric ensemble Π p_k^(1/n); none where it is no such."""
+    if not isinstance(posterior, Product) or len(posterior.terms) < 2:
+        return []
+    n = len(posterior.terms)
+    alike = all(abs(term.power - 1 / n) < 1e-6 for term in posterior.terms)
+    return [term.energy for term in posterior.terms] if alike else []
 
 
 def _baselines(parts: Sequence[_Part | None], priors: Sequence[tuple[_Part | None, int]], n: int) -> dict[str, Baseline]:
@@ -257,6 +264,10 @@ def _baselines(parts: Sequence[_Part | None], priors: Sequence[tuple[_Part | Non
 
 def _baseline(mean: Tensor, sd: Tensor) -> Baseline:
     return Baseline(tuple(mean.tolist()), tuple(sd.tolist()))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _numbers(values: Sequence[float], most: int = 6) -> str:

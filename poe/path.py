@@ -114,7 +114,7 @@ def noise_levels(energy: Energy) -> list[Energy] | None:
 
     A composition of noised experts is not the noised composition: these are bridges, and the last one is what is drawn.
     """
-    ranges = [part.sigma_range for part in leaves(energy) if part.can(NoiseConditional)]  # type: ignore[attr-defined]
+    ranges: list[tuple[float, float]] = [part.sigma_range for part in leaves(energy) if part.can(NoiseConditional)]  # type: ignore[attr-defined]
     if not ranges:
         return None
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)

@@ -20,7 +20,7 @@ import experts
 import poe
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("experts", "nflows", "matplotlib", "sklearn", "scipy", "tensorboard", "zuko", "arviz")
+HEAVY = ("experts", "nflows", "matplotlib", "sklearn", "scipy", "tensorboard", "transformers", "zuko", "arviz")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

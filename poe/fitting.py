@@ -1,0 +1,197 @@
+"""A density for samples: the posterior of a chain, or any table of points, as an expert."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from poe import support as sets
+from poe.energy import Energy, product
+from poe.gaussians import Gaussians
+from poe.registry import create
+from poe.run import streams
+
+HELD = 0.1  # share of the samples that decide when training stops, others for each copy
+EPOCHS, PATIENCE, BATCH, RATE = 150, 12, 512, 2e-3
+FEWEST = 100  # samples
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well densities fit held-out samples, in nats a sample: the more the better.
+
+    Attributes:
+        copies: of each flow on the samples that it did not see.
+        gaussian, mixture: of one Gaussian and of a mixture of Gaussians in the unconstrained space, on those that the first flow did
+            not see. A mixture is NaN where none can be fitted.
+        epochs: after which each flow was best.
+        samples: how many there were, and their effective number under the weights.
+    """
+
+    copies: tuple[float, ...]
+    gaussian: float
+    mixture: float
+    epochs: tuple[int, ...]
+    samples: tuple[int, float]
+
+    def __str__(self) -> str:
+        flows = ", ".join(f"{nats:.3f}" for nats in self.copies)
+        count, effective = self.samples
+        lines = [
+            f"fitted to {count:,} samples" + ("" if round(effective) == count else f" (effective {effective:,.0f})"),
+            f"  held-out log density, nats a sample: flows {flows}; Gaussian {self.gaussian:.3f}; Gaussian mixture {self.mixture:.3f}",
+        ]
+        best = max(self.gaussian, self.mixture if self.mixture == self.mixture else -math.inf)
+        if best > self.copies[0] + 0.01:
+            lines.append("  a simpler density fits better: take more samples, or that one")
+        return "\n".join(lines)
+
+
+def fit_density(
+    samples: Any,
+    weights: Any = None,
+    *,
+    support: Any = None,
+    copies: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+    name: str | None = None,
+    **architecture: Any,
+) -> Energy:
+    """An expert fitted to samples: flows in the unconstrained space of the stated bounds, stopped early on held-out samples.
+
+    Several copies, trained from other initial weights on other splits, are combined to their geometric ensemble Π p_k^(1/n)
+    (`poe.product`): where they disagree, the ensemble is less sure. `poe.combine` reads the spread over them as an error bar. The
+    expert is saved by `poe.save`. Its attribute `fit` compares the flows with a Gaussian and a mixture of Gaussians.
+
+    Arguments:
+        samples: (n, *event), tensor or array: independent, or a thinned chain.
+        weights: (n), positive: of nested or importance samples.
+        support: (low, high), each a number, an array of the event's shape, or None; or a box of `poe.support`. All of R^n by default.
+        copies: flows in the ensemble; 1 gives a density that draws.
+        seed: of weights, splits and batches.
+        architecture: of the flows, as `experts.Flow` takes it.
+
+    Raises ValueError for fewer than 100 samples, samples outside the support or not finite, weights of another length or sign.
+    """
+    x = torch.as_tensor(samples)
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    x = x.unsqueeze(-1) if x.ndim == 1 else x
+    w = torch.ones(len(x)) if weights is None else torch.as_tensor(weights, dtype=torch.get_default_dtype())
+    low, high = _bounds(support, x.shape[1:])
+    _check(x, w, low, high, copies)
+    x = x.to(torch.get_default_dtype())
+    generators = streams(seed, copies, torch.device("cpu"))
+    found, nats, epochs, held = [], [], [], None
+    with tqdm(total=copies * EPOCHS, desc="fitting", disable=not progress, leave=False) as bar:
+        for index, generator in enumerate(generators):
+            order = torch.randperm(len(x), generator=generator)
+            cut = max(1, round(HELD * len(x)))
+            held = order[:cut] if held is None else held
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                label = None if name is None else name if copies == 1 else f"{name}_{index}"
+                expert = create("fitted", event_shape=list(x.shape[1:]), low=low, high=high, name=label, **architecture)
+            best, epoch = _train(expert, x[order[cut:]], w[order[cut:]], x[order[:cut]], w[order[:cut]], generator, bar)
+            found.append(expert)
+            nats.append(best)
+            epochs.append(epoch)
+    assert held is not None
+    gaussian, mixture = _simple(found[0], x, w, held, generators[0])
+    size = float(w.sum() ** 2 / w.square().sum())
+    result = found[0] if copies == 1 else product(found, powers=1 / copies)
+    vars(result)["fit"] = Fit(tuple(nats), gaussian, mixture, tuple(epochs), (len(x), size))  # no tensor, no part
+    return result
+
+
+def _train(
+    expert: Any, x: Tensor, w: Tensor, held: Tensor, held_w: Tensor, generator: torch.Generator, bar: tqdm
+) -> tuple[float, int]:
+    """Maximum likelihood by Adam with a falling rate; the weights of the best epoch on held-out samples stay. (nats, epoch)."""
+    expert.whiten(x, w)
+    optimiser = torch.optim.Adam(expert.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS)
+    best, state, last = -math.inf, copy.deepcopy(expert.state_dict()), 0
+    for epoch in range(EPOCHS):
+        for rows in torch.randperm(len(x), generator=generator).split(BATCH):
+            loss = -(w[rows] * expert.log_prob(x[rows])).sum() / w[rows].sum()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(expert.parameters(), 5.0)
+            optimiser.step()
+        schedule.step()
+        bar.update()
+        with torch.no_grad():
+            nats = float((held_w * expert.log_prob(held)).sum() / held_w.sum())
+        if nats > best:
+            best, state, last = nats, copy.deepcopy(expert.state_dict()), epoch
+        elif epoch - last >= PATIENCE:
+            bar.update(EPOCHS - 1 - epoch)
+            break
+    expert.load_state_dict(state)
+    expert.requires_grad_(False)
+    return best, last + 1
+
+
+def _simple(expert: Any, x: Tensor, w: Tensor, held: Tensor, generator: torch.Generator) -> tuple[float, float]:
+    """Held-out nats of a Gaussian and of a mixture of Gaussians in the same unconstrained coordinates."""
+    rest = torch.ones(len(x), dtype=torch.bool)
+    rest[held] = False
+    with torch.no_grad():
+        u = expert.unconstrained(x).double()
+        jacobian = (expert.log_prob(x) - expert.base.log_prob(expert._inner(x)[0]) + expert.root.diagonal().log().sum()).double()
+    p = (w[rest] / w[rest].sum()).double()
+    mean = p @ u[rest]
+    covariance = ((u[rest] - mean) * p.unsqueeze(1)).T @ (u[rest] - mean)
+    normal = torch.distributions.MultivariateNormal(mean, covariance)
+    share = (w[held] / w[held].sum()).double()
+    gaussian = float(share @ (normal.log_prob(u[held]) + jacobian[held]))
+    drawn = u[rest][torch.multinomial(p, int(rest.sum()), replacement=True, generator=generator)]
+    fitted = Gaussians.fitted(drawn, generator)
+    mixture = math.nan if fitted is None else float(share @ (fitted.log_prob(u[held]) + jacobian[held]))
+    return gaussian, mixture
+
+
+def _bounds(support: Any, shape: torch.Size) -> tuple[Any, Any]:
+    """Ends as plain nested lists, None where there is none."""
+    if support is None:
+        return None, None
+    if isinstance(support, sets.Box):
+        support = support.low, support.high
+    if not isinstance(support, tuple | list) or len(support) != 2:
+        raise ValueError(f"support is (low, high) or a box, not {support!r}")
+
+    def plain(value: Any) -> Any:
+        return [plain(v) for v in value] if isinstance(value, list) else value if value is None or math.isfinite(value) else None
+
+    ends = []
+    for end in support:
+        end = end.tolist() if isinstance(end, Tensor) or hasattr(end, "tolist") else end
+        end = list(end) if isinstance(end, tuple) else end
+        ends.append(plain(end))
+    return ends[0], ends[1]
+
+
+def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
+    if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+        raise ValueError(f"copies is a whole number of at least 1, got {copies!r}")
+    if len(x) < FEWEST:
+        raise ValueError(f"a density is fitted to at least {FEWEST} samples, got {len(x)} of shape {tuple(x.shape[1:])}")
+    if w.shape != (len(x),) or not bool((w >= 0).all() and w.isfinite().all() and w.sum() > 0):
+        raise ValueError(f"weights are {len(x)} numbers of at least 0, one a sample; got shape {tuple(w.shape)}")
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{int((~x.flatten(1).isfinite().all(1)).sum())} of {len(x)} samples are not finite")
+    expert = create("fitted", event_shape=list(x.shape[1:]), low=low, high=high)
+    inside = sets.contains(expert.support, x)
+    edge = ~expert.unconstrained(x).isfinite().all(-1)  # type: ignore[operator]
+    if not bool(inside.all()) or bool(edge.any()):
+        bad = int((~inside | edge).sum())
+        raise ValueError(
+            f"{bad} of {len(x)} samples lie outside the support {expert.support!r}, or on its border: give wider bounds"
+        )
