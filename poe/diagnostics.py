@@ -159,20 +159,24 @@ def diagnose(chains: Tensor, energy: Tensor, event_dim: int, *, discrete: bool =
     x = coordinates(chains, event_dim)
     log_density = -energy.detach().double().cpu().numpy()
     valid = np.isfinite(x).all(-1) & (log_density > -np.inf)
-    still = None
+    still, stuck = None, _constant(x, 1).all(-1) if x.shape[1] > 1 else np.zeros(len(x), bool)
     if discrete:
         moving = ~_constant(x, (0, 1))
         x = x[..., moving] if moving.any() else x[..., :1]
-        still = np.repeat(_constant(x, 1).all(-1, keepdims=True), x.shape[-1], -1) & moving.any() if x.shape[1] > 1 else None
+        stuck &= moving.any() and blank.most == np.inf  # particles may all be one likely point
+        still = np.repeat(stuck[:, None], x.shape[-1], -1)
     flat = discrete and bool(_constant(log_density, (0, 1)))  # an even law: its energy says nothing
-    bulk, tail = (np.append(ess(x, m, still), [] if flat else ess(log_density, m)).min() for m in ("bulk", "tail"))
+    bulk, tail = (
+        np.append(ess(x, m, still), [] if flat else ess(log_density, m, stuck if discrete else None)).min()
+        for m in ("bulk", "tail")
+    )
     return replace(
         blank,
         rhat=float(rhat(x).max()),
         rhat_energy=float(rhat(log_density)),
         ess_bulk=float(np.minimum(bulk, blank.most)),
         ess_tail=float(np.minimum(tail, blank.most)),
-        stuck=int(_constant(x, 1).all(-1).sum()) if x.shape[1] > 1 else 0,
+        stuck=int(stuck.sum()),
         nested=nested(*x.shape[:2]),
         mcse=float(_relative_errors(x, blank.most, still).max()),
         invalid=int((~valid).sum()),
