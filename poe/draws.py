@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poe.agreement import Agreement
 from poe.diagnostics import Diagnostics, standard_errors
-from poe.energy import Estimate
+from poe.energy import Energy, Estimate
 from poe.storage import StorageError, write_whole
 
 _KEY = "poe.draws"  # of the metadata that holds the evidence
@@ -38,6 +38,7 @@ class Draws:
         exact: whether draws have the target's law in the limit (or at once), with no bias of the method's own.
         expression: the composition, as it prints.
         partial: whether the run was interrupted before all draws were there.
+        target: the composition itself, for pictures of its density; None where it is not known, as after `load`. Not saved.
         agreement: how the posteriors of `poe.combine` agree (`poe.agreement`); None for other compositions.
     """
 
@@ -53,6 +54,7 @@ class Draws:
     partial: bool = False
     plan: str = field(default="", repr=False)
     conditions: dict[str, str] = field(default_factory=dict, repr=False)
+    target: Energy | None = field(default=None, repr=False, compare=False)
     agreement: Agreement | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -113,10 +115,17 @@ class Draws:
         return "\n".join([*lines, self.verdict])
 
     def plot(self, path: str | Path | None = None, **options: Any) -> Any:
-        """A picture of the draws: images as a grid, 1-D a histogram, 2-D a scatter, more a corner. Needs matplotlib (extra `plot`)."""
+        """A matplotlib figure of the draws, written to `path` where one is given: images as a grid; 1-D a histogram against the
+        density; 2-D the density, the level sets of each expert and the draws; more dimensions a corner plot. See `poe.plotting.plot`.
+        Raises ImportError where matplotlib (extra `plot`) is missing."""
         from poe import plotting  # matplotlib is an extra
 
         return plotting.plot(self, path, **options)
+
+    def _repr_html_(self) -> str:
+        from poe import html  # notebooks alone ask for it
+
+        return html.of_draws(self)
 
     def to_arviz(self) -> Any:
         """An ArviZ DataTree with the draws as `x` and the log-density as a sample statistic. Needs ArviZ 1.x."""

@@ -185,7 +185,7 @@ def sample(
     parallel.start(energy.device if device is None else torch.device(device), shards)
     if device is not None:
         energy = energy.to(device)
-    _refuse_improper(energy)
+    refuse_improper(energy)
     if seed is None:  # the same in all processes
         seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
     if compile and kernel is None:
@@ -211,7 +211,7 @@ def sample(
         result = _follow(chosen, job)
     if run is not None:
         run.write()
-    result = replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z)
+    result = replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z, target=energy)
     result = result.warned(*caveats(energy), given="raw energies are to be weighed as they stand")
     parts = agreement(energy, result.x, streams(seed, 1, energy.device)[0])
     if parts is not None:
@@ -242,7 +242,8 @@ def _follow(chosen: Plan, job: Job) -> Draws:
             continue
         d = result.diagnostics
         d = replace(d, gradients=d.gradients + gradients, energies=d.energies + energies, seconds=d.seconds + seconds)
-        if last or result.partial or result.trusted:
+        broken = d.nonfinite > 0 and len(result.reasons) == 1  # an expert fails somewhere: it will for any method
+        if last or result.partial or result.trusted or broken:
             words = result.method or (chosen.reason if name == chosen.method else chosen.words(name))
             words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
             return replace(result, diagnostics=d, method=words)
@@ -295,7 +296,8 @@ def _check_chains(method: str | None, kernel: Any, warmup: Any, init: Tensor | N
         )
 
 
-def _refuse_improper(energy: Energy) -> None:
+def refuse_improper(energy: Energy) -> None:
+    """Raises ValueError, with the reason, where there is nothing to draw: no free number, an empty support, infinite mass."""
     if energy.event_shape.numel() == 0:
         raise ValueError(f"{energy} has nothing to draw: no number of its event, of shape {tuple(energy.event_shape)}, is free")
     if energy.proper is not False:

@@ -374,7 +374,7 @@ def test_training_resumes_bit_by_bit(make: Callable[[], poe.Energy], start: poe.
         (lambda: PersistentContrastiveDivergence(0), "1 <= chains"),
         (lambda: PersistentContrastiveDivergence(10, buffer=5), "a buffer of 5 points cannot give 10 chains"),
         (lambda: PersistentContrastiveDivergence(restart=1.5), "between 0 and 1, not 1.5"),
-        (lambda: PersistentContrastiveDivergence(start=machine()), "start from draws"),
+        (lambda: PersistentContrastiveDivergence(start=RBM(torch.zeros(4, 21))), "start from draws"),
         (lambda: PersistentContrastiveDivergence(start=torch.randn), "start from draws"),  # type: ignore[arg-type]
         (lambda: ContrastiveDivergence()(machine(), torch.zeros(0, 4)), r"\(0, 4\) is empty"),
         (lambda: PersistentContrastiveDivergence()(machine(), torch.zeros(0, 4)), r"\(0, 4\) is empty"),

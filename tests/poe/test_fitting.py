@@ -76,17 +76,17 @@ def test_weights_count_samples() -> None:
 
 @pytest.mark.filterwarnings("ignore:nobody knows whether")  # quotients of learned densities
 def test_shards_of_a_posterior_multiply_to_the_whole() -> None:
-    """Four experiments with one Gaussian prior, each known by its samples alone, against the closed form."""
+    """Two experiments with one Gaussian prior, each known by its samples alone, against the closed form."""
     g = torch.Generator().manual_seed(2)
-    prior_sd, means, sd = 3.0, [0.4, 0.9, 0.6, 0.7], 0.8
+    prior_sd, means, sd = 3.0, [0.4, 0.9], 0.8
     posteriors = []
     for k, m in enumerate(means):
         precision = 1 / sd**2 + 1 / prior_sd**2
-        x = m / sd**2 / precision + torch.randn(3000, 1, generator=g) / math.sqrt(precision)
+        x = m / sd**2 / precision + torch.randn(2000, 1, generator=g) / math.sqrt(precision)
         posteriors.append(poe.fit_density(x, copies=1, seed=k, name=f"p{k}"))
     prior = poe.create("normal", loc=torch.zeros(1), scale=torch.full((1,), prior_sd))
     draws = poe.sample(poe.combine(posteriors, prior=prior), 4000, seed=0)
-    precision = 4 / sd**2 + 1 / prior_sd**2
+    precision = len(means) / sd**2 + 1 / prior_sd**2
     mean = sum(means) / sd**2 / precision
     assert abs(float(draws.x.mean()) - mean) < 0.15 / math.sqrt(precision) + 0.05
     assert float(draws.x.std()) == pytest.approx(1 / math.sqrt(precision), rel=0.15)

@@ -36,14 +36,14 @@ def test_importance_estimates_are_within_their_standard_error() -> None:
 @pytest.mark.parametrize("method", ["annealed", "ais"])
 def test_annealing_takes_over_where_weights_are_uneven(method: str) -> None:
     z = []
-    for seed in range(20):
+    for seed in range(10):
         energy, truth = quadratic(0.3, 0.0, d=4)
-        estimate = poe.log_z(energy, proposal=Gauss(1.0, 1.5, d=4), draws=1024, method=method, seed=seed)
+        estimate = poe.log_z(energy, proposal=Gauss(1.0, 1.5, d=4), draws=512, method=method, seed=seed)
         assert 0 < estimate.standard_error < 0.5
         z.append((estimate.value - truth) / estimate.standard_error)
-    # of student's t on 15 degrees of freedom: 20 values beyond 6 have probability 5e-4, and their mean has sd 1.07 / sqrt(20)
+    # of student's t on 15 degrees of freedom: 10 values beyond 6 have probability 3e-4, and their mean has sd 1.07 / sqrt(10)
     assert torch.tensor(z).abs().max() < 6
-    assert abs(torch.tensor(z).mean()) < 4 * 1.07 / math.sqrt(20)
+    assert abs(torch.tensor(z).mean()) < 4 * 1.07 / math.sqrt(10)
 
 
 def test_without_a_proposal_a_start_is_found() -> None:

@@ -82,7 +82,7 @@ def test_ranges_of_noise_that_do_not_meet_are_refused() -> None:
         noise_levels(ring() & narrow)
 
 
-@pytest.mark.parametrize("offset", [0.0, 3.0])
+@pytest.mark.parametrize("offset", [pytest.param(0.0, marks=pytest.mark.slow), 3.0])
 def test_weights_along_levels_of_noise_give_the_product_and_its_log_z(offset: float) -> None:
     """An offset that changes with the level is no part of the answer: the last level's counts."""
     target = ring(offset) & cross()
