@@ -1,8 +1,8 @@
 """Bayes in eight pieces: a logistic regression whose data lie on eight machines, put together again by multiplying.
 
-Each machine k knows its own data and the prior to the power 1/8, p_k ∝ prior^(1/8) L_k, so that the product of the pieces is the posterior
-of all data. The pieces are multiplied as what they are, functions; then as densities that were fitted to nothing but each machine's
-draws; and then refined: each machine draws once more within a window around the first answer, and the window is divided out.
+Each machine k knows its own data and the prior to the power 1/8, p_k ∝ prior^(1/8) L_k, so that the product of the pieces is the
+posterior of all data. The pieces are multiplied as what they are, functions; then as densities that were fitted to nothing but each
+machine's draws; and then refined: each machine draws once more within a window around the first answer, and the window is divided out.
 
     python examples/sharded_logistic.py     about ten minutes; POE_FAST=1 the exact pieces alone
 """

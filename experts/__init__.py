@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from experts.language import LanguageModel, NGram
     from experts.mixture_made import MixtureMADE
     from experts.neural import ConvEnergy, MLPEnergy
+    from experts.noise import ConceptNetwork, NoiseConditional
     from experts.pixelcnn import PixelCNN
     from experts.vocabulary import Vocabulary
 
@@ -47,6 +48,7 @@ __all__ = [
     "Categorical",
     "Causal",
     "Classifier",
+    "ConceptNetwork",
     "ConvEnergy",
     "Dirichlet",
     "Distribution",
@@ -60,6 +62,7 @@ __all__ = [
     "MLPEnergy",
     "MixtureMADE",
     "NGram",
+    "NoiseConditional",
     "Normal",
     "PixelCNN",
     "Poisson",
@@ -75,6 +78,7 @@ _MODULES = {
     "RBM": "boltzmann",
     "Causal": "autoregressive",
     "Classifier": "classifier",
+    "ConceptNetwork": "noise",
     "ConvEnergy": "neural",
     "Distribution": "distribution",
     "Flow": "flow",
@@ -84,6 +88,7 @@ _MODULES = {
     "MLPEnergy": "neural",
     "MixtureMADE": "mixture_made",
     "NGram": "language",
+    "NoiseConditional": "noise",
     "PixelCNN": "pixelcnn",
     "Potts": "ising",
     "Vocabulary": "vocabulary",

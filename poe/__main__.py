@@ -1,76 +1,90 @@
-"""The command line: `python -m poe demo` composes three pretrained experts of real digits."""
+"""The command line: `python -m poe`, or `poe` where the package is installed. A command is one entry of `COMMANDS`."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import os
 import sys
-import time
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-from torch import Tensor
+from poe import checkup, cli, demo, inventory
 
-import poe
-from poe import plotting, storage
+COMMANDS = (inventory.COMMAND, cli.SHOW, cli.SAMPLE, cli.LOGZ, checkup.COMMAND, demo.COMMAND)
 
-EXPERTS = {"even": "02468", "loops": "0689", "high": "56789"}  # of the zoo's `digits`, and the digits that each was trained on
-COMPOSITIONS = {  # and the digits that satisfy them
-    "(even & loops & high) ** (1/3)": "68",
-    "even | loops": "024689",
-    "(even & loops) ** 0.5 & (loops / (loops | high)) ** 8": "0",
-}
-PICTURES = 16
-ONE = 100  # draws of each expert alone; the first are shown
+STATUS = """\
+exit status:
+  0    done
+  1    the target cannot be drawn (improper, disjoint supports, no method applies), or an expert breaks a law
+  2    a wrong command line, expression or file, or a missing library; an error in an expression shows its place
+  3    there are draws, or an estimate, and they are NOT TRUSTED; files are written all the same
+  130  interrupted; no file is left half-written
+  141  the reader of the output went away
 
-
-def demo(out: Path, count: int, seed: int) -> None:
-    """Draws from each expert and each composition, prints reports and shares, and writes one PNG."""
-    begun = time.perf_counter()
-    torch.set_flush_denormal(True)
-    experts = {name: poe.load(f"digits.{name}") for name in EXPERTS}
-    experts["high"] = poe.normalize(experts["high"], seed=seed)  # `|` weighs densities, so the neural energy needs its log Z
-    judge = poe.load("digits.judge")
-    pictures: dict[str, Tensor] = {}
-    for expression, digits in (EXPERTS | COMPOSITIONS).items():
-        print(f"\n== {expression}", flush=True)
-        energy = poe.parse(expression, experts)
-        exact = poe.plan(energy).method == "exact"
-        # importance resampling would do for some of these: annealed particles show what Langevin moves do
-        draws = poe.sample(
-            energy, ONE if expression in EXPERTS else count, method="exact" if exact else "annealed", seed=seed, progress=True
-        )  # fmt: skip
-        print(draws.report())
-        labels = judge.predict(draws.x)  # type: ignore[operator]
-        right = torch.isin(labels, torch.tensor([int(digit) for digit in digits])).double().mean()
-        print(f"digits: {_shares(labels)}; {100 * right:.1f} % are {' '.join(digits)}")
-        pictures[f"{expression}: {100 * right:.0f} % right"] = draws.x[:: max(1, len(draws) // PICTURES)][:PICTURES]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    plotting.rows(pictures, out, width=PICTURES)
-    print(f"\n{out} written; {time.perf_counter() - begun:.0f} s in all")
+Reports go to standard output, as one JSON object with --json; progress, warnings and errors go to standard error.
+"""
 
 
-def _shares(labels: Tensor) -> str:
-    digits, counts = labels.unique(return_counts=True)
-    return ", ".join(f"{d} {100 * c / len(labels):.0f} %" for d, c in zip(digits.tolist(), counts.tolist(), strict=True))
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command line."""
+    layout = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(prog="poe", description="Products of experts.", epilog=STATUS, formatter_class=layout)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            aliases=command.aliases,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog="Exit statuses are listed by `poe --help`.",
+        )
+        command.arguments(sub)
+        sub.add_argument("--json", action="store_true", help="report as one JSON object on standard output")
+        sub.set_defaults(run=command.run)
+    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the command `poe`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m poe", description="Products of experts.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("demo", help="compose three pretrained experts of digits and paint draws")
-    show.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the PNG to write (default: %(default)s)")
-    show.add_argument("--draws", type=int, default=200, help="draws of each composition (default: %(default)s)")
-    show.add_argument("--seed", type=int, default=0)
-    commands.add_parser("list", help="name the registered experts and the zoo's")
-    arguments = parser.parse_args(argv)
-    if arguments.command == "demo":
-        demo(arguments.out, arguments.draws, arguments.seed)
-    else:
-        print("experts:", *poe.available())
-        print("zoo:", *storage.zoo())
-    return 0
+    """Entry point of the command `poe`; returns the exit status. Raises SystemExit where argparse does, as for --help."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the rest
+    try:
+        try:
+            return _run(parser().parse_args(argv))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more to say, not even at exit
+        return 141
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: cli.tell(f"warning: {message}")
+            return arguments.run(arguments)
+    except BrokenPipeError:
+        raise
+    except cli.Failure as error:
+        return _fail(str(error), error.status, error.column, arguments.json)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, None, arguments.json)
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{place}", 2, None, arguments.json)
+    except ImportError as error:
+        return _fail(str(error), 2, None, arguments.json)
+
+
+def _fail(message: str, status: int, column: int | None, as_json: bool) -> int:
+    cli.tell(f"error: {message}")
+    if as_json:
+        print(json.dumps({"error": message, "status": status, "column": column}), flush=True)
+    return status
 
 
 if __name__ == "__main__":

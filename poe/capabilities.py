@@ -132,6 +132,21 @@ class NoiseConditional(Protocol):
 
 
 @runtime_checkable
+class SharesNetwork(Protocol):
+    """One of several energies on one `network`, which evaluate together: terms of a product or mixture are passed to one of them.
+
+    `fused(energies, x) -> (k, *batch)` in nats, with its graph; `fused_value_and_grad(energies, x)` adds the gradients,
+    (k, *batch, *event), without one. Both bound what they hold in memory.
+    """
+
+    network: Any
+
+    def fused(self, energies: Any, x: Tensor) -> Tensor: ...
+
+    def fused_value_and_grad(self, energies: Any, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
 class Enumerates(Protocol):
     """A small discrete space: `enumerate() -> (states, *event)`, every point of the support once."""
 
@@ -155,6 +170,7 @@ CAPABILITIES: dict[str, Any] = {
     "joint": Augmented,
     "context": Conditional,
     "noise levels": NoiseConditional,
+    "shared network": SharesNetwork,
     "enumerate": Enumerates,
     "proposal": Proposes,
 }

@@ -159,7 +159,7 @@ def diagnose(chains: Tensor, energy: Tensor, event_dim: int, *, discrete: bool =
     x = coordinates(chains, event_dim)
     log_density = -energy.detach().double().cpu().numpy()
     valid = np.isfinite(x).all(-1) & (log_density > -np.inf)
-    still, stuck = None, _constant(x, 1).all(-1) if x.shape[1] > 1 else np.zeros(len(x), bool)
+    still, stuck = None, np.asarray(_constant(x, 1).all(-1) & (x.shape[1] > 1))
     if discrete:
         moving = ~_constant(x, (0, 1))
         x = x[..., moving] if moving.any() else x[..., :1]

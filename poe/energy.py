@@ -22,7 +22,7 @@ import keyword
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from numbers import Real
 from types import FunctionType
@@ -34,7 +34,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from poe import support as sets
-from poe.capabilities import Conditional, Samples
+from poe.capabilities import Conditional, Samples, SharesNetwork
 
 Power = float | Real | Tensor | nn.Parameter
 
@@ -111,6 +111,12 @@ class Energy(nn.Module, ABC):
     def bounded(self) -> bool | None:
         """Whether the density is bounded above (the energy below); None where unknown."""
         return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
+
+    @property
+    def growth(self) -> float | None:
+        """The c for which E(x) = c‖x‖² + O(‖x‖) far out, E finite everywhere; None where unknown. Of a product it is the weighted sum,
+        and decides whether it is proper and bounded, whatever the signs of the powers."""
+        return None
 
     @property
     def name(self) -> str | None:
@@ -362,6 +368,11 @@ class Energy(nn.Module, ABC):
         lines += [f"  note         {note}" for note in caveats(self)]
         return "\n".join([*lines, f"  plan         {_plan_line(self)}"])
 
+    def _repr_html_(self) -> str:
+        from poe import html  # notebooks alone ask for it
+
+        return html.of_energy(self)
+
 
 class Density(Energy):
     """An energy that is normalised, log_z = 0 exactly, and that draws independent samples: a base class for authors.
@@ -429,8 +440,8 @@ class Product(Energy):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         total = x.new_zeros((), dtype=x.dtype if x.is_floating_point() else self.dtype)
-        for term in self._evaluated:
-            total = _add(total, term.weigh(term.energy(x)))
+        for term, energy in zip(self._evaluated, together([term.energy for term in self._evaluated], x), strict=True):
+            total = _add(total, term.weigh(energy))
         if self._evaluated or not x.is_floating_point():
             return total.expand(self._batch_shape(x))
         none = torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, 0)  # 0 at each x, with a graph of slope 0
@@ -438,8 +449,8 @@ class Product(Energy):
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total, gradient = x.new_zeros(self._batch_shape(x)), torch.zeros_like(x)
-        for term in self._evaluated:  # one expert's graph alive at a time
-            energy, slope = term.energy.value_and_grad(x)
+        known = together_with_gradients([term.energy for term in self._evaluated], x)
+        for term, (energy, slope) in zip(self._evaluated, known, strict=True):  # one expert's graph alive at a time
             total = _add(total, term.weigh(energy).detach())
             gradient = gradient.add_(slope.to(gradient), alpha=term.power)
         return total, gradient
@@ -477,6 +488,8 @@ class Product(Energy):
         """
         if sets.is_empty(self.support):
             return False
+        if self.growth:
+            return self.growth > 0
         if not isinstance(self._closed, Product):
             return self._closed.proper
         if _rules().is_improper(self):
@@ -525,7 +538,14 @@ class Product(Energy):
         return energy.proper is True and sets.is_discrete(energy.support) == sets.is_discrete(self.support)
 
     @property
+    def growth(self) -> float | None:
+        known = [term.energy.growth for term in self.terms]
+        return None if None in known else math.fsum(p * g for p, g in zip(self.powers, known, strict=True))  # type: ignore[operator]
+
+    @property
     def bounded(self) -> bool | None:
+        if self.growth:
+            return self.growth > 0
         if all(t.parameter is None for t in self.terms):
             known = _dominating([(t.coefficient, t.energy) for t in self.terms if t.coefficient])
             if all(power > 0 and e.bounded for power, e in known):
@@ -567,6 +587,33 @@ def _dominating(factors: list[tuple[float, Energy]]) -> list[tuple[float, Energy
                 del powers[id(mixed)]
                 break
     return [(power, e) for power, e in powers.values() if power]
+
+
+def together(energies: Sequence[Energy], x: Tensor) -> list[Tensor]:  # (*batch, *event) -> k times (*batch)
+    """The energy of each at x; those that share a network in one call of it."""
+    known: dict[int, Tensor] = {}
+    for group in _sharing(energies):
+        known |= zip(map(id, group), group[0].fused(group, x), strict=True)  # type: ignore[operator]
+    return [known[id(energy)] if id(energy) in known else energy(x) for energy in energies]
+
+
+def together_with_gradients(energies: Sequence[Energy], x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    # (*batch, *event) -> k times (*batch), (*batch, *event)
+    """`value_and_grad` of each at x, one after the other; those that share a network in one call of it."""
+    known: dict[int, tuple[Tensor, Tensor]] = {}
+    for group in _sharing(energies):
+        known |= zip(map(id, group), zip(*group[0].fused_value_and_grad(group, x), strict=True), strict=True)  # type: ignore[operator]
+    for energy in energies:
+        yield known[id(energy)] if id(energy) in known else energy.value_and_grad(x)
+
+
+def _sharing(energies: Sequence[Energy]) -> list[list[Energy]]:
+    """Those of the energies that share a network, each once, where two or more do."""
+    groups: dict[int, dict[int, Energy]] = {}
+    for energy in energies:
+        if energy.can(SharesNetwork):
+            groups.setdefault(id(energy.network), {})[id(energy)] = energy
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def _add(a: Tensor, b: Tensor) -> Tensor:
@@ -665,7 +712,8 @@ class Mixture(Energy):
         return tuple(torch.tensor([float(z) for z in known], dtype=torch.float64).softmax(0).tolist())  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        logs = torch.stack([w - part(x) for w, part in self._weighted])
+        parts = together([part for _, part in self._weighted], x)
+        logs = torch.stack([w - energy for (w, _), energy in zip(self._weighted, parts, strict=True)])
         top = logs.detach().amax(0)
         top = torch.where(top.isfinite(), top, 0)  # all parts at -inf: keep the graph free of inf - inf
         total = (logs - top).exp().sum(0)
@@ -676,8 +724,8 @@ class Mixture(Energy):
         axes = (1,) * len(self.event_shape)
         log_p: Tensor | None = None
         gradient = torch.zeros_like(x)
-        for weight, part in self._weighted:
-            energy, slope = part.value_and_grad(x)
+        known = together_with_gradients([part for _, part in self._weighted], x)
+        for (weight, _), (energy, slope) in zip(self._weighted, known, strict=True):
             new = weight - energy
             log_p = torch.full_like(new, -math.inf) if log_p is None else log_p
             odds = torch.where(new == log_p, 0, new - log_p)  # inf - inf where both densities are 0, or both infinite
@@ -760,7 +808,7 @@ class Contrast(Energy):
         return contrast(parts[0], parts[1], self.strength)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        wanted, unwanted = self.wanted(x), self.unwanted(x)
+        wanted, unwanted = together(self.parts, x)
         void, gap = self._gap(wanted, unwanted)
         return wanted + torch.where(void, 0, self.strength * softplus(gap, threshold=40))
 
@@ -772,8 +820,7 @@ class Contrast(Energy):
         return void, torch.where(void, 0, wanted) - torch.where(void, 0, unwanted)
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        wanted, slope_a = self.wanted.value_and_grad(x)
-        unwanted, slope_b = self.unwanted.value_and_grad(x)
+        (wanted, slope_a), (unwanted, slope_b) = together_with_gradients(self.parts, x)
         void, gap = self._gap(wanted, unwanted)
         energy = wanted + torch.where(void, 0, self.strength * softplus(gap, threshold=40))
         pull = torch.where(void, 0, self.strength * gap.sigmoid()).reshape(gap.shape + (1,) * len(self.event_shape))
@@ -1027,8 +1074,30 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
         counts.append(count)
     result = product([*posteriors, *factors], [1.0] * len(posteriors) + [1.0 - count for count in counts])
     if len(posteriors) > 1:
-        result.combination = Combination(tuple(posteriors), tuple(zip(factors, counts, strict=True)))
+        vars(result)["combination"] = Combination(tuple(posteriors), tuple(zip(factors, counts, strict=True)))
     return result
+
+
+def conjunction(prior: Energy, concepts: Sequence[Energy]) -> Energy:
+    """All of these concepts at once: prior & c1 / prior & c2 / prior ..., which is c1 & ... & cn / prior ** (n - 1).
+
+    Each concept is the density p(x | c) of what has it, and contains the prior p(x), which must count once. Where concepts are
+    independent given x, as those are that x decides, the product is p(x | c1, ..., cn):
+
+        p(x) Π p(c_i | x) ∝ p(x) Π p(x | c_i) / p(x).
+
+    Raises ValueError where a concept is given twice, or its support is not inside the prior's.
+    """
+    concepts = list(concepts) if not isinstance(concepts, Energy) else _energies(concepts, "conjunction", prior)
+    _energies([prior, *concepts], "conjunction")
+    for i, concept in enumerate(concepts):
+        if any(concept is other for other in concepts[:i]):
+            raise ValueError(f"{concept} is given twice: a concept either holds or does not; {concept} ** 2 weighs it more")
+        if sets.covers(prior.support, concept.support) is False:
+            raise ValueError(
+                f"the support of {concept}, {concept.support!r}, is not inside that of the prior {prior}, {prior.support!r}"
+            )
+    return product([*concepts, prior], [1.0] * len(concepts) + [1.0 - len(concepts)])
 
 
 class Combination(NamedTuple):

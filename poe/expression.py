@@ -13,7 +13,7 @@ import operator
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -25,7 +25,7 @@ from poe.registry import near
 
 MAX_LENGTH = 100_000
 MAX_DEPTH = 60
-MAX_EVENT = 10**8
+MAX_EVENT = 10**7
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.BitAnd: operator.and_,
@@ -48,7 +48,38 @@ _ALLOWED = "an expression takes experts, & | ** / ~ - @, numbers, and functions 
 
 
 class ExpressionError(ValueError):
-    """Text that is not an expression over the known names; the message points at the place."""
+    """Text that is not an expression over the known names; the message points at the place, with a caret under it.
+
+    Attributes:
+        column: how many characters of the text stand before the place; None where the text as a whole is at fault.
+    """
+
+    def __init__(self, message: str, column: int | None = None) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+class Zoo(Mapping[str, Energy]):
+    """The pretrained energies by name, each loaded when it is asked for; what `parse` looks names up in by default."""
+
+    def __init__(self) -> None:
+        from poe import storage  # it reads the recipes of its files with this parser
+
+        self._names, self._load = storage.zoo(), storage._load_zoo
+
+    def __getitem__(self, name: str) -> Energy:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def parse(text: str, names: Mapping[str, Any] | None = None) -> Energy:
@@ -61,6 +92,7 @@ def parse(text: str, names: Mapping[str, Any] | None = None) -> Energy:
 
     Raises:
         ExpressionError: the text is no expression, a name is unknown, or the algebra refuses the composition.
+        ImportError: an expert of the zoo needs a library that is not installed.
     """
     if not isinstance(text, str):
         raise ExpressionError(f"an expression is text, not {type(text).__name__}")
@@ -68,14 +100,18 @@ def parse(text: str, names: Mapping[str, Any] | None = None) -> Energy:
         raise ExpressionError(f"the expression is {len(text):,} characters long; at most {MAX_LENGTH:,} are read")
     start = len(text) - len(text.lstrip())
     line = re.sub(r"\s", " ", text).strip()
-    if "#" in line:
-        _fail("a comment cannot stand in an expression", line, line.index("#"))
-    return _Reader(line, names).energy(_tree(line, start))
+    try:
+        return _Reader(line, Zoo() if names is None else names).energy(_tree(line))
+    except ExpressionError as error:
+        error.column = None if error.column is None else start + error.column
+        raise
 
 
-def _tree(line: str, start: int) -> ast.expr:
+def _tree(line: str) -> ast.expr:
     if not line:
         raise ExpressionError(f"the expression is empty: {_ALLOWED}")
+    if "#" in line:
+        _fail("a comment cannot stand in an expression", line, line.index("#"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's remarks on odd literals, which are refused anyway
@@ -91,7 +127,7 @@ def _tree(line: str, start: int) -> ast.expr:
 class _Reader:
     """Turns the syntax tree of one text into values: energies, maps, numbers, powers, and lists of them."""
 
-    def __init__(self, line: str, names: Mapping[str, Any] | None) -> None:
+    def __init__(self, line: str, names: Mapping[str, Any]) -> None:
         self.line = line
         self.names = names
         self.loaded: dict[str, Any] = {}  # a name that stands twice is one expert
@@ -156,7 +192,12 @@ class _Reader:
     def arithmetic(self, node: ast.BinOp, left: float, right: float) -> float:
         if not isinstance(node.op, _ARITHMETIC):
             self.fail(f"{_sign(node.op)} combines energies, not numbers", node)
-        value = self.apply(node, _BINARY[type(node.op)], float(left), float(right))
+        try:
+            value = _BINARY[type(node.op)](float(left), float(right))
+        except ZeroDivisionError as error:
+            self.fail(str(error), node, error)
+        except OverflowError:
+            value = math.inf
         if isinstance(value, complex) or not math.isfinite(value):
             self.fail("numbers must be real and finite", node)
         return value
@@ -176,25 +217,21 @@ class _Reader:
         return self.loaded[name]
 
     def find(self, name: str, node: ast.expr) -> Any:
-        if self.names is None:
-            from poe.storage import (
-                StorageError,
-                load,
-            )  # storage reads the recipes of its files with this parser
-
-            try:
-                return load(name)
-            except StorageError as error:
-                self.fail(str(error), node, error)
         if name in self.names:
-            return self.names[name]
+            return self.named(name, node)
         known = {unicodedata.normalize("NFKC", key): key for key in self.names}  # as Python reads identifiers
         if name in known:
-            return self.names[known[name]]
+            return self.named(known[name], node)
         if _short(name) in _FUNCTIONS:
             self.fail(f"{name} is a function here: {_short(name)}(...)", node)
         hint = near(name, known) or f"; known: {', '.join(sorted(known)[:20]) or 'none'}"
         self.fail(f"unknown name {name!r}{hint}", node)
+
+    def named(self, name: str, node: ast.expr) -> Any:
+        try:
+            return self.names[name]
+        except ValueError as error:  # a damaged file of the zoo
+            self.fail(str(error), node, error)
 
     def call(self, node: ast.Call, depth: int) -> Any:
         name = _dotted(node.func)
@@ -230,7 +267,7 @@ class _Reader:
 def _fail(message: str, line: str, column: int, cause: Exception | None = None) -> NoReturn:
     first = max(0, min(column, len(line)) - 60)
     shown = line[first : first + 100]
-    raise ExpressionError(f"{message}\n    {shown}\n    {' ' * (min(column, len(line)) - first)}^") from cause
+    raise ExpressionError(f"{message}\n    {shown}\n    {' ' * (min(column, len(line)) - first)}^", column) from cause
 
 
 def _dotted(node: ast.expr) -> str | None:
@@ -261,6 +298,7 @@ def _kind(value: Any) -> str:
 
 
 def _on(energy: Energy, index: Any, event_shape: Any) -> Energy:
+    (energy,) = algebra._energies([energy], "on")
     return algebra.on(energy, index, _checked(event_shape))
 
 
@@ -268,19 +306,28 @@ def _pullback(energy: Energy, function: Any, event_shape: Any = None) -> Energy:
     return algebra.pullback(energy, function, None if event_shape is None else _checked(event_shape))
 
 
+def _shift(energy: Energy, offset: float, *, log_z: Any = None) -> Energy:
+    if not (log_z is None or isinstance(log_z, Estimate)):
+        raise TypeError(f"log_z is an Estimate(value, standard_error), not {_kind(log_z)}")
+    return algebra.shift(energy, offset, log_z=log_z)
+
+
 def _checked(event_shape: Any) -> torch.Size:
     """An event shape whose tensors fit into memory: text may come from anybody."""
-    shape = torch.Size(event_shape)
-    if math.prod(shape) > MAX_EVENT:
-        raise ValueError(f"an event of {math.prod(shape):,} numbers is too large; at most {MAX_EVENT:,} are read")
-    return shape
+    if not isinstance(event_shape, list | tuple) or not all(isinstance(size, int) and size >= 0 for size in event_shape):
+        raise TypeError("an event shape is a tuple of sizes such as (2,) or (8, 8)")
+    if math.prod(event_shape) > MAX_EVENT:
+        raise ValueError(f"an event of {math.prod(event_shape):,} numbers is too large; at most {MAX_EVENT:,} are read")
+    return torch.Size(event_shape)
 
 
 def _power(value: float | torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(torch.tensor(float(value)))
+    return nn.Parameter(value.detach() if isinstance(value, torch.Tensor) else _tensor(value))
 
 
 def _tensor(value: float) -> torch.Tensor:
+    if not (_is_number(value) and abs(value) <= torch.finfo(torch.get_default_dtype()).max):
+        raise ValueError(f"a tensor of an expression holds one number that its precision can hold, not {_kind(value)}")
     return torch.tensor(float(value))
 
 
@@ -298,7 +345,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "on": _on,
     "fill": algebra.fill,
     "pullback": _pullback,
-    "shift": algebra.shift,
+    "shift": _shift,
     "normalize": _normalize,
     "Estimate": Estimate,
     "Parameter": _power,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +13,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poe import panels
+from poe.storage import write_whole
+
 SMALL = 16  # pixels a side: smaller images are enlarged smoothly, as eyes read them better than as blocks
 
 
-def _pyplot() -> Any:
+@functools.cache
+def _figure_class() -> type:
     try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'product-of-experts[plot]'") from error
-    from matplotlib.figure import Figure
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError("pictures need matplotlib: pip install 'product-of-experts[plot]'", name=error.name) from error
 
-    return Figure if matplotlib else None
+    class Picture(Figure):
+        """A figure of no global state, which a notebook shows."""
+
+        def _repr_png_(self) -> bytes:
+            return rendered(self, "png")
+
+    return Picture
 
 
-def _finish(figure: Any, path: str | Path | None) -> Any:
-    if path is not None:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-    return figure
+def require() -> None:
+    """Raises ImportError, with what to type, where matplotlib is missing."""
+    _figure_class()
+
+
+def _figure(width: float, height: float) -> Any:
+    return _figure_class()(figsize=(width, height), layout="constrained")
+
+
+def rendered(figure: Any, kind: str, *, dpi: int = 150) -> bytes:
+    """The figure as the content of a file: "png", "pdf", "svg"."""
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=dpi, bbox_inches="tight")
+    return content.getvalue()
+
+
+def save(figure: Any, path: str | Path) -> None:
+    """Writes the figure in the format that the end of the path names, whole or not at all. Raises ValueError for an unknown one."""
+    path, kinds = Path(path), figure.canvas.get_supported_filetypes()
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in kinds:
+        raise ValueError(f"{path} does not end in a format of pictures: {', '.join(sorted(kinds))}")
+    write_whole(path, rendered(figure, kind))
 
 
 def is_picture(event_shape: torch.Size) -> bool:
@@ -35,34 +66,38 @@ def is_picture(event_shape: torch.Size) -> bool:
 
 
 def plot(draws: Any, path: str | Path | None = None, *, most: int = 64) -> Any:
-    """Images as a grid of at most `most`, 1-D a histogram, 2-D a scatter, more dimensions a corner plot of the first five."""
-    x = draws.x.detach().cpu().float()
-    event = x.shape[1:]
+    """A matplotlib figure of draws, written to `path` where one is given.
+
+    Images as a grid of at most `most`. One number: a histogram against the density, bars against probabilities where it is discrete.
+    Two: the density in grey, draws as dots, and for each expert the smallest regions that hold 50 and 90 % of its mass (of what is in
+    the picture, where the expert does not draw); discs against circles where they are discrete. More: a corner plot of the first six
+    coordinates. The density and the experts need `draws.target`, which draws that come from a file lack.
+
+    Raises:
+        ValueError: there are no draws.
+        ImportError: matplotlib is missing.
+    """
+    event = draws.x.shape[1:]
+    if len(draws) == 0 or event.numel() == 0:
+        raise ValueError("there is nothing to plot: no draws, or draws of no numbers; try poe.sample(..., 1000)")
     if is_picture(event):
-        return rows({draws.expression: x[:most]}, path, width=min(16, max(1, len(x))))
-    flat = x.reshape(len(x), -1)[:, :5].numpy()
-    figure = _pyplot()(figsize=(5, 4) if flat.shape[1] <= 2 else (8, 8), layout="constrained")
-    d = flat.shape[1]
-    if d == 1:
-        axes = figure.subplots()
-        axes.hist(flat[:, 0], bins="auto", density=True)
-        axes.set(xlabel="x", ylabel="density")
-    elif d == 2:
-        axes = figure.subplots()
-        axes.scatter(flat[:, 0], flat[:, 1], s=4, alpha=0.5)
-        axes.set(xlabel="x[0]", ylabel="x[1]")
+        shown = draws.x[:most]
+        figure = rows({draws.expression: shown}, width=min(16, math.ceil(math.sqrt(len(shown)))))
+    elif event.numel() <= 2:
+        figure = _figure(6, 4 if event.numel() == 1 else 6)
+        panels.paint(figure.subplots(), draws)
     else:
-        grid = figure.subplots(d, d)
-        for i in range(d):
-            for j in range(d):
-                if j > i:
-                    grid[i, j].axis("off")
-                elif i == j:
-                    grid[i, j].hist(flat[:, i], bins="auto")
-                else:
-                    grid[i, j].scatter(flat[:, j], flat[:, i], s=2, alpha=0.4)
-    figure.suptitle("\n".join(textwrap.wrap(draws.expression, 70)), fontsize=9)
-    return _finish(figure, path)
+        side = 1.6 * min(event.numel(), panels.COORDINATES) + 0.5
+        figure = _figure(side, side)
+        panels.corner(figure, draws)
+    if not is_picture(event):
+        figure.suptitle("\n".join(textwrap.wrap(draws.expression, 64)[:3]), fontsize=11, family="monospace")
+    if not draws.trusted:
+        warn = figure.axes[0].set_title if event.numel() <= 2 else figure.supxlabel
+        warn("\n".join(textwrap.wrap(draws.verdict, 80)[:3]), fontsize=8, color="#b00020")
+    if path is not None:
+        save(figure, path)
+    return figure
 
 
 def rows(pictures: Mapping[str, Tensor], path: str | Path | None = None, *, width: int = 16) -> Any:
@@ -76,10 +111,12 @@ def rows(pictures: Mapping[str, Tensor], path: str | Path | None = None, *, widt
         canvas[: len(x)] = x
         blocks.append((title, canvas, count))
     heights = [count for _, _, count in blocks]
-    figure = _pyplot()(figsize=(0.62 * width, 0.62 * sum(heights) + 0.42 * len(blocks)), layout="constrained")
+    lines = ["\n".join(textwrap.wrap(title, max(24, 7 * width))[:3]) for title, _, _ in blocks]
+    figure = _figure(max(2.4, 0.62 * width), 0.62 * sum(heights) + 0.2 * sum(2 + line.count("\n") for line in lines))
     axes = figure.subplots(len(blocks), 1, squeeze=False, gridspec_kw={"height_ratios": [h + 0.3 for h in heights]})[:, 0]
-    for ax, (title, canvas, count) in zip(axes, blocks, strict=True):
+    for ax, line, (_, canvas, count) in zip(axes, lines, blocks, strict=True):
         finite = canvas[canvas.isfinite()]
+        finite = finite[:: 1 + len(finite) // 10**6]  # torch has no quantiles of more than 16 million numbers
         low, high = (finite.quantile(q).item() for q in (0.01, 0.99)) if len(finite) else (0.0, 1.0)
         shown = torch.where(canvas.isfinite(), ((canvas - low) / max(high - low, 1e-6)).clamp(0, 1), 1.0)
         if max(shown.shape[-2:]) < SMALL:
@@ -87,7 +124,10 @@ def rows(pictures: Mapping[str, Tensor], path: str | Path | None = None, *, widt
         padded = torch.nn.functional.pad(shown, [max(1, shown.shape[-1] // 10)] * 4, value=1.0)
         _, channels, h, w = padded.shape
         image = padded.reshape(count, width, channels, h, w).permute(0, 3, 1, 4, 2).reshape(count * h, width * w, channels)
-        ax.imshow(image[..., 0] if channels == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(title, fontsize=9, family="monospace", loc="left")
+        image = image[..., 0] if channels == 1 else image
+        ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(line, fontsize=9, family="monospace", loc="left")
         ax.axis("off")
-    return _finish(figure, path)
+    if path is not None:
+        save(figure, path)
+    return figure

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -45,7 +46,8 @@ def save(energy: Energy, path: str | os.PathLike[str]) -> None:
     """Write an energy, its experts and their learned values to one file, whole or not at all.
 
     An expert is stored by its registry name, its `config()` and its `state_dict()`, once however often it
-    stands in the expression. Before anything is written the file's content is read back.
+    stands in the expression; so is a network that several experts share, and they share it again when loaded.
+    Before anything is written the file's content is read back.
 
     Raises:
         StorageError: a part of the expression cannot be stored; the message names it and what it lacks.
@@ -64,6 +66,8 @@ def save(energy: Energy, path: str | os.PathLike[str]) -> None:
 def load(source: str | os.PathLike[str]) -> Energy:
     """The energy in a file, or a pretrained one by its zoo name ("digits.even"); in eval mode, on the CPU.
 
+    What one conditional expert brings to the zoo ("shapes.red", "shapes.circle") shares its network while any of it is in use.
+
     Raises:
         FileNotFoundError: there is no such file.
         StorageError: the file is truncated, changed, or not ours; or no zoo entry has this name.
@@ -77,17 +81,41 @@ def load(source: str | os.PathLike[str]) -> Energy:
 
 def zoo() -> list[str]:
     """Names of the pretrained energies that installed packages bring, sorted; `load` takes them."""
-    return sorted(_zoo())
+    known = _zoo()
+    return sorted({*known, *_concepts(known)})
 
 
 def _load_zoo(name: str) -> Energy:
     known = _zoo()
-    if name not in known:
-        hint = registry.near(name, known) or f"; the zoo has {', '.join(sorted(known)) or 'no entries'}"
+    concepts = _concepts(known)
+    if name in known and f"{name}.any" not in concepts:
+        energy = _load(known[name], f"{name} of the zoo")
+        energy.name = energy.name or name
+        return energy
+    if name not in concepts and name not in known:
+        every = {*known, *concepts}
+        hint = registry.near(name, every) or f"; the zoo has {', '.join(sorted(every)) or 'no entries'}"
         raise StorageError(f"{name!r} is neither a file nor in the zoo{hint}")
-    energy = _load(known[name], f"{name} of the zoo")
-    energy.name = energy.name or name
-    return energy
+    file, concept = concepts[name] if name in concepts else (known[name], None)
+    root = _roots.get(str(file))
+    if root is None:
+        root = _roots[str(file)] = _load(file, f"{name} of the zoo")
+    return root.given(concept)
+
+
+# files of many concepts that are in use: what is loaded from one shares its network
+_roots: weakref.WeakValueDictionary[str, Energy] = weakref.WeakValueDictionary()
+
+
+def _concepts(files: Mapping[str, Traversable]) -> dict[str, tuple[Traversable, str | None]]:
+    """`stem.concept` for the files of one conditional expert, whose cards list "concepts", and `stem.any` for none of them."""
+    found: dict[str, tuple[Traversable, str | None]] = {}
+    for point in registry.entry_points(ZOO):
+        for stem in (name for name in files if "." not in name):
+            with contextlib.suppress(OSError, ValueError, ImportError):
+                card = json.loads(importlib.resources.files(point.value).joinpath(f"{stem}.json").read_text())
+                found |= {f"{stem}.{concept or 'any'}": (files[stem], concept) for concept in (None, *card.get("concepts", []))}
+    return found
 
 
 def _zoo() -> dict[str, Traversable]:
@@ -119,6 +147,7 @@ def _describe(energy: Energy) -> tuple[dict[str, Any], dict[str, Tensor]]:
     parts = _parts(energy)
     labels = {id(part): label for label, part in parts.items()}
     tensors: dict[str, Tensor] = {}
+    owners: dict[int, str] = {}  # of the modules inside experts: where a shared one is stored
     entries = []
     for label, part in parts.items():
         entry: dict[str, Any] = {
@@ -129,7 +158,10 @@ def _describe(energy: Energy) -> tuple[dict[str, Any], dict[str, Tensor]]:
             entry["expression"] = _text(part, labels)
         else:
             entry |= _ingredients(part, label)
-            tensors |= _state(part, label)
+            places = {name: owners.setdefault(id(child), f"{label}:{name}") for name, child in part.named_children()}
+            shared = {name: place for name, place in places.items() if place != f"{label}:{name}"}
+            entry |= {"shared": shared} if shared else {}
+            tensors |= {k: v for k, v in _state(part, label).items() if not k.startswith(tuple(f"{label}:{n}." for n in shared))}
         entries.append(entry)
     learned = _learned(energy)
     unique = {id(parameter): parameter for parameter in learned}
@@ -311,6 +343,9 @@ def _rebuild(entry: Mapping[str, Any], known: Mapping[str, Any], tensors: Mappin
     label, name = entry["label"], entry["name"]
     prefix = f"{label}:"
     state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    shared = entry.get("shared", {})
+    for child, place in shared.items():
+        state |= {child + key.removeprefix(place): value for key, value in tensors.items() if key.startswith(f"{place}.")}
     if "expression" in entry:
         part = parse(entry["expression"], known)
     elif "map" in entry:
@@ -320,6 +355,9 @@ def _rebuild(entry: Mapping[str, Any], known: Mapping[str, Any], tensors: Mappin
         with torch.random.fork_rng(devices=[]):  # a model's initial weights are about to be replaced
             part = owner.from_config(**entry["config"])
         _fill_state(part, state, label)
+        for child, place in shared.items():
+            owner, _, attribute = place.partition(":")
+            setattr(part, child, getattr(known[owner], attribute))
     if isinstance(part, Energy):
         part.name = name
     return part
