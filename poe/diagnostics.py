@@ -164,6 +164,8 @@ def diagnose(chains: Tensor, energy: Tensor, event_dim: int, *, discrete: bool =
         moving = ~_constant(x, (0, 1))
         x = x[..., moving] if moving.any() else x[..., :1]
         stuck &= moving.any() and blank.most == np.inf  # particles may all be one likely point
+        for chain in np.flatnonzero(stuck):  # nor is a chain stuck that stayed where most draws of the others are
+            stuck[chain] = (np.delete(x, chain, 0) == x[chain, 0]).all(-1).mean() < 0.5
         still = np.repeat(stuck[:, None], x.shape[-1], -1)
     flat = discrete and bool(_constant(log_density, (0, 1)))  # an even law: its energy says nothing
     bulk, tail = (

@@ -76,7 +76,7 @@ def test_default_draws_are_those_of_the_table(target: poe.Energy) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["chains", "annealed"])
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EXPRESSIONS)
 def test_general_methods_agree_with_the_table(method: str, target: poe.Energy) -> None:
     draws = poe.sample(target, 2000, method=method, seed=1)
