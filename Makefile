@@ -1,11 +1,11 @@
-# make demo | test | slow | lint | types | examples | bench | clean.  The README shows the plain pip commands.
+# make demo | test | slow | lint | types | examples | docs | bench | clean.  The README shows the plain pip commands.
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test slow lint types examples bench clean
+.PHONY: demo test slow lint types examples docs bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m poe demo
@@ -24,8 +24,13 @@ types: .venv/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 examples: .venv/dev.stamp
-	set -e; for script in examples/*.py; do \
+	set -e; for script in examples/*.py examples/adapters/*.py; do \
 	  echo "== $$script"; POE_FAST=1 $(BIN)/python $$script; done
+
+# into site/; warnings are errors. Then every page is opened, where there is a chromium.
+docs: .venv/docs.stamp
+	$(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+	$(BIN)/python tests/browser.py site
 
 bench: .venv/dev.stamp
 	set -e; for script in tests/benchmarks/bench_*.py; do \
@@ -41,4 +46,4 @@ bench: .venv/dev.stamp
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info

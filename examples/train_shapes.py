@@ -22,7 +22,7 @@ import poe
 from experts.noise import ConceptNetwork, NoiseConditional, concept_matching, noise_matching
 
 ZOO = Path(__file__).resolve().parent.parent / "experts" / "zoo"
-STEPS, BATCH, CONTRASTED = 9_000, 64, 20
+STEPS, BATCH, CONTRASTED = 13_000, 64, 20
 RATE, DECAY, KEEP = 2e-3, 1e-3, 0.999
 UNCONDITIONAL = 0.25
 FIRST = dict(zip(FACTORS, torch.tensor([0, *(len(values) for values in FACTORS.values())]).cumsum(0).tolist(), strict=False))

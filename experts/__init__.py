@@ -33,16 +33,21 @@ if TYPE_CHECKING:
     from experts.flow import Flow
     from experts.ising import Ising, Potts
     from experts.language import LanguageModel, NGram
+    from experts.latent import GAN, VAE, Decoder, Discriminator, Generator
     from experts.mixture_made import MixtureMADE
     from experts.neural import ConvEnergy, MLPEnergy
     from experts.noise import ConceptNetwork, NoiseConditional
+    from experts.normflows import NormFlow
     from experts.pixelcnn import PixelCNN
     from experts.vocabulary import Vocabulary
+    from experts.zuko import Zuko
 
 __all__ = [
     "DBM",
+    "GAN",
     "MADE",
     "RBM",
+    "VAE",
     "Bernoulli",
     "Beta",
     "Categorical",
@@ -50,48 +55,60 @@ __all__ = [
     "Classifier",
     "ConceptNetwork",
     "ConvEnergy",
+    "Decoder",
     "Dirichlet",
+    "Discriminator",
     "Distribution",
     "Exponential",
     "Flow",
     "Function",
     "Gamma",
     "GaussianRBM",
+    "Generator",
     "Ising",
     "LanguageModel",
     "MLPEnergy",
     "MixtureMADE",
     "NGram",
     "NoiseConditional",
+    "NormFlow",
     "Normal",
     "PixelCNN",
     "Poisson",
     "Potts",
     "Vocabulary",
     "VonMises",
+    "Zuko",
     "function",
 ]
 
 _MODULES = {
     "DBM": "dbm",
+    "GAN": "latent",
     "MADE": "autoregressive",
     "RBM": "boltzmann",
+    "VAE": "latent",
     "Causal": "autoregressive",
     "Classifier": "classifier",
     "ConceptNetwork": "noise",
     "ConvEnergy": "neural",
+    "Decoder": "latent",
+    "Discriminator": "latent",
     "Distribution": "distribution",
     "Flow": "flow",
     "GaussianRBM": "boltzmann",
+    "Generator": "latent",
     "Ising": "ising",
     "LanguageModel": "language",
     "MLPEnergy": "neural",
     "MixtureMADE": "mixture_made",
     "NGram": "language",
     "NoiseConditional": "noise",
+    "NormFlow": "normflows",
     "PixelCNN": "pixelcnn",
     "Potts": "ising",
     "Vocabulary": "vocabulary",
+    "Zuko": "zuko",
 }
 
 

@@ -22,8 +22,7 @@ class Classifier(Energy):
     """E(x) = logsumexp_{all y} l_y(x) / T - logsumexp_{y in labels} l_y(x) / T with logits l of a network.
 
     Arguments:
-        network: takes (n, *input_shape) and returns logits, (n, classes); None builds a small convolutional
-        one.
+        network: takes (n, *input_shape) and returns logits, (n, classes); None builds a small convolutional one.
         labels: the wanted class, or several of which any will do.
         event_shape: shape of one x.
         input_shape: the shape in which the network takes one x; by default the event shape.

@@ -316,8 +316,7 @@ def build(
     Arguments:
         kind: "realnvp", "rq-coupling" or "maf".
         layers: how many couplings; before each one the features are mixed.
-        hidden, blocks: width and residual blocks of the network in each layer; dropout acts inside the
-        blocks.
+        hidden, blocks: width and residual blocks of the network in each layer; dropout acts inside the blocks.
         bins, tail_bound: of the splines; outside [-tail_bound, tail_bound] they are the identity.
         mixing: "linear", a learnable matrix that starts as a permutation, or "permutation", a fixed one.
         context: number of values that condition the flow.

@@ -94,7 +94,10 @@ class Function(Energy):
         value = self.g(x)
         batch = x.shape[: x.ndim - len(self.event_shape)]
         if not isinstance(value, Tensor):
-            raise TypeError(f"the function of {self} returned {type(value).__name__}, not a tensor of one number for each x")
+            raise TypeError(
+                f"the function of {self} returned {type(value).__name__}, not a tensor of one number for each x; a log-density "
+                'outside torch is poe.create("black-box", log_prob=..., event_shape=...)'
+            )
         if value.shape == (*batch, 1) and value.shape != batch:
             raise ValueError(
                 f"the function of {self} returned shape {tuple(value.shape)} for a batch {tuple(batch)}: "

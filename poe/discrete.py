@@ -17,7 +17,7 @@ from poe.kernels.discrete import DiscreteLangevin
 from poe.kernels.gibbs import Gibbs
 from poe.path import Geometric
 from poe.sites import Sites, pick, sites_of
-from poe.smc import Pilot, refined
+from poe.smc import Pilot
 from poe.spaces import point_dtype
 
 PARTICLES, NUMBERS = 1024, 1 << 18  # of a pilot, and sites of them all, where that is fewer; but at least 64
@@ -115,7 +115,7 @@ def pilot(
     second = go(Independent.fitted(target, first.x))
     best = second if second.schedule.work <= first.schedule.work else first
     spent = {"gradients": first.gradients + second.gradients, "energies": first.energies + second.energies}
-    return best._replace(schedule=refined(best.schedule, FINER), **spent)
+    return best._replace(schedule=best.schedule.refined(FINER), **spent)
 
 
 def _inside(sites: Sites, device: torch.device) -> Tensor:  # -> (n, values)

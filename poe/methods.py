@@ -15,9 +15,10 @@ from poe import parallel
 from poe import support as sets
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
+from poe.diffusion import FEW, GROUPS, dear
 from poe.discrete import visible
 from poe.draws import Draws, first
-from poe.energy import Energy, Estimate
+from poe.energy import Energy, Estimate, Mixture
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel
 from poe.path import take
@@ -238,6 +239,8 @@ def annealed(job: Job) -> Draws:
     Raises NotThisWay where no path was found.
     """
     started = time.perf_counter()
+    if isinstance(job.energy, Mixture) and job.energy.weights is not None and dear(job.energy):
+        return _parts(job, job.energy)
     populations, wide = _sizes(job)
     wide *= job.thin
     try:
@@ -278,6 +281,33 @@ def annealed(job: Job) -> Draws:
     return replace(result, partial=True).warned(said)
 
 
+def _parts(job: Job, mixture: Mixture) -> Draws:
+    """Draws of a weighted mixture: particles of each part, annealed for themselves and taken in the shares that the weights say, so
+    that no part has to be found from another. Counts of a population differ from its shares by less than one draw in the mean."""
+    started = time.perf_counter()
+    populations, wide = _sizes(job)
+    parts = [(part, share) for part, share in zip(mixture.parts, mixture.weights or (), strict=True) if share]
+    results = []
+    for index, (part, share) in enumerate(parts):
+        draws = populations * math.ceil(wide * share)
+        results.append(annealed(replace(job, energy=part, starts=(), draws=draws, seed=job.seed + index, found=None)))
+    uniform = torch.rand(populations, 2, generator=job.streams(2)[0], dtype=torch.float64, device=job.energy.device)
+    logs = torch.tensor([math.log(share) for _, share in parts], dtype=torch.float64, device=job.energy.device)
+    whose = systematic(logs.expand(populations, -1), uniform, wide)  # (populations, wide)
+    x = results[0].chains.new_empty(populations, wide, *job.energy.event_shape)
+    for index, result in enumerate(results):
+        for mine, chain, own in zip(x, result.chains, whose == index, strict=True):
+            mine[own] = chain[: int(own.sum())]
+    weights = sum(share**2 / max(result.diagnostics.most, 1) for (_, share), result in zip(parts, results, strict=True))
+    counts = {
+        name: sum(getattr(r.diagnostics, name) for r in results) for name in ("nonfinite", "divergent", "gradients", "energies")
+    }
+    return _population(
+        job, x, Estimate(0.0), Estimate(0.0), ancestors=1 / weights, seconds=time.perf_counter() - started,
+        acceptance=min(result.diagnostics.acceptance for result in results), **counts,
+    )  # fmt: skip
+
+
 def tested(evidence: Diagnostics, energy: Energy, chains: Tensor) -> Diagnostics:  # (chain, draw, *event)
     """The evidence with the Stein test of these draws, and its scores counted."""
     test = stein_test(energy, chains)
@@ -291,8 +321,9 @@ def tested(evidence: Diagnostics, energy: Energy, chains: Tensor) -> Diagnostics
 
 def _sizes(job: Job) -> tuple[int, int]:
     """(populations, particles of each)."""
-    populations = job.chains or max(POPULATIONS, job.shards)
-    return populations, max(-(-PARTICLES // populations), -(-job.draws // populations))
+    groups, least = (GROUPS, FEW) if dear(job.energy) else (POPULATIONS, PARTICLES)
+    populations = job.chains or max(groups, job.shards)
+    return populations, max(-(-least // populations), -(-job.draws // populations))
 
 
 def _split(populations: int, shards: int) -> list[int]:

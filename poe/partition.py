@@ -12,15 +12,17 @@ from torch import Tensor
 from poe import support as sets
 from poe.capabilities import Samples
 from poe.diagnostics import pareto_k
+from poe.diffusion import FEW, dear
 from poe.energy import Energy, Estimate, shift
 from poe.frozen import frozen
 from poe.run import streams
 from poe.sequential import carry, line, twists
-from poe.smc import anneal, estimate, refined, reverse
+from poe.smc import anneal, estimate
 from poe.spaces import energies, enumerable
 from poe.starts import Start, candidates, pilot, sampler, weigh, within
 from poe.transport import Transported, Unconstrained
 
+DRAWS = 8192  # particles
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
 UNRESAMPLED = 4  # levels of annealed importance sampling for each that sequential Monte Carlo needs
 FINER = 10  # levels of a bracket for each that sequential Monte Carlo needs
@@ -36,7 +38,7 @@ def log_z(
     *,
     proposal: Energy | None = None,
     method: str | None = None,
-    draws: int = 8192,
+    draws: int | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> Estimate:
@@ -54,7 +56,7 @@ def log_z(
     Arguments:
         proposal: a normalised energy with exact draws; by default the expert's own, or the samplable part with the evenest weights.
         method: "sequential", "importance", "annealed" or "ais"; by default the first that applies, as measured.
-        draws: particles in all.
+        draws: particles in all, 8192 by default; 256 where they go down levels of noise in more than 40 dimensions (`poe.diffusion`).
 
     Raises:
         TypeError: the proposal cannot draw, or its own log Z is not known.
@@ -68,6 +70,7 @@ def log_z(
         raise ValueError(f"{energy} is improper: its Z is infinite or 0")
     if method is not None and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; log Z is estimated by {', '.join(METHODS)}")
+    draws = (FEW if dear(energy) else DRAWS) if draws is None else draws
     if draws < 2 * POPULATIONS:
         raise ValueError(f"log Z needs at least {2 * POPULATIONS} draws, got {draws}")
     if sets.is_discrete(energy.support) and method is None and enumerable(energy):
@@ -103,7 +106,7 @@ def _estimated(energy: Energy, proposal: Energy | None, method: str | None, draw
         if near.pareto_k <= 0.5 and near.ess >= near.log_weights.numel() / 5 and not near.failed:
             return _importance(energy, near)
     schedule = (
-        refined(run.schedule, UNRESAMPLED) if method == "ais" else run.schedule
+        run.schedule.refined(UNRESAMPLED) if method == "ais" else run.schedule
     )  # without resampling weights spread with each level
     population = anneal(
         schedule,
@@ -150,13 +153,13 @@ def bracket(
     start = _proposal(energy, target, proposal, generators[0])
     if start is None:
         raise ValueError(f"a bracket of log Z of {energy} needs a proposal= that draws: none of its parts does")
-    schedule = refined(pilot(target, start.density, generators[1]).schedule, FINER)
+    schedule = pilot(target, start.density, generators[1]).schedule.refined(FINER)
     path = schedule.path
     forward = anneal(schedule, sampler(path.start, target), [draws], 1, [generators[2]], resample=False)
     z = x.to(energy._like())
     z = z if target is energy else target.to_z(z)  # type: ignore[operator]
     z = path.end.to_z(z) if isinstance(path.end, Transported) else z
-    back = -reverse(schedule, z, generators[3])
+    back = -schedule.back(z, generators[3])
     bounds = (Estimate(float(logs.mean()), float(logs.std()) / math.sqrt(len(logs))) for logs in (forward.log_ratio, back))
     lower, upper = (_plus(bound, path.start.log_z) for bound in bounds)
     return lower, upper

@@ -114,16 +114,22 @@ def noise_levels(energy: Energy) -> list[Energy] | None:
 
     A composition of noised experts is not the noised composition: these are bridges, and the last one is what is drawn.
     """
-    ranges: list[tuple[float, float]] = [part.sigma_range for part in leaves(energy) if part.can(NoiseConditional)]  # type: ignore[attr-defined]
-    if not ranges:
+    if not any(part.can(NoiseConditional) for part in leaves(energy)):
         return None
-    low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
-    if not 0 <= low < high:
-        raise ValueError(f"the noise levels of the experts of {energy} have no range in common: {sorted(set(ranges))}")
-    low = max(low, 1e-3 * high)
+    low, high = noise_range(energy)
     sigmas = [high * (low / high) ** (k / (NOISE_LEVELS - 1)) for k in range(NOISE_LEVELS)]
     levels = [energy.at(sigma) for sigma in sigmas]
     return [*levels, energy.at(0.0)] if all(level.proper for level in levels) else None
+
+
+def noise_range(energy: Energy) -> tuple[float, float]:
+    """Lowest and highest level of noise, in units of x, that all experts with noise levels share; the lowest is at least a thousandth
+    of the highest. Raises ValueError where they share none."""
+    ranges: list[tuple[float, float]] = [part.sigma_range for part in leaves(energy) if part.can(NoiseConditional)]  # type: ignore[attr-defined]
+    low, high = max((r[0] for r in ranges), default=0.0), min((r[1] for r in ranges), default=0.0)
+    if not 0 <= low < high:
+        raise ValueError(f"the noise levels of the experts of {energy} have no range in common: {sorted(set(ranges))}")
+    return max(low, 1e-3 * high), high
 
 
 class Level(Energy):

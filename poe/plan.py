@@ -17,6 +17,7 @@ from poe.chains import chains as chains_of
 from poe.chains import tempered, usual_kernel
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import diagnose
+from poe.diffusion import dear
 from poe.draws import Draws, first
 from poe.energy import Energy, Mixture, caveats
 from poe.frozen import frozen
@@ -128,7 +129,8 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
     elif kernel is not None:  # only chains tell what a kernel does; an adjusted Langevin may be helped over barriers
         methods = ("chains", "tempered") if isinstance(kernel, Langevin) and kernel.metropolis else ("chains",)
     else:
-        methods = (*(("importance",) if starts else ()), "annealed", "chains", "tempered")
+        further = () if dear(energy) else ("chains", "tempered")  # nothing finds what reverse diffusion of a network misses
+        methods = (*(("importance",) if starts else ()), "annealed", *further)
     usual = usual_kernel(energy) if discrete or methods[0] == "chains" else Langevin()
     usual = None if methods[0] in ("importance", "sequential") else usual
     moved = usual if kernel is None else kernel

@@ -85,13 +85,64 @@ class Schedule:
         before = [(0, 0.0), *((level.segment, level.beta) for level in self.levels)]
         return [(beta if s == level.segment else 0.0, level) for (s, beta), level in zip(before, self.levels, strict=False)]
 
+    def refined(self, times: int) -> Schedule:
+        """The schedule with each step of β cut into `times`, all moved by the kernel of its end."""
+        levels = []
+        for beta, level in self.steps:
+            levels += [level._replace(beta=beta + (level.beta - beta) * (i + 1) / times) for i in range(times - 1)] + [level]
+        return Schedule(self.path, tuple(levels))
 
-def refined(schedule: Schedule, times: int) -> Schedule:
-    """The schedule with each step of β cut into `times`, all moved by the kernel of its end."""
-    levels = []
-    for beta, level in schedule.steps:
-        levels += [level._replace(beta=beta + (level.beta - beta) * (i + 1) / times) for i in range(times - 1)] + [level]
-    return Schedule(schedule.path, tuple(levels))
+    def carry(self, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
+        """Populations (r, n, *event) of the start through all levels, as the fields of `Population`."""
+        (populations, n), segment, pair = x.shape[:2], None, None
+        logs = torch.zeros(populations, n, dtype=torch.float64, device=x.device)
+        ancestors = torch.arange(n, device=x.device).expand(populations, n)
+        log_ratio, counts = logs[:, 0], []
+        for index, (beta, level) in enumerate(self.steps):
+            if segment is not self.path.segments[level.segment]:
+                segment = self.path.segments[level.segment]
+                pair = segment.pair(x) if pair is None else segment.beyond(x, pair)
+            assert segment is not None and pair is not None
+            logs = logs + (level.beta - beta) * pair.drop()
+            if resample:
+                order, logs, gained = resampled(logs, generator, always=index == len(self.levels) - 1)
+                log_ratio, ancestors = log_ratio + gained, ancestors.gather(1, order)
+                x, pair = take(x, order), pair.permuted(order)
+            here = segment.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
+            state = level.kernel.init(here, x)
+            for _ in range(level.moves):
+                kernel = _jittered(level.kernel, state.energy, generator)
+                state, info = kernel.step(here, state, level.kernel.noise(state, generator))
+                counts.append(torch.stack([info.acceptance.mean(), info.nonfinite.sum(), info.divergent.sum()]))
+            x = level.kernel.walkers(state).x
+            pair = segment.pair(x)
+            bar.update()
+        totals = torch.stack(counts).double()
+        assert pair is not None
+        log_ratio = log_ratio + logs.logsumexp(1) - math.log(n)
+        return x, pair.end, logs, log_ratio, ancestors, totals[:, 0].mean().item(), *totals[:, 1:].sum(0).tolist()
+
+    def back(self, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)
+        """log weights of exact draws of the target carried back to the start: exp of them has mean Z_0/Z, so that minus their mean
+        bounds log(Z/Z_0) from above. The levels' own kernels move the particles, in the opposite order. Reference: Grosse, Ghahramani
+        and Adams 2015, arXiv:1511.02543 (bidirectional Monte Carlo)."""
+        logs = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        segment, pair = None, None
+        for k, (beta, level) in reversed(list(enumerate(self.steps))):
+            if segment is not self.path.segments[level.segment]:
+                segment = self.path.segments[level.segment]
+                pair = segment.pair(x)
+            assert segment is not None and pair is not None
+            if k < len(self.levels) - 1:
+                here = segment.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
+                state = level.kernel.init(here, x)
+                for _ in range(level.moves):
+                    kernel = _jittered(level.kernel, state.energy, generator)
+                    state, _ = kernel.step(here, state, level.kernel.noise(state, generator))
+                x = level.kernel.walkers(state).x
+                pair = segment.pair(x)
+            logs = logs - (level.beta - beta) * pair.drop()
+        return logs
 
 
 class Population(NamedTuple):
@@ -210,7 +261,7 @@ def anneal(
         if count <= 0:
             return None
         x = start(count * particles, generators[shard])
-        return _carry(schedule, x.unflatten(0, (count, particles)), generators[shard], resample, bar)
+        return schedule.carry(x.unflatten(0, (count, particles)), generators[shard], resample, bar)
 
     finished: list[list[tuple | None]] = []
     own, partial = len(parallel.share(len(sizes))), False
@@ -235,29 +286,6 @@ def anneal(
     counts = torch.tensor([part[5:] for part in parts], dtype=torch.float64)
     acceptance, (nonfinite, divergent) = counts[:, 0].mean().item(), counts[:, 1:].sum(0).long().tolist()
     return Population(x, energy, logs, log_ratio, ancestors, acceptance, nonfinite, divergent, partial)
-
-
-def reverse(schedule: Schedule, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)
-    """log weights of exact draws of the target carried back to the start: exp of them has mean Z_0/Z, so that minus their mean bounds
-    log(Z/Z_0) from above. The levels' own kernels move the particles, in the opposite order. Reference: Grosse, Ghahramani and
-    Adams 2015, arXiv:1511.02543 (bidirectional Monte Carlo)."""
-    logs = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    segment, pair = None, None
-    for k, (beta, level) in reversed(list(enumerate(schedule.steps))):
-        if segment is not schedule.path.segments[level.segment]:
-            segment = schedule.path.segments[level.segment]
-            pair = segment.pair(x)
-        assert segment is not None and pair is not None
-        if k < len(schedule.levels) - 1:
-            here = segment.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
-            state = level.kernel.init(here, x)
-            for _ in range(level.moves):
-                kernel = _jittered(level.kernel, state.energy, generator)
-                state, _ = kernel.step(here, state, level.kernel.noise(state, generator))
-            x = level.kernel.walkers(state).x
-            pair = segment.pair(x)
-        logs = logs - (level.beta - beta) * pair.drop()
-    return logs
 
 
 def estimate(log_ratios: Tensor) -> Estimate:  # (populations)
@@ -293,6 +321,20 @@ def systematic(log_weights: Tensor, uniform: Tensor, count: int | None = None) -
     return torch.searchsorted(edges / edges[..., -1:], at.clamp(max=1 - 1e-12), right=True).clamp(max=n - 1)
 
 
+def resampled(logs: Tensor, generator: torch.Generator, *, always: bool) -> tuple[Tensor, Tensor, Tensor]:
+    # (populations, n) -> (populations, n), (populations, n), (populations)
+    """Which particles go on, their log weights from then on, and what log Z gains: populations whose effective size is below half of
+    them are resampled, or all. One without weight has died out: it stays where it is, with Z = 0."""
+    populations, n = logs.shape
+    size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
+    tired = ((size < n / 2) | always) & (logs > -math.inf).any(1)
+    uniform = torch.rand(populations, 2, generator=generator, device=logs.device, dtype=torch.float64)
+    own = torch.arange(n, device=logs.device)
+    order = torch.where(tired.unsqueeze(1), systematic(logs, uniform), own)
+    gained = torch.where(tired, logs.logsumexp(1) - math.log(n), 0)
+    return order, torch.where(tired.unsqueeze(1), 0, logs), gained
+
+
 def curve(x: Tensor, event: int) -> Tensor:  # (populations, n, *event) -> (populations, n)
     """The particles of each population in the order of a curve that fills space: ranks of up to `AXES` coordinates, their bits
     interleaved (Morton's order). What is systematically resampled along it has the weights of whole regions almost without noise.
@@ -307,41 +349,6 @@ def curve(x: Tensor, event: int) -> Tensor:  # (populations, n, *event) -> (popu
         for axis in range(len(widest)):
             key = key * 2 + (rank[..., axis] >> bit & 1)
     return key.argsort(1)
-
-
-def _carry(schedule: Schedule, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
-    """Populations (r, n, *event) through all levels, as the fields of `Population`."""
-    (populations, n), segment, pair = x.shape[:2], None, None
-    logs = torch.zeros(populations, n, dtype=torch.float64, device=x.device)
-    own = torch.arange(n, device=x.device).expand(populations, n)
-    log_ratio, ancestors, counts = logs[:, 0], own, []
-    for index, (beta, level) in enumerate(schedule.steps):
-        if segment is not schedule.path.segments[level.segment]:
-            segment = schedule.path.segments[level.segment]
-            pair = segment.pair(x) if pair is None else segment.beyond(x, pair)
-        assert segment is not None and pair is not None
-        logs = logs + (level.beta - beta) * pair.drop()
-        if resample:
-            size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
-            # a population without weight has died out: it stays where it is, with Z = 0
-            tired = ((size < n / 2) | (index == len(schedule.levels) - 1)) & (logs > -math.inf).any(1)
-            uniform = torch.rand(populations, 2, generator=generator, device=x.device, dtype=torch.float64)
-            order = torch.where(tired.unsqueeze(1), systematic(logs, uniform), own)
-            log_ratio = log_ratio + torch.where(tired, logs.logsumexp(1) - math.log(n), 0)
-            logs = torch.where(tired.unsqueeze(1), 0, logs)
-            x, pair, ancestors = take(x, order), pair.permuted(order), ancestors.gather(1, order)
-        here = segment.level(torch.tensor(level.beta, dtype=pair.end.dtype, device=x.device), x, pair)
-        state = level.kernel.init(here, x)
-        for _ in range(level.moves):
-            state, info = _jittered(level.kernel, state.energy, generator).step(here, state, level.kernel.noise(state, generator))
-            counts.append(torch.stack([info.acceptance.mean(), info.nonfinite.sum(), info.divergent.sum()]))
-        x = level.kernel.walkers(state).x
-        pair = segment.pair(x)
-        bar.update()
-    totals = torch.stack(counts).double()
-    assert pair is not None
-    log_ratio = log_ratio + logs.logsumexp(1) - math.log(n)
-    return x, pair.end, logs, log_ratio, ancestors, totals[:, 0].mean().item(), *totals[:, 1:].sum(0).tolist()
 
 
 def _next(drop: Tensor, beta: float) -> float:
@@ -374,8 +381,8 @@ def _settle(
     state = kernel.init(here, x)
     if first and tunes:
         kernel = kernel.tuned(first_step(kernel, here, [state], [generator]), *root)
-    before, moves, correlation = kernel.walkers(state).energy, 0, 1.0
-    while moves < FEWEST or (moves < until[1] and correlation > until[0]):
+    before, moves, held = kernel.walkers(state).energy, 0, 1.0
+    while moves < FEWEST or (moves < until[1] and held > until[0]):
         state, info = _jittered(kernel, state.energy, generator).step(here, state, kernel.noise(state, generator))
         moves += 1
         if tunes:
@@ -384,7 +391,7 @@ def _settle(
             kernel = kernel.tuned(
                 torch.as_tensor(kernel.step_size).to(state.energy) * (2 * error / math.sqrt(moves)).exp(), *root
             )
-        correlation = _correlation(before, kernel.walkers(state).energy)
+        held = correlation(before, kernel.walkers(state).energy)
     x = kernel.walkers(state).x
     return Level(beta, kernel, moves), x, here.path.pair(x)
 
@@ -399,7 +406,7 @@ def _jittered(kernel: Kernel, like: Tensor, generator: torch.Generator) -> Kerne
     return kernel.tuned(torch.as_tensor(step).to(like) * 10 ** (-SPREAD * uniform), kernel.scale, kernel.dense)
 
 
-def _correlation(a: Tensor, b: Tensor) -> float:
+def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson's, over the particles where both are finite; 0 where it has no meaning."""
     good = a.isfinite() & b.isfinite()
     if good.sum() < 3:

@@ -14,6 +14,7 @@ from poe import support as sets
 from poe.capabilities import Proposes, Samples, quick
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import pareto_k, weight_ess
+from poe.diffusion import dear, descend, falls
 from poe.energy import Contrast, Energy, Mixture, Product, Shifted, leaves
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel, Langevin
@@ -130,7 +131,13 @@ def pilot(
         return tuned() if checkpoint is None else checkpoint.stage(tuned, Pilot, path, mover, generators=[generator])
 
     noised, spent = _noised(target), 0.0
-    if noised is not None:
+    if falls(target):
+
+        def fallen() -> Pilot:
+            return descend(target, generator, kernel=kernel, progress=progress)
+
+        found = [fallen() if checkpoint is None else checkpoint.stage(fallen, Pilot, target, mover, generators=[generator])]
+    elif noised is not None:
         wide, spent = _extent(noised[0], 1.0, generator, checkpoint)
         found = [along(Stepped.through([wide, *noised]), PARTICLES)]
     elif start is not None and quick(start):  # in the noise of a flow: there its own law is a standard normal
@@ -160,7 +167,7 @@ def pilot(
         )
     best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
     last, stale = best, 0
-    for _ in range(ROUNDS if len(best.schedule.levels) > SHORT else 0):
+    for _ in range(ROUNDS if not dear(target) and len(best.schedule.levels) > SHORT else 0):
         fitted = _fitted(last.to_x(), generator)
         if fitted is None:
             break

@@ -11,7 +11,7 @@ from torch import Tensor
 import poe
 from poe.path import StandardNormal, Stepped, noise_levels
 from poe.run import streams
-from poe.smc import anneal, estimate, refined, reverse, tune
+from poe.smc import anneal, estimate, tune
 from tests.poe.targets import Gauss, Raw
 
 
@@ -112,10 +112,10 @@ def test_steps_of_a_path_carry_unbiased_weights() -> None:
     moved = anneal(few, lambda n, g: start.sample(n, generator=g), [256], 32, [generators[1]])
     found = estimate(moved.log_ratio)
     assert abs(found.value - math.log(math.pi)) < 5 * found.standard_error
-    fine = refined(schedule, 3)
+    fine = schedule.refined(3)
     assert len(fine.levels) == 3 * len(schedule.levels)
     exact = 2 + torch.randn(2000, 2, generator=generators[2]) / math.sqrt(2)
-    back = -reverse(fine, exact, generators[2])
+    back = -fine.back(exact, generators[2])
     assert float(back.mean()) > math.log(math.pi) - 5 * float(back.std()) / math.sqrt(len(back))
     ratios = back.neg().exp()  # mean Z_0 / Z
     assert abs(float(ratios.mean()) - 1 / math.pi) < 5 * float(ratios.std()) / math.sqrt(len(ratios))

@@ -90,8 +90,8 @@ def test_an_unknown_name_suggests_near_ones(table):
 
 
 def test_an_unknown_name_of_an_extra_gives_the_install_line(table, monkeypatch):
-    monkeypatch.setattr(registry, "_extras", lambda distribution: {"flows": {"zuko", "normflows"}})
-    for name in ("zuko", "flows"):
+    monkeypatch.setattr(registry, "_extras", lambda distribution: {"flows": {"flowjax", "distrax"}})
+    for name in ("flowjax", "flows"):
         with pytest.raises(KeyError) as caught:
             table.create(name)
         assert "pip install 'product-of-experts[flows]'" in str(caught.value)

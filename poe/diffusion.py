@@ -1,0 +1,340 @@
+"""Particles carried down levels of noise: reverse diffusion of a composition, with weights and Metropolis moves that make it exact.
+
+E_k is the target at noise σ_k, σ_0 > σ_1 > ... , and s_k its own spread of noise, 1 / 2s² nats per squared unit of x (`spread`: a product
+of two noised densities has s = σ/√2). From a particle x of level k - 1, with gradient g = ∇E_{k-1}(x) and δ = s²_{k-1} - s²_k,
+
+    x' = x - δ g + √v ξ,     v = s_k² δ / s²_{k-1},     ξ ~ N(0, 1):
+
+exact where x was x₀ + noise with a single x₀, which is then x - s²_{k-1} g (Tweedie's formula). Noise put back on x' would have led to x
+with density N(x; x', δ), so that on pairs (x, x') the weight
+
+    log w = E_{k-1}(x) - E_k(x') + log N(x; x', δ) - log N(x'; x - δ g, v)
+
+turns what was drawn into the law exp(-E_k(x')) / Z_k of x', whatever the levels are, and has mean Z_k / Z_{k-1}. A product of noised
+densities is not the noised product, and its score leads to neither: the weights put that right, and Metropolis moves at each level
+forget where resampled particles came from. Where δ is not positive, particles stay and log w = E_{k-1}(x) - E_k(x).
+
+References: Del Moral, Doucet and Jasra 2006, J. R. Statist. Soc. B 68(3) (weights on pairs, section 3.3); Ho, Jain and Abbeel 2020,
+NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023, NeurIPS, and Du et al. 2023, ICML (particles and MCMC for compositions).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from poe import support as sets
+from poe.capabilities import NoiseConditional
+from poe.energy import Contrast, Energy, Mixture, Product, Pullback, Shifted
+from poe.gaussians import MOST_DIMENSIONS
+from poe.kernels import Kernel, Langevin
+from poe.kernels.base import State
+from poe.path import Geometric, StandardNormal, noise_levels, noise_range, take
+from poe.scores import diffuses, gain
+from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, systematic, tune
+
+PARTICLES = 128  # of the pilot
+FEW, GROUPS = 256, 4  # particles that are drawn at the least where each is dear, and their populations
+CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64 points each
+MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
+STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
+KEEP, EASY = 0.9, 0.96  # share of effective particles that a fall must keep, and that makes the next one longer
+
+
+class Rung(NamedTuple):
+    """A level of noise (units of x; 0 is the target), and how often which kernel moves particles there."""
+
+    sigma: float
+    kernel: Kernel
+    moves: int
+
+
+@dataclass(frozen=True)
+class Noised:
+    """The path of a target down its levels of noise, from a normal that draws the noisiest one nearly; `by_scores`: what densities
+    gain on the way follows from scores (`poe.scores`), not from energies."""
+
+    start: StandardNormal
+    end: Energy
+    by_scores: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_levels", {})
+
+    def level(self, sigma: float) -> tuple[Energy, float | None]:
+        """The target at a level, and its spread of noise."""
+        levels: dict[float, tuple[Energy, float | None]] = self._levels  # type: ignore[attr-defined]
+        if sigma not in levels:
+            energy = self.end.at(sigma)
+            levels[sigma] = energy, spread(energy, sigma)
+        return levels[sigma]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How particles go down levels of noise: by a schedule from a normal to the noisiest level, then by `rungs`."""
+
+    path: Noised
+    approach: Schedule
+    rungs: tuple[Rung, ...]
+
+    @property
+    def levels(self) -> tuple[Any, ...]:
+        return (*self.approach.levels, *self.rungs)
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of the target for one particle."""
+        moves = sum(round(rung.moves * rung.kernel.gradients_per_step) for rung in self.rungs)
+        return self.approach.gradients + moves + len(self.rungs)
+
+    @property
+    def energies(self) -> int:
+        return 0
+
+    @property
+    def work(self) -> int:
+        """Moves and levels, whatever they cost."""
+        return self.approach.work + sum(rung.moves for rung in self.rungs) + len(self.rungs)
+
+    def refined(self, times: int) -> Descent:
+        """The same with each fall cut into `times`, all moved by the kernel of its end."""
+        rungs, before = [], max(noise_range(self.path.end))
+        for rung in self.rungs:
+            if rung.sigma > 0:
+                falls = (before * (rung.sigma / before) ** (i / times) for i in range(1, times))
+                rungs += [rung._replace(sigma=sigma) for sigma in falls]
+                before = rung.sigma
+            rungs.append(rung)
+        return Descent(self.path, self.approach.refined(times), tuple(rungs))
+
+    def carry(self, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
+        """Populations (r, n, *event) to the target, as the fields of `Population`."""
+        x, _, logs, log_ratio, ancestors, acceptance, nonfinite, divergent = self.approach.carry(x, generator, resample, bar)
+        log_ratio = log_ratio - logs.logsumexp(1) + math.log(x.shape[1])  # what is in the weights is still to be counted
+        accepted = [acceptance]
+        sigma = max(noise_range(self.path.end))
+        state = _at_rest(self.path.level(sigma)[0], x)
+        for index, rung in enumerate(self.rungs):
+            fallen, increment = _fall(self.path, state, sigma, rung.sigma, generator)
+            nonfinite += int(increment.isnan().sum())
+            logs = logs + torch.where(increment.isnan(), -math.inf, increment)
+            if resample:
+                order, logs, gained = resampled(logs, generator, always=index == len(self.rungs) - 1)
+                fallen, log_ratio = State(*(take(part, order) for part in fallen)), log_ratio + gained
+                ancestors = ancestors.gather(1, order)
+            sigma = rung.sigma
+            state, seen = _moved(rung.kernel, self.path.level(sigma)[0], fallen, rung.moves, generator)
+            accepted += [info.acceptance.mean().item() for info in seen]
+            nonfinite += sum(int(info.nonfinite.sum()) for info in seen)
+            divergent += sum(int(info.divergent.sum()) for info in seen)
+            bar.update()
+        log_ratio = log_ratio + logs.logsumexp(1) - math.log(x.shape[1])
+        return state.x, state.energy, logs, log_ratio, ancestors, sum(accepted) / len(accepted), nonfinite, divergent
+
+    def back(self, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)
+        """log weights of draws of the target that are carried back to the start; exp of them has mean Z_0 / Z."""
+        sigmas = [max(noise_range(self.path.end)), *(rung.sigma for rung in self.rungs)]
+        logs = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        state = _at_rest(self.path.level(sigmas[-1])[0], x)
+        for rung, higher in zip(self.rungs[::-1], sigmas[-2::-1], strict=True):
+            (_, above), (_, below) = self.path.level(higher), self.path.level(rung.sigma)
+            if rung is not self.rungs[-1]:
+                state, _ = _moved(rung.kernel, self.path.level(rung.sigma)[0], state, rung.moves, generator)
+            fall = _variance(above, below)
+            noise = torch.randn(state.x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            raised = _at_rest(self.path.level(higher)[0], state.x + math.sqrt(max(fall, 0)) * noise)
+            logs = logs - _log_weight(raised, state, above, below)
+            state = raised
+        return logs + self.approach.back(state.x, generator)
+
+
+def descend(target: Energy, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False) -> Pilot:
+    """Tunes a descent with one population that is resampled at each level: falls of log σ that keep `KEEP` of the effective
+    particles, and kernels whose step size follows their acceptance, in units of the spread of noise.
+
+    Raises Stalled where that takes more than `MOST_LEVELS` levels.
+    """
+    low, high = noise_range(target)
+    top, wide = target.at(high), spread(target.at(high), high)
+    assert wide is not None
+    path = Noised(_around(top, wide, generator), target, by_scores(target))
+    x = path.start.sample(PARTICLES, generator=generator)
+    first = tune(Geometric(path.start, top), x, generator, kernel=kernel, most=MOVES, progress=progress)
+    log_ratio, sigma, stride, rungs = first.log_ratio, high, STRIDE, []
+    state = _at_rest(top, first.x)
+    mover = Langevin() if kernel is None else kernel
+    mover = mover.tuned(mover.guess(state.x[0].numel()) if mover.step_size is None else mover.step_size)
+    with tqdm(total=1.0, desc="falling pilot", disable=not progress, leave=False, bar_format="{desc}: {percentage:3.0f}%") as bar:
+        while sigma > 0:
+            aim = sigma * math.exp(-stride)
+            aim = 0.0 if sigma <= low else low if aim < low * math.exp(LEAST) else aim
+            fallen, increment = _fall(path, state, sigma, aim, generator)
+            logs = torch.where(increment.isnan(), -math.inf, increment).unsqueeze(0)
+            if not bool((logs > -math.inf).any()):
+                raise ValueError(f"no particle of {target} has finite energy at noise {aim:g}")
+            share = float((2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()) / PARTICLES
+            if share < KEEP and aim > 0 and stride > LEAST:
+                stride = max(LEAST, 0.6 * stride)
+                continue
+            if len(rungs) == MOST_LEVELS:
+                raise Stalled(f"more than {MOST_LEVELS} levels of noise to {target}")
+            stride = min(STRIDE, 1.3 * stride) if share > EASY else stride
+            log_ratio += float(logs.logsumexp(1)) - math.log(PARTICLES)
+            uniform = torch.rand(1, 2, generator=generator, device=x.device, dtype=torch.float64)
+            order = systematic(logs, uniform)[0]
+            state = State(*(part[order] for part in fallen))
+            rung, state = _settle(mover, path, aim, state, generator)
+            bar.update(math.log(sigma / max(aim, low)) / math.log(high / low))
+            mover, sigma = rung.kernel, aim
+            rungs.append(rung)
+    descent = Descent(path, first.schedule, tuple(rungs))
+    spent = first.gradients + (descent.gradients - first.schedule.gradients) * PARTICLES + CENTRES * 64
+    return Pilot(descent, state.x, log_ratio, float(spent))
+
+
+def falls(target: Energy) -> bool:
+    """Whether particles go down levels of noise to it by reverse diffusion: there are some, all proper, and with a known spread."""
+    if not sets.is_real(target.support) or noise_levels(target) is None:
+        return False
+    return all(spread(target.at(sigma), sigma) is not None for sigma in noise_range(target))
+
+
+def dear(target: Energy) -> bool:
+    """Whether they do so in many dimensions, where networks give the energies and nothing else draws."""
+    return target.event_shape.numel() > MOST_DIMENSIONS and falls(target)
+
+
+def by_scores(target: Energy) -> bool:
+    """Whether weights follow from scores: in many dimensions, where values of networks are too wrong to weigh by, of compositions for
+    which `poe.scores.diffuses` holds."""
+    if not dear(target):
+        return False
+    (low, high) = noise_range(target)
+    return all(diffuses(target.at(sigma), spread(target.at(sigma), sigma) or math.inf) for sigma in (low, high))
+
+
+def spread(energy: Energy, sigma: float) -> float | None:
+    """s of the energy at level σ, in units of x: noise adds |x|² / 2s² to it. None where it adds none, or where nobody knows how much
+    (a ratio, and an expert at level 0 that does not state its `growth`)."""
+    sharpness = _sharpness(energy, sigma)
+    return None if sharpness is None or sharpness <= 0 else math.sqrt(0.5 / sharpness)
+
+
+def _sharpness(energy: Energy, sigma: float) -> float | None:  # nats per squared unit of x
+    if energy.growth is not None:
+        return energy.growth
+    if isinstance(energy, Product):
+        known = [(power, _sharpness(term.energy, sigma)) for power, term in zip(energy.powers, energy.terms, strict=True)]
+        return None if any(s is None for _, s in known) else math.fsum(p * s for p, s in known)  # type: ignore[operator]
+    if isinstance(energy, Mixture):
+        parts = [_sharpness(part, sigma) for part in energy.parts]
+        return None if None in parts else min(parts)  # type: ignore[type-var]
+    if isinstance(energy, Contrast):
+        return _sharpness(energy.wanted, sigma)
+    if isinstance(energy, (Shifted, Pullback)):
+        return _sharpness(energy.parts[0], sigma)
+    if energy.can(NoiseConditional):
+        return 0.5 / sigma**2 if sigma > 0 else None
+    return 0.0  # an expert without levels of noise
+
+
+def _around(top: Energy, wide: float, generator: torch.Generator) -> StandardNormal:
+    """A normal near the noisiest level: spread as its noise, about the mean of what is behind it, x - s²∇E."""
+    like = top._like()
+    centre, more = like.new_zeros(top.event_shape), like.new_zeros(top.event_shape)
+    for _ in range(CENTRES):
+        noise = torch.randn(64, *top.event_shape, generator=generator, dtype=like.dtype, device=like.device)
+        x = centre + (wide**2 + more).sqrt() * noise
+        behind = x - wide**2 * top.value_and_grad(x)[1]
+        if not bool(behind.isfinite().all()):
+            raise ValueError(f"{top} has no finite gradient at {int((~behind.isfinite()).flatten(1).any(1).sum())} of 64 points")
+        centre, more = behind.mean(0), behind.var(0)
+    return StandardNormal(centre, (wide**2 + more).sqrt())
+
+
+def _at_rest(energy: Energy, x: Tensor) -> State:
+    return State(x, *energy.value_and_grad(x))
+
+
+def _variance(above: float | None, below: float | None) -> float:
+    """δ, in units of x²; 0 where particles stay."""
+    return 0.0 if above is None or below is None else above**2 - below**2
+
+
+def _fall(path: Noised, state: State, sigma: float, to: float, generator: torch.Generator) -> tuple[State, Tensor]:
+    """Particles of the level σ at a lower one, and their log weights in nats, NaN where the energy fails there."""
+    (energy, above), (lower, below) = path.level(sigma), path.level(to)
+    fall = _variance(above, below)
+    if fall <= 0:
+        fallen = _at_rest(lower, state.x)
+        return fallen, _log_weight(state, fallen, above, below)
+    assert above is not None and below is not None
+    noise = torch.randn(state.x.shape, generator=generator, dtype=state.x.dtype, device=state.x.device)
+    fallen = _at_rest(lower, state.x - fall * state.gradient + below * math.sqrt(fall) / above * noise)
+    if not path.by_scores:
+        return fallen, _log_weight(state, fallen, above, below)
+    gained = gain(energy, lower, state.x, fallen.x)
+    return fallen, _log_weight(state, fallen, above, below, gained)
+
+
+def _log_weight(
+    high: State, low: State, above: float | None, below: float | None, gained: Tensor | None = None
+) -> Tensor:  # (*batch)
+    logs = high.energy.double() - low.energy.double() if gained is None else gained
+    fall = _variance(above, below)
+    if fall > 0:
+        assert above is not None and below is not None
+        event = high.energy.ndim
+        away, ahead = high.x - low.x, low.x - high.x + fall * high.gradient
+        squares = [part.double().square().flatten(event).sum(-1) for part in (away, ahead)]
+        d, variance = high.x.shape[event:].numel(), (below / above) ** 2 * fall
+        logs = logs - squares[0] / (2 * fall) + squares[1] / (2 * variance) + d * math.log(below / above)
+    failed = low.energy.isnan() | low.gradient.flatten(low.energy.ndim).isnan().any(-1)
+    return torch.where(failed, math.nan, torch.where(low.energy == math.inf, -math.inf, logs))
+
+
+class _Known(Energy):
+    """An energy whose value and gradient at one place are known already."""
+
+    def __init__(self, energy: Energy, at: State) -> None:
+        super().__init__(energy.event_shape)
+        self.energy, self._at = energy, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.energy(x)
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._at[1:] if x.data_ptr() == self._at.x.data_ptr() else self.energy.value_and_grad(x)
+
+
+def _moved(kernel: Kernel, energy: Energy, state: State, moves: int, generator: torch.Generator) -> tuple[State, list[Any]]:
+    """The particles after so many moves, at rest, and what the moves report."""
+    inner, seen = kernel.init(_Known(energy, state), state.x), []
+    for _ in range(moves):
+        inner, info = kernel.step(energy, inner, kernel.noise(inner, generator))
+        seen.append(info)
+    end = kernel.walkers(inner)
+    return end if end.gradient.shape == end.x.shape else _at_rest(energy, end.x), seen
+
+
+def _settle(mover: Kernel, path: Noised, sigma: float, state: State, generator: torch.Generator) -> tuple[Rung, State]:
+    """The kernel for a level, its step size tuned while it moves the particles: at the last level until the energy has forgotten."""
+    energy, wide = path.level(sigma)
+    d = state.x[0].numel()
+    scale = mover.scale if wide is None else torch.full((d,), wide, dtype=state.x.dtype, device=state.x.device)
+    before, moves, most = state.energy, 0, MOVES if sigma > 0 else LAST
+    while moves < MOVES or (moves < most and correlation(before, state.energy) > SETTLE):
+        mover = mover.tuned(mover.step_size, scale)  # type: ignore[arg-type]
+        state, (info,) = _moved(mover, energy, state, 1, generator)
+        moves += 1
+        if mover.target_acceptance is not None:
+            error = info.acceptance.mean() - mover.target_acceptance
+            step = torch.as_tensor(mover.step_size).to(state.energy) * (2 * error / math.sqrt(moves)).exp()
+            mover = mover.tuned(step, scale)
+    return Rung(sigma, mover, moves), state

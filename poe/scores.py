@@ -1,0 +1,101 @@
+"""What a composition's log-density gains along a step of reverse diffusion: of one expert by its score, of all others against it.
+
+Let p_k be the density of data under noise σ_k, q(x | x') = N(x; x', δ) what takes it back to level k - 1, δ = σ²_{k-1} - σ²_k, and r
+the reverse of q. By Bayes' rule p_{k-1}(x) r(x' | x) = p_k(x') q(x | x'), and to first order in δ
+
+    r(x' | x) = N(x'; x - δ g, v),     g = -∇log p_{k-1}(x),     v = δ σ²_k / σ²_{k-1},
+
+so that log p_k(x') - log p_{k-1}(x) = log r(x' | x) - log q(x | x') needs no value of log p: a single expert, whose r proposes, has
+weight 1, which is plain reverse diffusion. In a product Π p_i^w_i with Σ w_i = 1 the first expert that is divided by (the prior of a
+conjunction), or else the first, takes this, and the others differ from it by energies at both ends, as the two sides of a contrast do.
+
+Why not by energies throughout: D, what a network takes for the picture behind the noise, is wrong by |D - x₀| in all, and then the
+energy by about |D - x₀| √(Σε²/n) / σ: some ten nats for pictures at little noise, and particles that are weighed by them end as the
+picture with the luckiest error. Scores suffer less, and energies of concepts of one network, at one x, share that error.
+
+Reference: Skreta, Akhound-Sadegh, Ohanesian et al. 2025, ICML (Feynman-Kac correctors: weights of products from scores alone).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from poe.capabilities import NoiseConditional
+from poe.energy import Contrast, Energy, Product, Shifted, together, together_with_gradients
+
+Known = Mapping[int, tuple[Tensor, Tensor]]  # energies and gradients of experts, by their identity
+
+
+def diffuses(energy: Energy, spread: float) -> bool:
+    """Whether gains of an energy at one level are found so: products, shifts and contrasts of experts whose own spread of noise is that
+    of the whole, so that powers sum to 1, and of experts without noise. `spread` in units of x."""
+    if isinstance(energy, Product):
+        return all(diffuses(term.energy, spread) for term in energy.terms)
+    if isinstance(energy, (Shifted, Contrast)):
+        return all(diffuses(part, spread) for part in energy.parts)
+    if not energy.can(NoiseConditional):
+        return not energy.parts  # a mixture or pullback is no single diffusion
+    return energy.growth is not None and math.isclose(energy.growth, 0.5 / spread**2, rel_tol=1e-6)
+
+
+def gain(above: Energy, below: Energy, x: Tensor, to: Tensor) -> Tensor:
+    # (*batch, *event), (*batch, *event) -> (*batch)
+    """log p_k(to) - log p_{k-1}(x) in nats, for the same expression at two levels."""
+    high, low = _experts(above), _experts(below)
+    known = dict(zip(map(id, high), together_with_gradients(high, x), strict=True))
+    with torch.no_grad():
+        values = dict(zip(map(id, low), together(low, to), strict=True))
+    (reference,) = [pair for pair in zip(high, low, strict=True) if pair[0] is _reference(above)][:1]
+    energy, gradient = known[id(reference[0])]
+    gained = _followed(reference[0], reference[1], to - x, gradient)
+    at_x = _relative(above, {key: value.double() - energy.double() for key, (value, _) in known.items()}, x)
+    base = values[id(reference[1])].double()
+    at_to = _relative(below, {key: value.double() - base for key, value in values.items()}, to)
+    return gained - (at_to - at_x)
+
+
+def _followed(above: Energy, below: Energy, moved: Tensor, gradient: Tensor) -> Tensor:
+    """log r - log q for a move x' - x of an expert."""
+    assert above.growth is not None and below.growth is not None
+    event = len(above.event_shape)
+    fall, ratio = 0.5 / above.growth - 0.5 / below.growth, above.growth / below.growth
+    squares = [part.double().flatten(part.ndim - event).square().sum(-1) for part in (moved, moved + fall * gradient)]
+    return squares[0] / (2 * fall) - squares[1] / (2 * fall * ratio) - above.event_shape.numel() / 2 * math.log(ratio)
+
+
+def _relative(energy: Energy, known: Mapping[int, Tensor], x: Tensor) -> Tensor:
+    """The energy less that of the reference, from those of its experts."""
+    if isinstance(energy, Product):
+        return sum(p * _relative(term.energy, known, x) for p, term in zip(energy.powers, energy.terms, strict=True))  # type: ignore[return-value]
+    if isinstance(energy, Shifted):
+        return _relative(energy.energy, known, x) + energy.offset
+    if isinstance(energy, Contrast):
+        wanted, unwanted = (_relative(part, known, x) for part in energy.parts)
+        return wanted + energy.strength * softplus(wanted - unwanted, threshold=40)
+    if id(energy) in known:
+        return known[id(energy)]
+    with torch.no_grad():
+        return energy(x).double()
+
+
+def _reference(energy: Energy) -> Energy | None:
+    """The expert whose gains follow from its score."""
+    if isinstance(energy, Product):
+        found = [(power >= 0, _reference(term.energy)) for power, term in zip(energy.powers, energy.terms, strict=True)]
+        return next((expert for _, expert in sorted(found, key=lambda pair: pair[0]) if expert is not None), None)
+    if isinstance(energy, (Shifted, Contrast)):
+        return _reference(energy.parts[0])
+    return energy if energy.can(NoiseConditional) else None
+
+
+def _experts(energy: Energy) -> list[Energy]:
+    """All experts with noise levels, each once."""
+    if energy.parts:
+        found = [expert for part in energy.parts for expert in _experts(part)]
+        return list({id(expert): expert for expert in found}.values())
+    return [energy] if energy.can(NoiseConditional) else []
