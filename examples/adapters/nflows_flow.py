@@ -1,4 +1,4 @@
-"""A conditional flow of nflows at two observations, and the prior that both posteriors contain."""
+"""A flow of nflows, conditional on an observation, times a measurement of the same two numbers."""
 
 import torch
 from nflows.distributions import StandardNormal
@@ -10,7 +10,6 @@ from experts import Normal
 
 torch.manual_seed(0)
 flow = Flow(MaskedAffineAutoregressiveTransform(2, 16, context_features=1), StandardNormal([2]))  # here untrained
-posterior = poe.as_energy(flow, context_shape=(1,))
-parts = [posterior.given(torch.tensor([seen])) for seen in (-0.3, 0.8)]
-target = poe.combine(parts, prior=Normal(torch.zeros(2), 3 * torch.ones(2)))
-print(poe.sample(target & Normal(torch.zeros(2), torch.ones(2)), 500, seed=0).report())
+posterior = poe.as_energy(flow, context_shape=(1,)).given(torch.tensor([0.8]))
+draws = poe.sample(posterior & Normal(torch.ones(2), torch.ones(2)), 500, seed=0)
+print(draws.report())
