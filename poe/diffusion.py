@@ -1,18 +1,19 @@
 """Particles carried down levels of noise: reverse diffusion of a composition, with weights and Metropolis moves that make it exact.
 
-E_k is the target at noise σ_k, σ_0 > σ_1 > ... , and s_k its own spread of noise, 1 / 2s² nats per squared unit of x (`spread`: a product
-of two noised densities has s = σ/√2). From a particle x of level k - 1, with gradient g = ∇E_{k-1}(x) and δ = s²_{k-1} - s²_k,
+E_k is the target at noise σ_k, σ_0 > σ_1 > ... , and s_k its own spread of noise, 1 / 2s² nats per squared unit of x (`spread`: a
+product of two noised densities has s = σ/√2). From a particle x of level k - 1, with gradient g = ∇E_{k-1}(x) and δ = s²_{k-1} - s²_k,
 
     x' = x - δ g + √v ξ,     v = s_k² δ / s²_{k-1},     ξ ~ N(0, 1):
 
-exact where x was x₀ + noise with a single x₀, which is then x - s²_{k-1} g (Tweedie's formula). Noise put back on x' would have led to x
-with density N(x; x', δ), so that on pairs (x, x') the weight
+exact where x was x₀ + noise with a single x₀, which is then x - s²_{k-1} g (Tweedie's formula). Noise put back on x' would have led
+to x with density N(x; x', δ), so that on pairs (x, x') the weight
 
     log w = E_{k-1}(x) - E_k(x') + log N(x; x', δ) - log N(x'; x - δ g, v)
 
 turns what was drawn into the law exp(-E_k(x')) / Z_k of x', whatever the levels are, and has mean Z_k / Z_{k-1}. A product of noised
 densities is not the noised product, and its score leads to neither: the weights put that right, and Metropolis moves at each level
-forget where resampled particles came from. Where δ is not positive, particles stay and log w = E_{k-1}(x) - E_k(x).
+forget where resampled particles came from. Where δ is not positive, particles stay and log w = E_{k-1}(x) - E_k(x). In many dimensions
+networks are too wrong by value for these weights, and what energies gain on the way follows from scores (`poe.scores`).
 
 References: Del Moral, Doucet and Jasra 2006, J. R. Statist. Soc. B 68(3) (weights on pairs, section 3.3); Ho, Jain and Abbeel 2020,
 NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023, NeurIPS, and Du et al. 2023, ICML (particles and MCMC for compositions).

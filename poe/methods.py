@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
 from poe.diffusion import FEW, GROUPS, dear
 from poe.discrete import visible
 from poe.draws import Draws, first
-from poe.energy import Energy, Estimate, Mixture
+from poe.energy import Energy, Estimate
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel
 from poe.path import take
@@ -239,8 +239,6 @@ def annealed(job: Job) -> Draws:
     Raises NotThisWay where no path was found.
     """
     started = time.perf_counter()
-    if isinstance(job.energy, Mixture) and job.energy.weights is not None and dear(job.energy):
-        return _parts(job, job.energy)
     populations, wide = _sizes(job)
     wide *= job.thin
     try:
@@ -281,31 +279,38 @@ def annealed(job: Job) -> Draws:
     return replace(result, partial=True).warned(said)
 
 
-def _parts(job: Job, mixture: Mixture) -> Draws:
-    """Draws of a weighted mixture: particles of each part, annealed for themselves and taken in the shares that the weights say, so
-    that no part has to be found from another. Counts of a population differ from its shares by less than one draw in the mean."""
-    started = time.perf_counter()
-    populations, wide = _sizes(job)
-    parts = [(part, share) for part, share in zip(mixture.parts, mixture.weights or (), strict=True) if share]
-    results = []
-    for index, (part, share) in enumerate(parts):
-        draws = populations * math.ceil(wide * share)
-        results.append(annealed(replace(job, energy=part, starts=(), draws=draws, seed=job.seed + index, found=None)))
-    uniform = torch.rand(populations, 2, generator=job.streams(2)[0], dtype=torch.float64, device=job.energy.device)
-    logs = torch.tensor([math.log(share) for _, share in parts], dtype=torch.float64, device=job.energy.device)
-    whose = systematic(logs.expand(populations, -1), uniform, wide)  # (populations, wide)
-    x = results[0].chains.new_empty(populations, wide, *job.energy.event_shape)
-    for index, result in enumerate(results):
-        for mine, chain, own in zip(x, result.chains, whose == index, strict=True):
-            mine[own] = chain[: int(own.sum())]
-    weights = sum(share**2 / max(result.diagnostics.most, 1) for (_, share), result in zip(parts, results, strict=True))
-    counts = {
-        name: sum(getattr(r.diagnostics, name) for r in results) for name in ("nonfinite", "divergent", "gradients", "energies")
-    }
-    return _population(
-        job, x, Estimate(0.0), Estimate(0.0), ancestors=1 / weights, seconds=time.perf_counter() - started,
-        acceptance=min(result.diagnostics.acceptance for result in results), **counts,
+def blend(job: Job, shares: Sequence[float], draw: Callable[[int, int], Draws]) -> Draws:
+    """Draws of a mixture from those of its parts, in the given shares of probability: no part has to be found from another.
+
+    `draw(i, n)` gives n draws of part i. Each part has n·share draws but for rounding, which is random, and all are shuffled. The
+    evidence is the weakest of any part, with effective numbers for the mixture: the draws of part i count share_i of it.
+    """
+    chains = job.chains or min(4, max(1, job.draws))
+    total = chains * -(-job.draws // chains)
+    (generator, *_) = job.streams(2)
+    logs = torch.tensor([shares], dtype=torch.float64, device=job.energy.device).log()
+    uniform = torch.rand(1, 2, generator=generator, dtype=torch.float64, device=job.energy.device)
+    counts = torch.bincount(systematic(logs, uniform, total)[0], minlength=len(shares)).tolist()
+    results = [(count / total, draw(index, count)) for index, count in enumerate(counts) if count]
+    order = torch.rand(total, generator=generator, dtype=torch.float64, device=job.energy.device).argsort()
+    x = torch.cat([result.x for _, result in results])[order].unflatten(0, (chains, -1))
+    with torch.no_grad():
+        energy = job.energy(x)
+    found = [result.diagnostics for _, result in results]
+    least = lambda name: min(getattr(r.diagnostics, name) / share for share, r in results)  # noqa: E731
+    total_of = lambda name: sum(getattr(d, name) for d in found)  # noqa: E731
+    worst = lambda name: max((v for v in (getattr(d, name) for d in found) if v == v), default=math.nan)  # noqa: E731
+    evidence = Diagnostics(
+        worst("rhat"), worst("rhat_energy"), min(least("ess_bulk"), total), min(least("ess_tail"), total), int(total_of("stuck")),
+        acceptance=min(d.acceptance for d in found), divergent=int(total_of("divergent")), nonfinite=int(total_of("nonfinite")),
+        gradients=total_of("gradients"), energies=total_of("energies") + energy.numel(), seconds=total_of("seconds"),
+        invalid=int((~energy.isfinite()).sum()), independent=all(d.independent for d in found),
     )  # fmt: skip
+    said = dict.fromkeys(warning for _, result in results for warning in result.warnings)
+    conditions = {warning: given for _, result in results for warning, given in result.conditions.items()}
+    result = Draws(first(x, job.draws), x, energy, job.energy.log_z, evidence, "", "", tuple(said))
+    partial, exact = any(r.partial for _, r in results), all(r.exact for _, r in results)
+    return replace(result, conditions=conditions, partial=partial, exact=exact)
 
 
 def tested(evidence: Diagnostics, energy: Energy, chains: Tensor) -> Diagnostics:  # (chain, draw, *event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,10 +32,11 @@ from poe.sites import box_of
 from poe.spaces import MOST_STATES, enumerable
 from poe.starts import candidates
 
-METHODS = ("exact", "enumerate", "sequential", "importance", "annealed", "chains", "tempered")
+METHODS = ("exact", "enumerate", "parts", "sequential", "importance", "annealed", "chains", "tempered")
 WORDS = {
     "exact": "closed form, independent draws",
     "enumerate": "all points of a discrete space",
+    "parts": "each part of the mixture for itself, in the shares that their log Z and weights say",
     "sequential": "sequential Monte Carlo along the order of the autoregressive factors",
     "importance": "importance resampling of a part that draws samples",
     "annealed": "annealed particles (sequential Monte Carlo)",
@@ -74,7 +76,7 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"{self.method}: {self.reason}"]
-        if self.method in ("exact", "enumerate"):
+        if self.method in ("exact", "enumerate", "parts"):
             return lines[0]
         if self.starts and not self.noised:
             lines.append("starts from " + ", ".join(str(start) for start in self.starts) + ", weighed by importance")
@@ -112,6 +114,11 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         raise ValueError(
             f"{energy} is discrete, without a closed form or a finite number of values a coordinate: nothing here draws it"
         )
+    shares = energy.shares if isinstance(energy, Mixture) else None
+    if method == "parts" and shares is None:
+        raise ValueError(f"{energy} is no mixture of parts whose log Z are known: poe.normalize gives parts that are")
+    if method == "parts" or (method is None and kernel is None and shares is not None and not discrete):
+        return Plan(("parts",), energy, WORDS["parts"])
     starts = tuple(candidates(energy))
     if method == "sequential" and line(energy) is None:
         raise ValueError(f"{energy} has no autoregressive factor over discrete values: there is no order to follow")
@@ -160,7 +167,7 @@ def sample(
 
     Arguments:
         draws: how many in all, over all chains.
-        method: "exact", "enumerate", "sequential", "importance", "annealed", "chains" or "tempered"; by default those of
+        method: "exact", "enumerate", "parts", "sequential", "importance", "annealed", "chains" or "tempered"; by default those of
             `poe.plan`, in turn, until one gives draws that nothing speaks against (chains start from annealed particles where there
             are any); and "chains" where `kernel`, `init`, `warmup` or `compile` is given.
         kernel: a kernel for the chains; `Langevin()` tuned in warm-up by default.
@@ -235,7 +242,7 @@ def _follow(chosen: Plan, job: Job) -> Draws:
     for name in chosen.methods:
         last = name == chosen.methods[-1]
         try:
-            result = _draw(name, job, forced=last)
+            result = _compared(_draw(name, job, forced=last), job.energy)
         except NotThisWay as no:
             if last:
                 raise ValueError(f"{job.energy} cannot be drawn by {WORDS[name]}: {no}") from no
@@ -260,6 +267,8 @@ def _draw(name: str, job: Job, *, forced: bool) -> Draws:
         return methods.importance(job, forced=forced)
     if name == "chains":
         return chains_of(job, forced=forced)
+    if name == "parts":
+        return methods.blend(job, job.energy.shares, lambda index, n: _part(job, index, n))  # type: ignore[union-attr]
     return {
         "exact": methods.exact,
         "enumerate": methods.enumerate_all,
@@ -267,6 +276,27 @@ def _draw(name: str, job: Job, *, forced: bool) -> Draws:
         "annealed": methods.annealed,
         "tempered": tempered,
     }[name](job)
+
+
+def _compared(result: Draws, energy: Energy) -> Draws:
+    """The draws, with a warning where log Z is known and their own estimate of it is another: they have missed mass, or found some."""
+    known, found = energy.log_z, result.log_z
+    if known is None or found is None or len(result) == 0:
+        return result
+    error = math.hypot(known.standard_error, found.standard_error)
+    if abs(found.value - known.value) <= 5 * error + 1e-3:
+        return result
+    return result.warned(
+        f"log Z is known to be {known}, and these draws make it {found}: modes have been missed; try another method= or start"
+    )
+
+
+def _part(job: Job, index: int, draws: int) -> Draws:
+    """Draws of one part of a mixture, by a plan of its own."""
+    part = job.energy.parts[index]
+    chosen = plan(part)
+    of = replace(job, energy=chosen.target if chosen.method == "exact" else part, starts=chosen.starts, draws=draws)
+    return _follow(chosen, replace(of, seed=job.seed + 1 + index, found=None))
 
 
 def _nothing(chosen: Plan, job: Job) -> Draws:
@@ -292,7 +322,9 @@ def _check_chains(method: str | None, kernel: Any, warmup: Any, init: Tensor | N
     for name, value in (("warmup", warmup), ("seed", seed)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{name} is a whole number of at least 0, got {value!r}")
-    if method in ("exact", "enumerate", "sequential", "importance", "annealed") and not (init is None and warmup is None):
+    if method in ("exact", "enumerate", "parts", "sequential", "importance", "annealed") and not (
+        init is None and warmup is None
+    ):
         raise ValueError(
             f'init= and warmup= are for chains, and method={method!r} has none; give method="chains" or leave them out'
         )
