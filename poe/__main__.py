@@ -10,9 +10,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from poe import checkup, cli, demo, inventory
+from poe import checkup, cli, demo, gallery, inventory
 
-COMMANDS = (inventory.COMMAND, cli.SHOW, cli.SAMPLE, cli.LOGZ, checkup.COMMAND, demo.COMMAND)
+COMMANDS = (inventory.COMMAND, cli.SHOW, cli.SAMPLE, cli.LOGZ, checkup.COMMAND, demo.COMMAND, gallery.COMMAND)
 
 STATUS = """\
 exit status:

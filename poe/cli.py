@@ -233,7 +233,9 @@ def _evidence(draws: Draws) -> dict[str, Any]:
 
 def _logz_arguments(parser: argparse.ArgumentParser) -> None:
     _expression_arguments(parser)
-    parser.add_argument("-n", "--draws", type=whole(32), default=8192, help="particles in all (default: %(default)s)")
+    parser.add_argument(
+        "-n", "--draws", type=whole(32), help="particles in all; by default as many as the way of estimating needs"
+    )
     parser.add_argument("--seed", type=whole(0), default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--method", choices=ESTIMATORS, help="how to estimate; by default the first that applies, as measured")
 

@@ -40,7 +40,7 @@ from poe.scores import diffuses, gain
 from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, systematic, tune
 
 PARTICLES = 128  # of the pilot
-FEW, GROUPS = 256, 4  # particles that are drawn at the least where each is dear, and their populations
+FEW, GROUPS = 256, 4  # particles where each is dear (at the least 4 for each draw, up to this many), and their populations
 CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64 points each
 MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
 STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
@@ -57,12 +57,21 @@ class Rung(NamedTuple):
 
 @dataclass(frozen=True)
 class Noised:
-    """The path of a target down its levels of noise, from a normal that draws the noisiest one nearly; `by_scores`: what densities
-    gain on the way follows from scores (`poe.scores`), not from energies."""
+    """The path of a target down its levels of noise, from a normal that draws the noisiest one nearly; `approach` leads from that to
+    this; `by_scores`: what densities gain on the way follows from scores (`poe.scores`), not from energies."""
 
     start: StandardNormal
     end: Energy
+    approach: Geometric
     by_scores: bool = False
+
+    @classmethod
+    def to(cls, target: Energy, generator: torch.Generator) -> Noised:
+        """The path to a target for which `falls` holds. Raises ValueError where the noisiest level has no finite gradient."""
+        high = max(noise_range(target))
+        top = target.at(high)
+        start = _around(top, spread(top, high) or math.inf, generator)
+        return cls(start, target, Geometric(start, top), by_scores(target))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_levels", {})
@@ -155,18 +164,16 @@ class Descent:
         return logs + self.approach.back(state.x, generator)
 
 
-def descend(target: Energy, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False) -> Pilot:
+def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False) -> Pilot:
     """Tunes a descent with one population that is resampled at each level: falls of log σ that keep `KEEP` of the effective
     particles, and kernels whose step size follows their acceptance, in units of the spread of noise.
 
     Raises Stalled where that takes more than `MOST_LEVELS` levels.
     """
+    target, top = path.end, path.approach.end
     low, high = noise_range(target)
-    top, wide = target.at(high), spread(target.at(high), high)
-    assert wide is not None
-    path = Noised(_around(top, wide, generator), target, by_scores(target))
     x = path.start.sample(PARTICLES, generator=generator)
-    first = tune(Geometric(path.start, top), x, generator, kernel=kernel, most=MOVES, progress=progress)
+    first = tune(path.approach, x, generator, kernel=kernel, most=MOVES, progress=progress)
     log_ratio, sigma, stride, rungs = first.log_ratio, high, STRIDE, []
     state = _at_rest(top, first.x)
     mover = Langevin() if kernel is None else kernel

@@ -11,7 +11,7 @@ from poe.energy import Energy
 
 _BOX = "font-family:sans-serif;font-size:13px;line-height:1.45;max-width:60em"
 _GREY = "color:#888;font-size:12px"
-_PRE = "font-size:12px;line-height:1.35;white-space:pre-wrap;margin:4px 0;background:none;border:none;padding:0"
+PRE = "font-size:12px;line-height:1.35;white-space:pre-wrap;margin:4px 0;background:none;border:none;padding:0"
 
 
 def of_energy(energy: Energy) -> str:
@@ -41,7 +41,7 @@ def of_draws(draws: Any) -> str:
     """The verdict, a picture where matplotlib is there, and the report."""
     colour = "#1b7f3b" if draws.trusted else "#b00020"
     verdict = f'<div style="color:{colour};font-weight:bold">{escape(draws.verdict)}</div>'
-    report = f'<details open><summary>report</summary><pre style="{_PRE}">{escape(draws.report())}</pre></details>'
+    report = f'<details open><summary>report</summary><pre style="{PRE}">{escape(draws.report())}</pre></details>'
     return f'<div style="{_BOX}">{verdict}{_picture(draws)}{report}</div>'
 
 

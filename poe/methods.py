@@ -326,7 +326,7 @@ def tested(evidence: Diagnostics, energy: Energy, chains: Tensor) -> Diagnostics
 
 def _sizes(job: Job) -> tuple[int, int]:
     """(populations, particles of each)."""
-    groups, least = (GROUPS, FEW) if dear(job.energy) else (POPULATIONS, PARTICLES)
+    groups, least = (GROUPS, min(FEW, 4 * max(job.draws, 16))) if dear(job.energy) else (POPULATIONS, PARTICLES)
     populations = job.chains or max(groups, job.shards)
     return populations, max(-(-least // populations), -(-job.draws // populations))
 

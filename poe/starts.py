@@ -14,7 +14,7 @@ from poe import support as sets
 from poe.capabilities import Proposes, Samples, quick
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import pareto_k, weight_ess
-from poe.diffusion import dear, descend, falls
+from poe.diffusion import Descent, Noised, dear, descend, falls
 from poe.energy import Contrast, Energy, Mixture, Product, Shifted, leaves
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel, Langevin
@@ -132,11 +132,13 @@ def pilot(
 
     noised, spent = _noised(target), 0.0
     if falls(target):
+        down = Noised.to(target, generator)
 
         def fallen() -> Pilot:
-            return descend(target, generator, kernel=kernel, progress=progress)
+            return descend(down, generator, kernel=kernel, progress=progress)
 
-        found = [fallen() if checkpoint is None else checkpoint.stage(fallen, Pilot, target, mover, generators=[generator])]
+        known = Pilot, Descent, down, down.approach, mover
+        found = [fallen() if checkpoint is None else checkpoint.stage(fallen, *known, generators=[generator])]
     elif noised is not None:
         wide, spent = _extent(noised[0], 1.0, generator, checkpoint)
         found = [along(Stepped.through([wide, *noised]), PARTICLES)]

@@ -1,0 +1,224 @@
+"""Reverse diffusion with weights: exact noised experts in the plane and in 64 dimensions, where all answers are known."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from scipy.stats import binomtest, chisquare
+from torch import Tensor
+
+import poe
+from poe import diffusion, scores
+from poe.diffusion import Noised, by_scores, dear, descend, falls, spread
+from poe.run import streams
+from poe.smc import anneal, estimate
+from tests.poe.targets import Gauss, Raw
+
+D, SIGMA = 64, 0.1
+
+
+class Points(poe.Energy):
+    """The law of equally likely points under noise: exact at every level, normalised. Points lie many σ apart at the lowest."""
+
+    sigma_range = (SIGMA, 8.0)
+
+    def __init__(self, points: Tensor, sigma: float = SIGMA, name: str | None = None) -> None:
+        super().__init__(points.shape[1:], name=name)
+        self.points, self.sigma = points, max(sigma, SIGMA)
+
+    @property
+    def proper(self) -> bool:
+        return True
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    @property
+    def growth(self) -> float:
+        return 0.5 / self.sigma**2
+
+    def at(self, sigma: float) -> Points:
+        return Points(self.points, sigma, self.name)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, d) -> (*batch)
+        squares = (x.unsqueeze(-2) - self.points).square().sum(-1)
+        constant = math.log(len(self.points)) + self.points.shape[1] / 2 * math.log(2 * math.pi * self.sigma**2)
+        return constant - (-squares / (2 * self.sigma**2)).logsumexp(-1)
+
+
+def corners(*which: int) -> Tensor:
+    """Some of 12 points of 64 dimensions, each with entries ±1."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(12, D, generator=generator).sign()[list(which)]
+
+
+EVERY = Points(corners(*range(12)), name="every")
+FIRST = Points(corners(0, 1, 2, 3, 4, 5, 6, 7), name="first")
+LAST = Points(corners(5, 6, 7, 8, 9, 10, 11), name="last")
+
+
+def nearest(x: Tensor) -> Tensor:  # (n, d) -> (n)
+    return torch.cdist(x, corners(*range(12))).argmin(1)
+
+
+def test_spread_of_noise_of_a_composition():
+    assert spread(EVERY.at(0.5), 0.5) == pytest.approx(0.5)
+    assert spread((EVERY & FIRST).at(0.5), 0.5) == pytest.approx(0.5 / math.sqrt(2))
+    assert spread((FIRST & LAST / EVERY).at(0.5), 0.5) == pytest.approx(0.5)
+    assert spread((FIRST - LAST).at(2.0), 2.0) == pytest.approx(2.0)
+    assert spread((FIRST | LAST).at(2.0), 2.0) == pytest.approx(2.0)
+    assert spread((EVERY / FIRST).at(0.5), 0.5) is None
+    assert spread(Gauss(0.0), 0.5) is None
+    assert not falls(Gauss(0.0)) and falls(EVERY) and dear(EVERY)
+
+
+def test_gains_follow_from_scores_where_powers_sum_to_one():
+    assert by_scores(FIRST & LAST / EVERY) and by_scores(poe.shift(FIRST, 3.0)) and by_scores(FIRST - LAST)
+    assert not by_scores(FIRST & LAST)  # twice as sharp as its experts
+    assert not by_scores(FIRST | LAST)
+    assert not by_scores(Points(torch.zeros(1, 2)))  # few dimensions: energies are as good
+
+
+@pytest.mark.parametrize("make", [
+    lambda a, b, c: a,
+    lambda a, b, c: a & b / c,
+    lambda a, b, c: a**3 & c / b**3,
+    lambda a, b, c: poe.contrast(a, b, strength=3),
+    lambda a, b, c: poe.shift(a & b / c, 1.7) - b,
+])  # fmt: skip
+def test_gain_of_single_points_is_exact(make):
+    """One point each: x₀ is known, so r is exact and the gain is log p_k(x') - log p_{k-1}(x), wherever x and x' are."""
+    g = torch.Generator().manual_seed(0)
+    experts = [Points(torch.randn(1, 5, generator=g, dtype=torch.float64)) for _ in range(3)]
+    target = make(*experts)
+    above, below = target.at(1.3), target.at(0.9)
+    x, to = torch.randn(2, 50, 5, generator=g, dtype=torch.float64)
+    assert torch.allclose(scores.gain(above, below, x, to), above(x) - below(to), atol=1e-9)
+
+
+def test_weights_are_unbiased_and_bounded_from_both_sides():
+    """E[Z] = 1 over few populations of few particles, with one move a level; the way back has mean 1/Z."""
+    target = Points(torch.tensor([[2.0, 0.0], [-1.0, 1.0], [0.0, -3.0]])) & Points(torch.tensor([[2.2, 0.1], [-1.0, 0.8]]))
+    axis = torch.linspace(-6, 6, 2401, dtype=torch.float64)
+    log_z = float((-target(torch.cartesian_prod(axis, axis))).logsumexp(0)) + 2 * math.log(float(axis[1] - axis[0]))
+    generators = streams(3, 3, torch.device("cpu"))
+    schedule = descend(Noised.to(target, generators[0]), generators[0]).schedule
+    moved = anneal(schedule, lambda n, g: schedule.path.start.sample(n, generator=g), [300], 32, [generators[1]])
+    found = estimate(moved.log_ratio)
+    assert abs(found.value - log_z) < 4 * found.standard_error and found.standard_error < 0.05
+    mode = torch.cdist(moved.x.reshape(-1, 2), torch.tensor([[2.0, 0.0], [-1.0, 1.0]])).argmin(1)
+    exact = moved.x.reshape(-1, 2)[torch.randint(len(mode), (2000,), generator=generators[2])]  # near enough for a bound
+    back = schedule.refined(2).back(exact, generators[2])
+    assert float(-back.mean()) > log_z - 5 * float(back.std()) / math.sqrt(len(back))
+    assert float((back + log_z).exp().mean()) == pytest.approx(1, abs=0.2)
+
+
+def test_product_of_64_dimensions_has_the_right_log_z_and_shares():
+    """first & last / every: three points are common, Z = (1/12) (12/8) (12/7) 3. The sum of the noised scores alone goes elsewhere."""
+    target = FIRST & LAST / EVERY
+    exact = math.log(3 / 12 * (12 / 8) * (12 / 7))
+    draws = poe.sample(target, 1000, seed=0)
+    counts = torch.bincount(nearest(draws.x), minlength=12)
+    assert counts[[5, 6, 7]].sum() == len(draws)
+    effective = min(draws.diagnostics.ancestors, len(draws))
+    assert chisquare(counts[[5, 6, 7]].numpy() * effective / len(draws)).pvalue > 1e-3
+    assert abs(draws.log_z.value - exact) < 4 * draws.log_z.standard_error + 0.1  # gains from scores are first order in δ
+    assert "noise" in draws.plan and not draws.exact
+    assert draws.diagnostics.nonfinite == 0
+    residual = draws.x - corners(*range(12))[nearest(draws.x)]
+    assert float(residual.square().mean()) == pytest.approx(SIGMA**2, rel=0.05)  # the last moves see to it
+    estimated = poe.log_z(target, seed=1)
+    assert abs(estimated.value - exact) < 4 * estimated.standard_error + 0.1
+
+
+def test_contrast_of_64_dimensions():
+    target = poe.contrast(FIRST, LAST, strength=8)  # at common points (1 + 7/8 · 8/7)^-8 = 2^-8 or so of the others
+    draws = poe.sample(target, 400, seed=0)
+    assert set(nearest(draws.x).tolist()) <= {0, 1, 2, 3, 4, 5, 6, 7}
+    assert binomtest(int((nearest(draws.x) > 4).sum()), 400, 0.02, alternative="greater").pvalue > 1e-3
+
+
+def test_a_raw_product_is_weighed_by_energies():
+    """p_first p_last is sharper than its experts: N(x; m, σ²)² has variance σ²/2."""
+    draws = poe.sample(FIRST & LAST, 400, seed=0)
+    assert set(nearest(draws.x).tolist()) == {5, 6, 7}
+    residual = draws.x - corners(*range(12))[nearest(draws.x)]
+    assert float(residual.square().mean()) == pytest.approx(SIGMA**2 / 2, rel=0.05)
+
+
+def test_same_seed_same_draws_and_checkpoints(tmp_path):
+    target = FIRST & LAST / EVERY
+    a = poe.sample(target, 64, seed=4)
+    b = poe.sample(target, 64, seed=4, checkpoint=str(tmp_path / "run"))
+    again = poe.sample(target, 64, seed=4, checkpoint=str(tmp_path / "run"))
+    assert torch.equal(a.x, b.x) and torch.equal(a.x, again.x)
+    assert a.log_z == b.log_z == again.log_z
+    assert not torch.equal(a.x, poe.sample(target, 64, seed=5).x)
+
+
+def test_an_expert_that_fails_is_said():
+    class Broken(Points):
+        def at(self, sigma: float) -> Points:
+            return Broken(self.points, sigma, self.name)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[..., 0] > 1.1, torch.nan, super().forward(x)) if self.sigma < 1 else super().forward(x)
+
+    draws = poe.sample(Broken(corners(0, 1, 2, 3), name="broken"), 100, seed=0)
+    assert not draws.trusted and any("non-finite" in reason for reason in draws.reasons)
+
+    class Void(Points):
+        def at(self, sigma: float) -> Points:
+            return Void(self.points, sigma, self.name)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nan * super().forward(x)
+
+    with pytest.raises(ValueError, match="no finite gradient|finite energy"):
+        poe.sample(Void(corners(0, 1), name="void"), 100, seed=0)
+
+
+def test_no_fall_is_longer_than_the_stride():
+    """A single expert has weight 1 at any stride, and reverse diffusion by too long strides would draw something else."""
+    (generator,) = streams(0, 1, torch.device("cpu"))
+    pilot = descend(Noised.to(EVERY, generator), generator)
+    sigmas = [8.0, *(rung.sigma for rung in pilot.schedule.rungs)]
+    falls_ = [math.log(a / b) for a, b in pairwise(sigmas) if b > 0]
+    assert max(falls_) <= diffusion.STRIDE + 1e-9 and sigmas[-1] == 0
+    assert pilot.schedule.rungs[-1].moves <= diffusion.LAST
+
+
+# ---------------------------------------------------------------- mixtures part by part
+
+
+def test_parts_of_a_mixture_have_their_shares_whatever_lies_between():
+    """A part that no other part's draws come near; the shares are those of the log Z, not of what is found."""
+    a = poe.as_energy(torch.distributions.Normal(torch.zeros(1), torch.ones(1)))
+    far = poe.normalize(
+        Raw(lambda x: (x - 40).square().sum(-1) / 2, 1, name="far"), log_z=poe.Estimate(math.log(2 * math.pi) / 2)
+    )
+    mixed = poe.mixture([a, far], weights=[0.3, 0.7])
+    assert poe.plan(mixed).method == "parts" and "shares" in str(poe.plan(mixed))
+    draws = poe.sample(mixed, 1000, seed=0)
+    share = float((draws.x > 20).double().mean())
+    assert abs(share - 0.7) <= 1 / 1000
+    assert draws.trusted and draws.log_z == poe.Estimate(0.0, 0.0)
+    near, other = draws.x[draws.x < 20], draws.x[draws.x > 20]
+    assert abs(float(near.mean())) < 5 / math.sqrt(len(near)) and abs(float(other.mean()) - 40) < 0.5
+    assert torch.equal(draws.x, poe.sample(mixed, 1000, seed=0).x)
+    with pytest.raises(ValueError, match="poe.normalize gives parts"):
+        poe.plan(a | Raw(lambda x: (x - 40).square().sum(-1) / 2, 1), method="parts")
+
+
+def test_a_known_log_z_that_draws_miss_is_said():
+    a = poe.as_energy(torch.distributions.Normal(torch.zeros(1), torch.ones(1)))
+    far = poe.normalize(
+        Raw(lambda x: (x - 40).square().sum(-1) / 2, 1, name="far"), log_z=poe.Estimate(math.log(2 * math.pi) / 2)
+    )
+    draws = poe.sample(a | far, 400, method="annealed", seed=0)
+    share = float((draws.x > 20).double().mean())
+    assert abs(share - 0.5) < 0.15 or any("log Z is known to be" in reason for reason in draws.reasons), draws.report()
