@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from experts.boltzmann import RBM, GaussianRBM
     from experts.classifier import Classifier
     from experts.dbm import DBM
+    from experts.denoiser import Denoiser, NoiseSchedule
     from experts.distribution import Distribution
     from experts.exponential import (
         Bernoulli,
@@ -56,6 +57,7 @@ __all__ = [
     "ConceptNetwork",
     "ConvEnergy",
     "Decoder",
+    "Denoiser",
     "Dirichlet",
     "Discriminator",
     "Distribution",
@@ -71,6 +73,7 @@ __all__ = [
     "MixtureMADE",
     "NGram",
     "NoiseConditional",
+    "NoiseSchedule",
     "NormFlow",
     "Normal",
     "PixelCNN",
@@ -93,6 +96,7 @@ _MODULES = {
     "ConceptNetwork": "noise",
     "ConvEnergy": "neural",
     "Decoder": "latent",
+    "Denoiser": "denoiser",
     "Discriminator": "latent",
     "Distribution": "distribution",
     "Flow": "flow",
@@ -104,6 +108,7 @@ _MODULES = {
     "MixtureMADE": "mixture_made",
     "NGram": "language",
     "NoiseConditional": "noise",
+    "NoiseSchedule": "denoiser",
     "NormFlow": "normflows",
     "PixelCNN": "pixelcnn",
     "Potts": "ising",

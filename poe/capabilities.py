@@ -132,6 +132,21 @@ class NoiseConditional(Protocol):
 
 
 @runtime_checkable
+class ScoreOnly(Protocol):
+    """An expert with a score and no energy: calling it raises TypeError, and `value_and_grad` has NaN for the value. So does a product
+    with it, while a mixture or contrast, whose gradient depends on values, has NaN for that too. `poe.LineIntegral` moves on it."""
+
+    score_only: bool
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """Counts evaluations: `count(steps, kernel)` adds those that a kernel made past it, each step at its fixed cost."""
+
+    def count(self, steps: int, kernel: Any) -> None: ...
+
+
+@runtime_checkable
 class SharesNetwork(Protocol):
     """One of several energies on one `network`, which evaluate together: terms of a product or mixture are passed to one of them.
 

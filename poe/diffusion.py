@@ -34,9 +34,8 @@ from poe.capabilities import NoiseConditional
 from poe.energy import Contrast, Energy, Mixture, Product, Pullback, Shifted
 from poe.gaussians import MOST_DIMENSIONS
 from poe.kernels import Kernel, Langevin
-from poe.kernels.base import State
 from poe.path import Geometric, StandardNormal, noise_levels, noise_range, take
-from poe.scores import diffuses, gain
+from poe.scores import Followed, diffuses, gain
 from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, systematic, tune
 
 PARTICLES = 128  # of the pilot
@@ -45,6 +44,17 @@ CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64
 MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
 STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
 KEEP, EASY = 0.9, 0.96  # share of effective particles that a fall must keep, and that makes the next one longer
+
+
+class At(NamedTuple):
+    """Particles at rest: positions, energies in nats, gradients; and, where gains follow from scores, the energies of the experts
+    (*batch, k) and the gradient of the reference, else (*batch, 0) both."""
+
+    x: Tensor
+    energy: Tensor
+    gradient: Tensor
+    values: Tensor
+    slope: Tensor
 
 
 class Rung(NamedTuple):
@@ -81,7 +91,7 @@ class Noised:
         levels: dict[float, tuple[Energy, float | None]] = self._levels  # type: ignore[attr-defined]
         if sigma not in levels:
             energy = self.end.at(sigma)
-            levels[sigma] = energy, spread(energy, sigma)
+            levels[sigma] = Followed(energy) if self.by_scores else energy, spread(energy, sigma)
         return levels[sigma]
 
 
@@ -136,7 +146,7 @@ class Descent:
             logs = logs + torch.where(increment.isnan(), -math.inf, increment)
             if resample:
                 order, logs, gained = resampled(logs, generator, always=index == len(self.rungs) - 1)
-                fallen, log_ratio = State(*(take(part, order) for part in fallen)), log_ratio + gained
+                fallen, log_ratio = At(*(take(part, order) for part in fallen)), log_ratio + gained
                 ancestors = ancestors.gather(1, order)
             sigma = rung.sigma
             state, seen = _moved(rung.kernel, self.path.level(sigma)[0], fallen, rung.moves, generator)
@@ -156,10 +166,9 @@ class Descent:
             (_, above), (_, below) = self.path.level(higher), self.path.level(rung.sigma)
             if rung is not self.rungs[-1]:
                 state, _ = _moved(rung.kernel, self.path.level(rung.sigma)[0], state, rung.moves, generator)
-            fall = _variance(above, below)
             noise = torch.randn(state.x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            raised = _at_rest(self.path.level(higher)[0], state.x + math.sqrt(max(fall, 0)) * noise)
-            logs = logs - _log_weight(raised, state, above, below)
+            raised = _at_rest(self.path.level(higher)[0], state.x + math.sqrt(max(_variance(above, below), 0)) * noise)
+            logs = logs - _log_weight(self.path, raised, state, higher, rung.sigma)
             state = raised
         return logs + self.approach.back(state.x, generator)
 
@@ -170,12 +179,12 @@ def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None =
 
     Raises Stalled where that takes more than `MOST_LEVELS` levels.
     """
-    target, top = path.end, path.approach.end
+    target = path.end
     low, high = noise_range(target)
     x = path.start.sample(PARTICLES, generator=generator)
     first = tune(path.approach, x, generator, kernel=kernel, most=MOVES, progress=progress)
     log_ratio, sigma, stride, rungs = first.log_ratio, high, STRIDE, []
-    state = _at_rest(top, first.x)
+    state = _at_rest(path.level(high)[0], first.x)
     mover = Langevin() if kernel is None else kernel
     mover = mover.tuned(mover.guess(state.x[0].numel()) if mover.step_size is None else mover.step_size)
     with tqdm(total=1.0, desc="falling pilot", disable=not progress, leave=False, bar_format="{desc}: {percentage:3.0f}%") as bar:
@@ -196,7 +205,7 @@ def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None =
             log_ratio += float(logs.logsumexp(1)) - math.log(PARTICLES)
             uniform = torch.rand(1, 2, generator=generator, device=x.device, dtype=torch.float64)
             order = systematic(logs, uniform)[0]
-            state = State(*(part[order] for part in fallen))
+            state = At(*(part[order] for part in fallen))
             rung, state = _settle(mover, path, aim, state, generator)
             bar.update(math.log(sigma / max(aim, low)) / math.log(high / low))
             mover, sigma = rung.kernel, aim
@@ -266,8 +275,12 @@ def _around(top: Energy, wide: float, generator: torch.Generator) -> StandardNor
     return StandardNormal(centre, (wide**2 + more).sqrt())
 
 
-def _at_rest(energy: Energy, x: Tensor) -> State:
-    return State(x, *energy.value_and_grad(x))
+def _at_rest(energy: Energy, x: Tensor) -> At:
+    value, gradient = energy.value_and_grad(x)
+    if isinstance(energy, Followed) and energy.last is not None:
+        return At(x, value, gradient, *energy.last)
+    nothing = value.new_empty(*value.shape, 0)
+    return At(x, value, gradient, nothing, nothing)
 
 
 def _variance(above: float | None, below: float | None) -> float:
@@ -275,29 +288,26 @@ def _variance(above: float | None, below: float | None) -> float:
     return 0.0 if above is None or below is None else above**2 - below**2
 
 
-def _fall(path: Noised, state: State, sigma: float, to: float, generator: torch.Generator) -> tuple[State, Tensor]:
+def _fall(path: Noised, state: At, sigma: float, to: float, generator: torch.Generator) -> tuple[At, Tensor]:
     """Particles of the level σ at a lower one, and their log weights in nats, NaN where the energy fails there."""
-    (energy, above), (lower, below) = path.level(sigma), path.level(to)
-    fall = _variance(above, below)
-    if fall <= 0:
-        fallen = _at_rest(lower, state.x)
-        return fallen, _log_weight(state, fallen, above, below)
-    assert above is not None and below is not None
-    noise = torch.randn(state.x.shape, generator=generator, dtype=state.x.dtype, device=state.x.device)
-    fallen = _at_rest(lower, state.x - fall * state.gradient + below * math.sqrt(fall) / above * noise)
-    if not path.by_scores:
-        return fallen, _log_weight(state, fallen, above, below)
-    gained = gain(energy, lower, state.x, fallen.x)
-    return fallen, _log_weight(state, fallen, above, below, gained)
-
-
-def _log_weight(
-    high: State, low: State, above: float | None, below: float | None, gained: Tensor | None = None
-) -> Tensor:  # (*batch)
-    logs = high.energy.double() - low.energy.double() if gained is None else gained
-    fall = _variance(above, below)
+    (_, above), (lower, below) = path.level(sigma), path.level(to)
+    fall, x = _variance(above, below), state.x
     if fall > 0:
         assert above is not None and below is not None
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        x = x - fall * state.gradient + below * math.sqrt(fall) / above * noise
+    fallen = _at_rest(lower, x)
+    return fallen, _log_weight(path, state, fallen, sigma, to)
+
+
+def _log_weight(path: Noised, high: At, low: At, sigma: float, to: float) -> Tensor:  # -> (*batch)
+    (upper, above), (lower, below) = path.level(sigma), path.level(to)
+    fall = _variance(above, below)
+    logs = high.energy.double() - low.energy.double()
+    if fall > 0:
+        assert above is not None and below is not None
+        if isinstance(upper, Followed) and isinstance(lower, Followed):
+            logs = gain(upper, lower, high.x, high.values, high.slope, low.x, low.values)
         event = high.energy.ndim
         away, ahead = high.x - low.x, low.x - high.x + fall * high.gradient
         squares = [part.double().square().flatten(event).sum(-1) for part in (away, ahead)]
@@ -310,7 +320,7 @@ def _log_weight(
 class _Known(Energy):
     """An energy whose value and gradient at one place are known already."""
 
-    def __init__(self, energy: Energy, at: State) -> None:
+    def __init__(self, energy: Energy, at: At) -> None:
         super().__init__(energy.event_shape)
         self.energy, self._at = energy, at
 
@@ -318,20 +328,30 @@ class _Known(Energy):
         return self.energy(x)
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._at[1:] if x.data_ptr() == self._at.x.data_ptr() else self.energy.value_and_grad(x)
+        return (self._at.energy, self._at.gradient) if x.data_ptr() == self._at.x.data_ptr() else self.energy.value_and_grad(x)
 
 
-def _moved(kernel: Kernel, energy: Energy, state: State, moves: int, generator: torch.Generator) -> tuple[State, list[Any]]:
+def _moved(kernel: Kernel, energy: Energy, at: At, moves: int, generator: torch.Generator) -> tuple[At, list[Any]]:
     """The particles after so many moves, at rest, and what the moves report."""
-    inner, seen = kernel.init(_Known(energy, state), state.x), []
+    inner, seen = kernel.init(_Known(energy, at), at.x), []
     for _ in range(moves):
         inner, info = kernel.step(energy, inner, kernel.noise(inner, generator))
         seen.append(info)
+        if isinstance(energy, Followed) and energy.last is not None:  # of the last point that the step evaluated, its proposal
+            new = zip(energy.last, at[3:], strict=True)
+            at = at._replace(**dict(zip(("values", "slope"), (_where(info.accepted, a, b) for a, b in new), strict=True)))
     end = kernel.walkers(inner)
-    return end if end.gradient.shape == end.x.shape else _at_rest(energy, end.x), seen
+    if end.gradient.shape != end.x.shape or (kernel.parts and isinstance(energy, Followed)):  # several proposals a step
+        return _at_rest(energy, end.x), seen
+    at = At(end.x, end.energy, end.gradient, at.values, at.slope)
+    return at, seen
 
 
-def _settle(mover: Kernel, path: Noised, sigma: float, state: State, generator: torch.Generator) -> tuple[Rung, State]:
+def _where(chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:  # (*batch), (*batch, ...), (*batch, ...) -> (*batch, ...)
+    return torch.where(chosen.reshape(chosen.shape + (1,) * (a.ndim - chosen.ndim)), a, b)
+
+
+def _settle(mover: Kernel, path: Noised, sigma: float, state: At, generator: torch.Generator) -> tuple[Rung, At]:
     """The kernel for a level, its step size tuned while it moves the particles: at the last level until the energy has forgotten."""
     energy, wide = path.level(sigma)
     d = state.x[0].numel()

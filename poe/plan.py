@@ -13,14 +13,14 @@ from torch import Tensor
 from poe import methods, parallel
 from poe import support as sets
 from poe.agreement import agreement
-from poe.capabilities import Samples
+from poe.capabilities import Samples, ScoreOnly
 from poe.chains import chains as chains_of
 from poe.chains import tempered, usual_kernel
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import diagnose
 from poe.diffusion import dear
 from poe.draws import Draws, first
-from poe.energy import Energy, Mixture, caveats
+from poe.energy import Energy, Mixture, caveats, leaves
 from poe.frozen import frozen
 from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
@@ -93,7 +93,13 @@ class Plan:
 
 
 def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = None) -> Plan:
-    """How `sample` would draw from this energy, from its structure alone. Raises ValueError for a method that does not apply."""
+    """How `sample` would draw from this energy, from its structure alone. Raises ValueError for a method that does not apply, and
+    TypeError for an expert that is a score without an energy, unless the kernel is made for those."""
+    scored = [part for part in leaves(energy) if part.can(ScoreOnly)]
+    if scored and (kernel is None or kernel.exact):
+        raise TypeError(
+            f"{scored[0]} has a score and no energy: draw products of it by poe.sample(..., kernel=poe.LineIntegral(), init=points)"
+        )
     if method is not None and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; the methods are {', '.join(METHODS)}")
     closed = simplify(energy)

@@ -26,9 +26,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from poe.capabilities import NoiseConditional
-from poe.energy import Contrast, Energy, Product, Shifted, together, together_with_gradients
-
-Known = Mapping[int, tuple[Tensor, Tensor]]  # energies and gradients of experts, by their identity
+from poe.energy import Contrast, Energy, Product, Shifted, together_with_gradients
 
 
 def diffuses(energy: Energy, spread: float) -> bool:
@@ -43,20 +41,43 @@ def diffuses(energy: Energy, spread: float) -> bool:
     return energy.growth is not None and math.isclose(energy.growth, 0.5 / spread**2, rel_tol=1e-6)
 
 
-def gain(above: Energy, below: Energy, x: Tensor, to: Tensor) -> Tensor:
-    # (*batch, *event), (*batch, *event) -> (*batch)
-    """log p_k(to) - log p_{k-1}(x) in nats, for the same expression at two levels."""
-    high, low = _experts(above), _experts(below)
-    known = dict(zip(map(id, high), together_with_gradients(high, x), strict=True))
-    with torch.no_grad():
-        values = dict(zip(map(id, low), together(low, to), strict=True))
-    (reference,) = [pair for pair in zip(high, low, strict=True) if pair[0] is _reference(above)][:1]
-    energy, gradient = known[id(reference[0])]
-    gained = _followed(reference[0], reference[1], to - x, gradient)
-    at_x = _relative(above, {key: value.double() - energy.double() for key, (value, _) in known.items()}, x)
-    base = values[id(reference[1])].double()
-    at_to = _relative(below, {key: value.double() - base for key, value in values.items()}, to)
-    return gained - (at_to - at_x)
+class Followed(Energy):
+    """An energy at one level, which remembers of its last evaluation what gains follow from: the energies of its experts (*batch, k)
+    and the gradient of the reference (*batch, *event), from one call of a network that they share."""
+
+    def __init__(self, energy: Energy) -> None:
+        super().__init__(energy.event_shape, support=energy.support)
+        self.energy = energy
+        self._experts, self._reference = _experts(energy), _reference(energy)
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        return self.energy(x)
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        known = dict(zip(map(id, self._experts), together_with_gradients(self._experts, x), strict=True))
+        values = torch.stack([known[id(expert)][0] for expert in self._experts], -1)
+        self.last = values, known[id(self._reference)][1]
+        return _assembled(self.energy, known, x)
+
+    def relative(self, values: Tensor, x: Tensor) -> Tensor:  # (*batch, k), (*batch, *event) -> (*batch)
+        """The energy less that of the reference."""
+        known = {id(expert): value.double() for expert, value in zip(self._experts, values.unbind(-1), strict=True)}
+        base = known[id(self._reference)]
+        return _relative(self.energy, {key: value - base for key, value in known.items()}, x)
+
+    @property
+    def reference(self) -> Energy:
+        """The expert whose gains follow from its score."""
+        assert self._reference is not None
+        return self._reference
+
+
+def gain(above: Followed, below: Followed, x: Tensor, values: Tensor, slope: Tensor, to: Tensor, values_there: Tensor) -> Tensor:
+    # (*batch, *event), (*batch, k), (*batch, *event), (*batch, *event), (*batch, k) -> (*batch)
+    """log p_k(to) - log p_{k-1}(x) in nats, for the same expression at two levels, from what was remembered at both points."""
+    gained = _followed(above.reference, below.reference, to - x, slope)
+    return gained - (below.relative(values_there, to) - above.relative(values, x))
 
 
 def _followed(above: Energy, below: Energy, moved: Tensor, gradient: Tensor) -> Tensor:
@@ -66,6 +87,22 @@ def _followed(above: Energy, below: Energy, moved: Tensor, gradient: Tensor) -> 
     fall, ratio = 0.5 / above.growth - 0.5 / below.growth, above.growth / below.growth
     squares = [part.double().flatten(part.ndim - event).square().sum(-1) for part in (moved, moved + fall * gradient)]
     return squares[0] / (2 * fall) - squares[1] / (2 * fall * ratio) - above.event_shape.numel() / 2 * math.log(ratio)
+
+
+def _assembled(energy: Energy, known: Mapping[int, tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Energy and gradient from those of the experts with noise levels."""
+    if isinstance(energy, Product):
+        parts = [(p, *_assembled(term.energy, known, x)) for p, term in zip(energy.powers, energy.terms, strict=True)]
+        return sum(p * value for p, value, _ in parts), sum(p * slope for p, _, slope in parts)  # type: ignore[return-value]
+    if isinstance(energy, Shifted):
+        value, slope = _assembled(energy.energy, known, x)
+        return value + energy.offset, slope
+    if isinstance(energy, Contrast):
+        (wanted, up), (unwanted, down) = (_assembled(part, known, x) for part in energy.parts)
+        pull = energy.strength * (wanted - unwanted).sigmoid()
+        value = wanted + energy.strength * softplus(wanted - unwanted, threshold=40)
+        return value, up + pull.reshape(pull.shape + (1,) * len(energy.event_shape)) * (up - down)
+    return known[id(energy)] if id(energy) in known else energy.value_and_grad(x)
 
 
 def _relative(energy: Energy, known: Mapping[int, Tensor], x: Tensor) -> Tensor:

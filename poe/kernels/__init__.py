@@ -9,6 +9,7 @@ from poe.kernels.independent import IndependentMetropolis
 from poe.kernels.langevin import Langevin
 from poe.kernels.microcanonical import Microcanonical
 from poe.kernels.random_walk import RandomWalk
+from poe.kernels.score import LineIntegral
 from poe.kernels.tempered import Tempered
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Info",
     "Kernel",
     "Langevin",
+    "LineIntegral",
     "Microcanonical",
     "RandomWalk",
     "State",

@@ -2,8 +2,8 @@
 radius .5 and sd .03, and a box [-.2, .2] x [-1, 1], as product, mixture and contrast.
 
 The figure is the mean log-likelihood of the draws under the normalised target, seen through noise of .002 (quadrature on a grid),
-beside that of exact draws; and the share of the upper half plane (exactly .5). Du et al. report -2.95 for reverse diffusion and 1.81 for their
-annealed Hamiltonian Monte Carlo on the product.
+beside that of exact draws; and the share of the upper half plane (exactly .5). Du et al. report -2.95 for reverse diffusion and 1.81
+for their annealed Hamiltonian Monte Carlo on the product.
 """
 
 from __future__ import annotations

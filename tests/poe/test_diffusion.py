@@ -97,7 +97,12 @@ def test_gain_of_single_points_is_exact(make):
     target = make(*experts)
     above, below = target.at(1.3), target.at(0.9)
     x, to = torch.randn(2, 50, 5, generator=g, dtype=torch.float64)
-    assert torch.allclose(scores.gain(above, below, x, to), above(x) - below(to), atol=1e-9)
+    high, low = scores.Followed(above), scores.Followed(below)
+    for followed, at in ((high, x), (low, to)):
+        value, gradient = followed.value_and_grad(at)
+        assert torch.allclose(value, followed.energy(at)) and torch.allclose(gradient, followed.energy.value_and_grad(at)[1])
+    assert high.last is not None and low.last is not None
+    assert torch.allclose(scores.gain(high, low, x, *high.last, to, low.last[0]), above(x) - below(to), atol=1e-9)
 
 
 def test_weights_are_unbiased_and_bounded_from_both_sides():

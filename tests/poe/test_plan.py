@@ -75,7 +75,9 @@ def test_structure_decides_the_method() -> None:
         poe.plan(Raw(a), method="importance")
     with pytest.raises(ValueError, match="a & b has no exact draws"):
         poe.plan(a & b, method="exact")
-    with pytest.raises(ValueError, match="the methods are exact, enumerate, parts, sequential, importance, annealed, chains, tempered"):
+    with pytest.raises(
+        ValueError, match="the methods are exact, enumerate, parts, sequential, importance, annealed, chains, tempered"
+    ):
         poe.plan(a, method="gibs")
 
 
