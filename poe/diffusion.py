@@ -38,12 +38,12 @@ from poe.path import Geometric, StandardNormal, noise_levels, noise_range, take
 from poe.scores import Followed, diffuses, gain
 from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, systematic, tune
 
-PARTICLES = 128  # of the pilot
+PARTICLES = 64  # of the pilot
 FEW, GROUPS = 256, 4  # particles where each is dear (at the least 4 for each draw, up to this many), and their populations
 CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64 points each
 MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
 STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
-KEEP, EASY = 0.9, 0.96  # share of effective particles that a fall must keep, and that makes the next one longer
+KEEP, EASY = 0.8, 0.92  # share of effective particles that a fall must keep, and that makes the next one longer
 
 
 class At(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import poe
 from experts import noise
@@ -261,3 +262,45 @@ def test_combinations_left_out_never_occur(generator):
     assert all(any(set(combination) >= set(left) for left in shapes.UNSEEN) for combination in left_out)
     with pytest.raises(ValueError, match="purple"):
         shapes.combinations(["purple"])
+
+
+# ---------------------------------------------------------------- the zoo's concepts
+
+
+def test_the_zoo_of_shapes_is_what_its_card_says() -> None:
+    prior = poe.load("shapes.any")
+    red = poe.load("shapes.red")
+    assert prior.network.concepts == shapes.CONCEPTS and prior.event_shape == (3, 16, 16)
+    assert str(red) == "shapes.red" and red.concept == "red"
+    file = Path(__file__).resolve().parents[2] / "experts" / "zoo" / "shapes.safetensors"
+    assert file.stat().st_size < 4_000_000
+    with pytest.raises(ValueError, match="has not learned the concept 'rde'; did you mean 'red'"):
+        prior.given("rde")
+    with pytest.raises(ValueError, match="from 0.05 to 10"):
+        prior.at(0.01)
+    with pytest.raises(ValueError, match="shapes.re"):
+        poe.load("shapes.re")
+
+
+def test_energies_of_the_zoo_tell_concepts_apart() -> None:
+    """Of pictures at a fifth of the noise of their contrast, Bayes' rule over the colours, and the places, is right nearly always."""
+    prior = poe.load("shapes.any")
+    x, factors = shapes.pictures(128, sigma=0.2, generator=torch.Generator().manual_seed(3))
+    for index in (1, 2, 3, 4):
+        values = list(shapes.FACTORS.values())[index]
+        with torch.no_grad():
+            energies = torch.stack([prior.given(value).at(0.2)(x) for value in values])
+        right = (energies.argmin(0) == factors[:, index]).sum().item()
+        assert binomtest(right, 128, 0.97, alternative="less").pvalue > 1e-3, (values, right)
+
+
+@pytest.mark.slow
+def test_draws_of_a_conjunction_are_what_was_asked_for() -> None:
+    """Two concepts of the zoo; the sum of their scores with the prior's counted twice would draw something else."""
+    prior = poe.load("shapes.any")
+    target = poe.conjunction(prior, [prior.given("blue"), prior.given("large")])
+    draws = poe.sample(target, 64, seed=0)
+    judged = shapes.judge(draws.x)
+    wanted = int(judged.has("blue", "large").sum())
+    assert binomtest(wanted, 64, 0.9, alternative="less").pvalue > 1e-3, wanted
+    assert draws.diagnostics.nonfinite == 0
