@@ -60,6 +60,8 @@ class ConceptNetwork(nn.Module):
         widths: channels at the resolution of the patches and at half of it.
         embedding: numbers that (σ, c) are told by.
         loc, spread: about the mean and the standard deviation of the data, in units of x.
+        rough_below: the level of noise, in units of x, below which differences between energies of concepts are known to be too
+            rough to weigh by (`poe.scores`); 0 where they never are.
     """
 
     frequencies: Tensor
@@ -74,6 +76,7 @@ class ConceptNetwork(nn.Module):
         embedding: int = 64,
         loc: float = 0.0,
         spread: float = 0.5,
+        rough_below: float = 0.0,
     ) -> None:
         super().__init__()
         shape = tuple(event_shape)
@@ -85,7 +88,7 @@ class ConceptNetwork(nn.Module):
         if len(set(concepts)) != len(concepts):
             raise ValueError(f"each concept must be named once, got {list(concepts)}")
         self.event_shape, self.concepts, self.sigma_range = shape, tuple(concepts), (float(low), float(high))
-        self.loc, self.spread = float(loc), float(spread)
+        self.loc, self.spread, self.rough_below = float(loc), float(spread), float(rough_below)
         self.arguments = {
             "event_shape": list(shape),
             "concepts": list(concepts),
@@ -94,6 +97,7 @@ class ConceptNetwork(nn.Module):
             "embedding": embedding,
             "loc": self.loc,
             "spread": self.spread,
+            "rough_below": self.rough_below,
         }
         patch, tokens, (wide, deep) = 4 * shape[0], shape[1] * shape[2] // 16, widths
         self.register_buffer("frequencies", torch.linspace(0.25, 3.0, 16), persistent=False)
@@ -170,6 +174,11 @@ class NoiseConditional(Energy):
     def sigma_range(self) -> tuple[float, float]:
         """Lowest and highest level of noise, in units of x."""
         return self.network.sigma_range
+
+    @property
+    def rough_below(self) -> float:
+        """The level of noise, in units of x, below which energies of concepts are too rough to be compared."""
+        return self.network.rough_below
 
     @property
     def growth(self) -> float:

@@ -162,6 +162,14 @@ class SharesNetwork(Protocol):
 
 
 @runtime_checkable
+class Rough(Protocol):
+    """A noise-conditional energy that is known to be too rough below a level of noise, in units of x, for its values to be compared
+    with those of others: there gains follow from its score alone (`poe.scores`)."""
+
+    rough_below: float
+
+
+@runtime_checkable
 class Enumerates(Protocol):
     """A small discrete space: `enumerate() -> (states, *event)`, every point of the support once."""
 

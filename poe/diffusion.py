@@ -35,7 +35,7 @@ from poe.energy import Contrast, Energy, Mixture, Product, Pullback, Shifted
 from poe.gaussians import MOST_DIMENSIONS
 from poe.kernels import Kernel, Langevin
 from poe.path import Geometric, StandardNormal, noise_levels, noise_range, take
-from poe.scores import Followed, diffuses, gain
+from poe.scores import Followed, diffuses, gain, rest
 from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, systematic, tune
 
 PARTICLES = 64  # of the pilot
@@ -304,7 +304,9 @@ def _log_weight(path: Noised, high: At, low: At, sigma: float, to: float) -> Ten
     (upper, above), (lower, below) = path.level(sigma), path.level(to)
     fall = _variance(above, below)
     logs = high.energy.double() - low.energy.double()
-    if fall > 0:
+    if isinstance(upper, Followed) and isinstance(lower, Followed) and max(to, min(noise_range(path.end))) < upper.rough_below:
+        logs = rest(upper, lower, high.x, high.values, low.x)
+    elif fall > 0:
         assert above is not None and below is not None
         if isinstance(upper, Followed) and isinstance(lower, Followed):
             logs = gain(upper, lower, high.x, high.values, high.slope, low.x, low.values)

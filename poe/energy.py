@@ -490,6 +490,8 @@ class Product(Energy):
             return False
         if self.growth:
             return self.growth > 0
+        if self._falls_off:
+            return True
         if not isinstance(self._closed, Product):
             return self._closed.proper
         if _rules().is_improper(self):
@@ -538,6 +540,15 @@ class Product(Energy):
         return energy.proper is True and sets.is_discrete(energy.support) == sets.is_discrete(self.support)
 
     @property
+    def _falls_off(self) -> bool:
+        """Whether the factors whose growth is known fall off as a Gaussian together, and all others are bounded above."""
+        grown = [
+            (power, term.energy) for power, term in zip(self.powers, self.terms, strict=True) if term.energy.growth is not None
+        ]
+        rest = [(power, term.energy) for power, term in zip(self.powers, self.terms, strict=True) if term.energy.growth is None]
+        return math.fsum(p * e.growth for p, e in grown) > 0 and all(p > 0 and e.bounded for p, e in rest)  # type: ignore[operator]
+
+    @property
     def growth(self) -> float | None:
         known = [term.energy.growth for term in self.terms]
         return None if None in known else math.fsum(p * g for p, g in zip(self.powers, known, strict=True))  # type: ignore[operator]
@@ -546,6 +557,8 @@ class Product(Energy):
     def bounded(self) -> bool | None:
         if self.growth:
             return self.growth > 0
+        if self._falls_off:
+            return True
         if all(t.parameter is None for t in self.terms):
             known = _dominating([(t.coefficient, t.energy) for t in self.terms if t.coefficient])
             if all(power > 0 and e.bounded for power, e in known):

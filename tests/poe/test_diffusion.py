@@ -227,3 +227,26 @@ def test_a_known_log_z_that_draws_miss_is_said():
     draws = poe.sample(a | far, 400, method="annealed", seed=0)
     share = float((draws.x > 20).double().mean())
     assert abs(share - 0.5) < 0.15 or any("log Z is known to be" in reason for reason in draws.reasons), draws.report()
+
+
+def test_values_that_are_said_to_be_rough_are_not_compared():
+    """Below the level that an expert states, a descent has weight 1 but for experts without noise, which count at every level."""
+
+    class Rugged(Points):
+        rough_below = 1.0
+
+        def at(self, sigma: float) -> Points:
+            return Rugged(self.points, sigma, self.name)
+
+    every, first, last = (Rugged(p.points, name=p.name) for p in (EVERY, FIRST, LAST))
+    tilt = poe.as_energy(lambda x: 2 * x[..., 0].tanh(), event_shape=(D,), bounded=True, name="tilt")
+    (generator,) = streams(0, 1, torch.device("cpu"))
+    target = first & last / every & tilt
+    path = Noised.to(target, generator)
+    assert path.by_scores
+    state = diffusion._at_rest(path.level(0.8)[0], torch.randn(16, D, generator=generator))
+    fallen, logs = diffusion._fall(path, state, 0.8, 0.7, generator)
+    assert torch.allclose(logs, tilt(state.x).double() - tilt(fallen.x).double(), atol=1e-5)
+    state = diffusion._at_rest(path.level(2.0)[0], torch.randn(16, D, generator=generator))
+    fallen, logs = diffusion._fall(path, state, 2.0, 1.5, generator)
+    assert not torch.allclose(logs, tilt(state.x).double() - tilt(fallen.x).double(), atol=1e-2)
