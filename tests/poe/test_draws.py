@@ -51,7 +51,7 @@ def test_saved_draws_come_back_whole(tmp_path) -> None:
 def test_all_evidence_and_every_warning_survive_a_file(tmp_path) -> None:
     evidence = Diagnostics(
         math.inf, math.nan, 7.0, 3.0, 2, 0.5, 1, 2, 3.0, 4.0, 5.0, -math.inf, 0.1,
-        weight_ess=9.0, ancestors=8, nested=True, mcse=0.2, stein=-0.3, stein_pvalue=0.4, invalid=1, independent=True,
+        weight_ess=9.0, ancestors=8, nested=True, mcse=0.2, stein=-0.3, stein_pvalue=0.4, invalid=1, independent=True, chance=1.1,
     )  # fmt: skip
     assert all(value != field.default for field, value in zip(fields(Diagnostics), astuple(evidence), strict=True))
     draws = made(evidence, "chains disagree; try more").warned("nobody knows its mass", given="the target has finite mass")
