@@ -169,7 +169,7 @@ class Population(NamedTuple):
 class Pilot(NamedTuple):
     """What the tuning run found: a schedule, its particles (n, *event), its own log(Z/Z_0), consistent only, and what it took."""
 
-    schedule: Schedule
+    schedule: Any  # a Schedule, or what carries particles as one does (`poe.diffusion.Descent`)
     x: Tensor
     log_ratio: float
     gradients: float
