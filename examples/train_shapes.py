@@ -109,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    network = ConceptNetwork((3, 16, 16), concepts=CONCEPTS, sigma_range=(SIGMA, 10.0), loc=-0.85, rough_below=0.7)
+    network = ConceptNetwork((3, 16, 16), concepts=CONCEPTS, sigma_range=(SIGMA, 10.0), loc=-0.85, rough_below=2.0)
     assert math.prod(network.event_shape) == 768
     for cycle, steps in enumerate(CYCLES):
         network = train(network, 20 if os.environ.get("POE_FAST") == "1" else steps, seed=cycle)
