@@ -35,10 +35,10 @@ FAST = bool(os.environ.get("POE_FAST"))
 
 def data() -> tuple[Tensor, Tensor]:  # (n, 7), (n)
     """Six principal components and an intercept; 1 where the tumour is benign."""
-    table = load_breast_cancer()
-    x = PCA(6).fit_transform(StandardScaler().fit_transform(table.data))
+    table, benign = load_breast_cancer(return_X_y=True)
+    x = PCA(6).fit_transform(StandardScaler().fit_transform(table))
     x = torch.as_tensor(x / x.std(0), dtype=torch.float32)
-    return torch.cat([x, torch.ones(len(x), 1)], 1), torch.as_tensor(table.target, dtype=torch.float32)
+    return torch.cat([x, torch.ones(len(x), 1)], 1), torch.as_tensor(benign, dtype=torch.float32)
 
 
 def posterior(x: Tensor, y: Tensor, share: float, name: str) -> poe.Energy:

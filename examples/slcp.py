@@ -49,7 +49,7 @@ from poe.plan import ImproperWarning
 
 FAST = os.environ.get("POE_FAST") == "1"
 BOUND = 3.0  # of the prior, in each parameter
-SIMULATIONS, EPOCHS, DRAWS = (2000, 8, 500) if FAST else (10_000, 60, 10_000)
+SIMULATIONS, EPOCHS, DRAWS = (1000, 8, 500) if FAST else (10_000, 60, 10_000)
 BATCH, RATE, CLIP, AVERAGE = 256, 3e-3, 20.0, 0.999
 SPREAD = 5.0  # of the coordinates of a point
 
@@ -91,17 +91,19 @@ class Network(nn.Module):
 
 
 class Coupling(AffineCouplingTransform):
-    """z = (x - μ) e^-α with α = 8 tanh(a / 8), where nflows' own layer shifts after it scales: hard to learn where e^α is small and μ
-    moves."""
+    """z = (x - μ) e^-α, where nflows' own layer shifts after it scales: hard to learn where e^α is small and μ moves. α = b tanh(a / b)
+    with b = 8 for the layer that sees θ alone and 3 for others, so that far points have finite energies and gradients."""
+
+    @property
+    def bound(self) -> float:
+        return 3.0 if self.num_identity_features else 8.0
+
+    def log_scale(self, params: Tensor) -> Tensor:
+        return self.bound * torch.tanh(params[:, self.num_transform_features :] / self.bound)
 
     def _scale_and_shift(self, transform_params: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = transform_params.chunk(2, 1)
-        inverse = (-log_scale(raw)).exp()
-        return inverse, -mean * inverse
-
-
-def log_scale(raw: Tensor) -> Tensor:
-    return 8 * torch.tanh(raw / 8)  # bounded, so that the density of any point is finite
+        inverse = (-self.log_scale(transform_params)).exp()
+        return inverse, -transform_params[:, : self.num_transform_features] * inverse
 
 
 def likelihood_flow(x: Tensor) -> Flow:  # (n, 2)
@@ -116,8 +118,8 @@ def scale(flow: Flow, context: Tensor) -> Tensor:  # (n, 5) -> (n)
     """The geometric mean of the scales of the first coupling. Weights that depend on θ alone leave the best flow the best, and without
     them the narrowest laws rule the gradient (Seitzer et al. 2022, On the pitfalls of heteroscedastic uncertainty estimation)."""
     with torch.no_grad():
-        network = flow.flow._transform._transforms[1].transform_net
-        return log_scale(network(context[:, :0], context)[:, 2:]).mean(1).exp()
+        first = flow.flow._transform._transforms[1]
+        return first.log_scale(first.transform_net(context[:, :0], context)).mean(1).exp()
 
 
 def train(flow: Flow, x: Tensor, context: Tensor, weigh: Callable[[Tensor], Tensor], seed: int) -> float:
@@ -207,6 +209,14 @@ def observation(folder: Path, number: int) -> tuple[Tensor, Tensor]:  # -> (4, 2
     return torch.as_tensor(x, dtype=torch.float32).reshape(4, 2), torch.as_tensor(reference, dtype=torch.float32)
 
 
+def invented(prior: poe.Energy) -> tuple[Tensor, Tensor]:  # -> (4, 2), (n, 5)
+    """Four points of known parameters, and draws of their posterior by importance resampling of the prior."""
+    x = simulate(torch.tensor([[0.7, -2.0, -1.3, 1.8, 0.6]]), torch.Generator().manual_seed(1))[0]
+    theta = prior.sample(200_000, generator=torch.Generator().manual_seed(2))  # type: ignore[operator]
+    weights = (-torch.stack([exact(point, theta) for point in x]).sum(0)).softmax(0)
+    return x, theta[weights.multinomial(DRAWS, replacement=True)]
+
+
 def targets(prior: poe.Energy, x: Tensor, f: Flow, g: Flow) -> dict[str, poe.Energy]:  # (4, 2)
     """The posterior of four points: by the simulator's own likelihood, by q(x | θ), and by q(θ | x)."""
     own = [energy(lambda theta, point=point: exact(point, theta), prior, f"p{i}", None) for i, point in enumerate(x, 1)]
@@ -239,15 +249,11 @@ def main() -> None:
         raise SystemExit("which folder holds the files of sbibm? See the top of this script")
     box = torch.distributions.Uniform(-BOUND * torch.ones(5), BOUND * torch.ones(5))
     prior = poe.as_energy(torch.distributions.Independent(box, 1), name="prior")
+    numbers = [] if FAST else [int(word) for word in sys.argv[2:]] or list(range(1, 11))
+    observed = {number: observation(Path(sys.argv[1]), number) for number in numbers} or {0: invented(prior)}
     f, g = learn(prior)
-    numbers = [0] if FAST else [int(word) for word in sys.argv[2:]] or list(range(1, 11))
     found: dict[str, list[float]] = {}
-    for number in numbers:
-        if FAST:
-            x = simulate(torch.tensor([[0.7, -2.0, -1.3, 1.8, 0.6]]), torch.Generator().manual_seed(1))[0]
-            reference = poe.sample(targets(prior, x, f, g)["exact"], DRAWS, seed=1).x
-        else:
-            x, reference = observation(Path(sys.argv[1]), number)
+    for number, (x, reference) in observed.items():
         for name, target in targets(prior, x, f, g).items():
             if FAST and name != "f":
                 continue
