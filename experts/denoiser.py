@@ -39,6 +39,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from poe.bindings import Bindings
 from poe.capabilities import Conditional, NoiseConditional, ScoreOnly
 from poe.energy import Energy
 from poe.registry import near, register
@@ -201,6 +202,7 @@ class Denoiser(Energy):
         self.sigma = self._checked(self.sigma_range[0] if sigma is None else sigma)
         self._levels: dict[float, Denoiser] = {self.sigma: self}
         self._concepts: dict[Any, dict[float, Denoiser]] = {None: self._levels}
+        self._bindings = Bindings()
         self.train(False)
         if not conditional:
             self._probe()
@@ -329,8 +331,12 @@ class Denoiser(Energy):
         """The same with a context for the network; `given(None)` is the unconditional one. Raises TypeError where it takes none."""
         if not self.takes_context:
             raise TypeError(f"{self} takes no context: wrap a network (u, t, context) with conditional=True")
-        plain = context is None or isinstance(context, (str, int))
-        return self._other(self.sigma, context, self._concepts.setdefault(context, {}) if plain else {})
+        if context is None or isinstance(context, (str, int)):
+            return self._other(self.sigma, context, self._concepts.setdefault(context, {}))
+        lowest = self._other(self.sigma_range[0], context, {})
+        if isinstance(context, Tensor):
+            lowest = self._bindings.first(lowest, context)
+        return lowest._other(self.sigma, lowest.context, lowest._levels)
 
     def _other(self, sigma: float, context: Any, levels: dict[float, Denoiser]) -> Denoiser:
         if sigma not in levels:

@@ -58,6 +58,14 @@ _BOUNDED |= {
 }
 
 
+# whether the density is one number all over its support, by type
+_FLAT: dict[str, Callable[[Any], bool]] = {
+    "Uniform": lambda d: True,
+    "Beta": lambda d: bool((d.concentration1 == 1).all() and (d.concentration0 == 1).all()),
+    "Dirichlet": lambda d: bool((d.concentration == 1).all()),
+}
+
+
 @register("distribution")
 class Distribution(Density):
     """A `torch.distributions` distribution: log_prob in nats, its batch axes being independent coordinates of
@@ -150,7 +158,11 @@ class Distribution(Density):
 
     @property
     def bounded(self) -> bool | None:
-        return True if sets.is_discrete(self.support) else _bounded(self.dist)
+        return True if sets.is_discrete(self.support) else _said(_BOUNDED, self.dist)
+
+    @property
+    def flat(self) -> bool | None:
+        return _said(_FLAT, self.dist)
 
     def config(self) -> dict[str, Any]:
         if self._spec is None:
@@ -188,12 +200,13 @@ def _support(dist: td.Distribution) -> sets.Constraint:
     return sets.canonical(dist.support, shape)
 
 
-def _bounded(dist: td.Distribution) -> bool | None:
+def _said(table: dict[str, Callable[[Any], bool]], dist: td.Distribution) -> bool | None:
+    """What a table by type says of a distribution; None where it says nothing."""
     if isinstance(dist, td.Independent):
-        return _bounded(dist.base_dist)
+        return _said(table, dist.base_dist)
     if isinstance(dist, td.MixtureSameFamily):
-        return True if _bounded(dist.component_distribution) else None
-    known = _BOUNDED.get(type(dist).__name__) if _TYPES.get(type(dist).__name__) is type(dist) else None
+        return True if table is _BOUNDED and _said(table, dist.component_distribution) else None
+    known = table.get(type(dist).__name__) if _TYPES.get(type(dist).__name__) is type(dist) else None
     return None if known is None else known(dist)
 
 

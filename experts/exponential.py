@@ -409,6 +409,10 @@ class Beta(ExponentialFamily):
         return bool((self.a >= 1).all() and (self.b >= 1).all())
 
     @property
+    def flat(self) -> bool | None:
+        return bool((self.a == 1).all() and (self.b == 1).all())
+
+    @property
     def natural(self) -> Natural:
         a, b = self._exact("a"), self._exact("b")
         partition = (a.lgamma() + b.lgamma() - (a + b).lgamma()).sum()
@@ -454,6 +458,10 @@ class Dirichlet(ExponentialFamily):
     @property
     def bounded(self) -> bool | None:
         return bool((self.concentration >= 1).all())
+
+    @property
+    def flat(self) -> bool | None:
+        return bool((self.concentration == 1).all())
 
     @property
     def natural(self) -> Natural:

@@ -36,13 +36,20 @@ from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow as Nflow
 from nflows.nn.nets.resnet import ResidualNet
 from nflows.transforms.autoregressive import AutoregressiveTransform, MaskedAffineAutoregressiveTransform
-from nflows.transforms.base import CompositeTransform, Transform
-from nflows.transforms.coupling import AffineCouplingTransform, PiecewiseRationalQuadraticCouplingTransform
+from nflows.transforms.base import CompositeTransform, InverseTransform, Transform
+from nflows.transforms.coupling import (
+    AdditiveCouplingTransform,
+    AffineCouplingTransform,
+    PiecewiseRationalQuadraticCouplingTransform,
+)
 from nflows.transforms.linear import Linear, NaiveLinear
+from nflows.transforms.normalization import ActNorm, BatchNorm
 from nflows.transforms.permutations import Permutation
+from nflows.transforms.standard import PointwiseAffineTransform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from poe.bindings import Bindings
 from poe.capabilities import Transport
 from poe.energy import Density
 from poe.registry import register
@@ -106,7 +113,7 @@ class Flow(Density):
         self._architecture = config
         self._noise_shape = shape
         self._context_shape = bound
-        self._unlocked = False
+        self._unlocked, self._bindings = False, Bindings()
         self._standard = type(flow._distribution) is StandardNormal
         self.flow = _mended(flow)
         self.register_buffer("context", None)
@@ -194,7 +201,7 @@ class Flow(Density):
         bound._architecture = self._architecture
         bound.context = context
         del bound.takes_context
-        return bound
+        return self._bindings.first(bound, context)
 
     # ---- training, files, facts
 
@@ -236,8 +243,9 @@ class Flow(Density):
 
     @property
     def bounded(self) -> bool | None:
-        """True for stacks of affine couplings of `build`, whose log-determinant is bounded; else unknown."""
-        return True if self._architecture is not None and self._architecture.get("kind") == "realnvp" else None
+        """True where each layer bounds its own determinant, whatever its network says: p(x) = N(T(x)) |det ∇T(x)|. So do couplings
+        that are additive or affine with a squashed scale, linear maps, and normalisation with fixed numbers. Else unknown."""
+        return True if self._standard and _is_tame(self.flow._transform) else None
 
     # ---- inside
 
@@ -415,6 +423,19 @@ class _NaiveLinear(NaiveLinear):
     def inverse_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         outputs = torch.linalg.solve(self._weight, (inputs - self.bias).T).T
         return outputs, -self.logabsdet() * outputs.new_ones(len(outputs))
+
+
+def _is_tame(transform: nn.Module) -> bool:
+    """Whether |det ∇T| and its inverse are known to be bounded."""
+    if isinstance(transform, CompositeTransform):
+        return all(map(_is_tame, transform._transforms))
+    if isinstance(transform, InverseTransform):
+        return _is_tame(transform._transform)
+    if type(transform) is AffineCouplingTransform:  # its scale is sigmoid(u + 2) + 0.001, unless it is given an activation
+        return transform.unconditional_transform is None and "scale_activation" not in vars(transform)
+    if type(transform) in (AdditiveCouplingTransform, BoundedAffineCoupling):
+        return transform.unconditional_transform is None
+    return isinstance(transform, (Mixing, Linear, Permutation, PointwiseAffineTransform, ActNorm, BatchNorm))
 
 
 def _context_layer(flow: Nflow) -> str | None:

@@ -1,33 +1,40 @@
 """Noise-conditional energies: one network that knows the data at every level of noise, and concepts.
 
-At noise σ the data are x = x₀ + σ ε, ε ~ N(0, 1) in each coordinate, and the energy stands for their density p_σ(x | c) given a
-concept c, or none. It is the squared distance to a denoised point,
+At noise σ the data are x = x₀ + σ ε, ε ~ N(0, 1) in each of n coordinates, and the energy stands for their density p_σ(x | c) given a
+concept c, or none. Without one it is the squared distance to a denoised point,
 
-    E(x; σ, c) = ‖x - D(x, σ, c)‖² / 2σ²,     D = loc + spread · f((x - loc) / √(σ² + spread²), log σ, c),
+    E(x; σ) = ‖x - D(x, σ)‖² / 2σ² + (n/2) log 2πσ²,     D = loc + spread · f((x - loc) / √(σ² + spread²), log σ),
 
-f a network whose output is bounded, so that E is bounded below and grows as |x|² / 2σ²: proper at every level. Where one x₀ explains x,
-D = x₀ is right; elsewhere f is free to make -∇E the score. Both derivatives of -log p are known from (x₀, ε) by denoising,
+f a network whose output is bounded, so that E is bounded below and grows as |x|² / 2σ²: proper at every level. D is fitted to x₀ by
+least squares (`denoising`), which makes it E[x₀ | x], and by Tweedie's formula
 
-    ∇E(x) = E[ε | x] / σ,     σ ∂E/∂σ = -E[‖ε‖² | x],
+    ∇log p_σ(x) = (D - x) / σ²,        -∇E(x) = (D - x) / σ² + Jᵀ(x - D) / σ²,     J = ∂D/∂x = Cov[x₀ | x] / σ².
 
-the second up to n, the number of coordinates, which sets the constant: Z_σ / (2πσ²)^(n/2) is then the same at all levels, for all
-concepts. Scores say nothing of how much mass lies in regions that noise does not join; the second line carries that down from levels
-where it does (`noise_matching` fits both). Nor do they say how little there is of what a concept excludes (`concept_matching`).
+The two agree where one x₀ explains x: J is then the projection on directions along the data, and x - D has no share in them. So E is
+-log p_σ at the lowest level, the target, and above it reverse diffusion follows the score (`scored`). An energy fitted so that its own
+gradient is the score gets as low a loss on noised data and draws worse: where drawing errs, D leads back, but that gradient leads to
+whatever D leaves as it is. A concept is told by Bayes' rule, from a classifier of noised data,
+
+    E(x; σ, c) = E(x; σ) - log p(c | x; σ) + log p(c),
+
+so that a concept lowers the energy by log 1/p(c) at most, however far x is from all data, Z is the same for all concepts, and a product
+of k concepts costs one denoised point. Two networks of concepts, each with errors of its own in D, would differ by their errors where
+neither has seen data, and a product of powers magnifies that.
 
 References: Vincent 2011, Neural Computation 23(7) (denoising score matching); Song & Ermon 2019, NeurIPS (noise-conditional scores);
-Du et al. 2023, ICML (reduce, reuse, recycle: energies that compose); Choi et al. 2022, AISTATS (time scores); Karras et al. 2022,
-NeurIPS (scales of inputs and weights of levels).
+Du et al. 2023, ICML (reduce, reuse, recycle: energies that compose); Efron 2011, J. Am. Stat. Assoc. 106 (Tweedie's formula); Karras et
+al. 2022, NeurIPS (scales of inputs and weights of levels); Dhariwal & Nichol 2021, NeurIPS (classifiers of noised pictures).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, huber_loss, pixel_shuffle, pixel_unshuffle, silu
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from poe.capabilities import Conditional
 from poe.energy import Energy
@@ -37,12 +44,12 @@ MOST_ROWS = 4096  # pictures in one call of a network whose gradient is asked fo
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with a residual connection, the first one's output scaled and shifted by an embedding of (σ, c)."""
+    """Two 3x3 convolutions with a residual connection, the first one's output scaled and shifted by an embedding of σ."""
 
-    def __init__(self, channels: int, embedding: int) -> None:
+    def __init__(self, channels: int, embedding: int, border: Literal["zeros", "circular"] = "zeros") -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=border)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=border)
         self.film = nn.Linear(embedding, 2 * channels)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:  # (n, channels, height, width), (n, embedding) -> like h
@@ -50,59 +57,28 @@ class Block(nn.Module):
         return h + self.second(silu(self.first(silu(h)) * (1 + scale) + shift))
 
 
-class ConceptNetwork(nn.Module):
-    """f(x, log σ, c) for pictures: a U-shaped convolutional network on 2x2 patches, with one stage at half their resolution.
-
-    Arguments:
-        event_shape: (channels, height, width), sides divisible by 4.
-        concepts: the names that it can be asked for; none of them is the unconditional network.
-        sigma_range: lowest and highest level of noise, in units of x.
-        widths: channels at the resolution of the patches and at half of it.
-        embedding: numbers that (σ, c) are told by.
-        loc, spread: about the mean and the standard deviation of the data, in units of x.
-        rough_below: the level of noise, in units of x, below which differences between energies of concepts are known to be too
-            rough to weigh by (`poe.scores`); 0 where they never are.
-    """
+class Level(nn.Module):
+    """An embedding of log σ: itself, and its sines and cosines at 16 frequencies."""
 
     frequencies: Tensor
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        *,
-        concepts: Sequence[str] = (),
-        sigma_range: tuple[float, float] = (0.05, 10.0),
-        widths: tuple[int, int] = (48, 96),
-        embedding: int = 64,
-        loc: float = 0.0,
-        spread: float = 0.5,
-        rough_below: float = 0.0,
-    ) -> None:
+    def __init__(self, embedding: int) -> None:
         super().__init__()
-        shape = tuple(event_shape)
-        if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-            raise ValueError(f"events have shape (channels, height, width) with sides divisible by 4, not {shape}")
-        low, high = sigma_range
-        if not 0 < low < high < math.inf:
-            raise ValueError(f"sigma_range must be (low, high) with 0 < low < high, not {sigma_range}")
-        if len(set(concepts)) != len(concepts):
-            raise ValueError(f"each concept must be named once, got {list(concepts)}")
-        self.event_shape, self.concepts, self.sigma_range = shape, tuple(concepts), (float(low), float(high))
-        self.loc, self.spread, self.rough_below = float(loc), float(spread), float(rough_below)
-        self.arguments = {
-            "event_shape": list(shape),
-            "concepts": list(concepts),
-            "sigma_range": list(self.sigma_range),
-            "widths": list(widths),
-            "embedding": embedding,
-            "loc": self.loc,
-            "spread": self.spread,
-            "rough_below": self.rough_below,
-        }
-        patch, tokens, (wide, deep) = 4 * shape[0], shape[1] * shape[2] // 16, widths
         self.register_buffer("frequencies", torch.linspace(0.25, 3.0, 16), persistent=False)
-        self.level = nn.Sequential(nn.Linear(33, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.concept = nn.Embedding(len(concepts) + 1, embedding)  # the last one is the unconditional
+        self.layers = nn.Sequential(nn.Linear(33, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+
+    def forward(self, log_sigma: Tensor) -> Tensor:  # (n) -> (n, embedding)
+        angles = log_sigma[:, None] * self.frequencies
+        return self.layers(torch.cat([log_sigma[:, None] / 2, angles.sin(), angles.cos()], 1))
+
+
+class Denoised(nn.Module):
+    """f(x, log σ) for pictures: a U-shaped convolutional network on 2x2 patches, with one stage at half their resolution."""
+
+    def __init__(self, shape: Sequence[int], widths: tuple[int, int], embedding: int) -> None:
+        super().__init__()
+        patch, tokens, (wide, deep) = 4 * shape[0], shape[1] * shape[2] // 16, widths
+        self.level = Level(embedding)
         self.enter = nn.Conv2d(patch, wide, 3, padding=1)
         self.fine = nn.ModuleList([Block(wide, embedding), Block(wide, embedding)])
         self.down = nn.Conv2d(wide, deep, 2, stride=2)
@@ -111,23 +87,151 @@ class ConceptNetwork(nn.Module):
         self.up = nn.Conv2d(deep, 4 * wide, 1)
         self.leave = nn.Conv2d(wide, patch, 1)
 
-    def forward(self, x: Tensor, sigma: Tensor, concept: Tensor) -> Tensor:  # (n, *event), (n), (n) -> (n)
-        """E(x; σ, c) in nats; `concept` is a place in `concepts`, or their number for none."""
-        sigma_, spread = sigma[:, None, None, None], float(self.arguments["spread"])
-        centred = x - self.loc
-        denoised = spread * self._f(centred / (sigma_**2 + spread**2).sqrt(), sigma.log(), concept)
-        return ((centred - denoised) / sigma_).square().flatten(1).sum(1) / 2
-
-    def _f(self, x: Tensor, log_sigma: Tensor, concept: Tensor) -> Tensor:  # (n, *event), (n), (n) -> (n, *event)
-        angles = log_sigma[:, None] * self.frequencies
-        level = self.level(torch.cat([log_sigma[:, None] / 2, angles.sin(), angles.cos()], 1))
-        e = silu(level + self.concept(concept))
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:  # (n, *event), (n) -> (n, *event)
+        e = self.level(log_sigma)
         h = self.fine[0](self.enter(pixel_unshuffle(x, 2)), e)
         g = self.coarse[0](self.down(h), e)
         g = g + self.mix(silu(g).flatten(2)).reshape(g.shape)
         h = self.fine[1](h + pixel_shuffle(self.up(self.coarse[1](g, e)), 2), e)
         h = h * torch.rsqrt(1 + h.square().mean(1, keepdim=True) / 16)  # bounded, so that E grows as |x|²
         return pixel_shuffle(self.leave(silu(h)), 2)
+
+
+class Classifier(nn.Module):
+    """Logits of concepts for noised pictures, between -40 and 40: two blocks of convolutions, and two layers on what they find: as a
+    mean over places for most, at each place for the `placed` ones. Who sees no places cannot learn that no red triangle is left; so
+    opposite borders meet, or what is found near one of them would tell places too."""
+
+    placed: Tensor
+
+    def __init__(self, shape: Sequence[int], placed: Sequence[bool], widths: tuple[int, int], embedding: int) -> None:
+        super().__init__()
+        patch, tokens, (wide, deep) = 4 * shape[0], shape[1] * shape[2] // 16, widths
+        self.level = Level(embedding)
+        self.enter = nn.Conv2d(patch, wide, 3, padding=1, padding_mode="circular")
+        self.fine = Block(wide, embedding, "circular")
+        self.down = nn.Conv2d(wide, deep, 2, stride=2)
+        self.coarse = Block(deep, embedding, "circular")
+        self.register_buffer("placed", torch.tensor(placed), persistent=False)
+        self.anywhere, self.somewhere = (
+            nn.Sequential(nn.Linear(inputs, 2 * embedding), nn.SiLU(), nn.Linear(2 * embedding, len(placed)))
+            for inputs in (deep, tokens * deep)
+        )
+
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:  # (n, *event), (n) -> (n, k)
+        e = self.level(log_sigma)
+        h = silu(self.coarse(self.down(self.fine(self.enter(pixel_unshuffle(x, 2)), e)), e)).flatten(2)
+        return 40 * torch.tanh(torch.where(self.placed, self.somewhere(h.flatten(1)), self.anywhere(h.mean(2))) / 40)
+
+
+class ConceptNetwork(nn.Module):
+    """E(x; σ) of pictures and log p(c | x; σ) of concepts: a convolutional network of each.
+
+    Arguments:
+        event_shape: (channels, height, width), sides divisible by 4.
+        concepts: what it can be asked for, none of it being the unconditional network: tuples of names, values of a factor of which a
+            picture has exactly one (`[("red", "blue"), ("small", "large")]`), and single names, which a picture may have or not.
+        frequencies: p(c) of the names, in their order; by default those of a factor are equally frequent, and a single name has 1/2.
+        placed: those of the names that are told by where something is in the picture; all others are told by what is there, wherever.
+        sigma_range: lowest and highest level of noise, in units of x.
+        widths: channels at the resolution of the patches and at half of it, for E.
+        classifier_widths: the same for the classifier.
+        embedding: numbers that σ is told by.
+        loc, spread: about the mean and the standard deviation of the data, in units of x.
+        rough_below: the level of noise, in units of x, below which differences between energies of concepts are known to be too
+            rough to weigh by (`poe.scores`); 0 where they never are.
+    """
+
+    log_prior: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        concepts: Sequence[str | Sequence[str]] = (),
+        frequencies: Sequence[float] | None = None,
+        placed: Sequence[str] = (),
+        sigma_range: tuple[float, float] = (0.05, 10.0),
+        widths: tuple[int, int] = (48, 96),
+        classifier_widths: tuple[int, int] = (32, 64),
+        embedding: int = 64,
+        loc: float = 0.0,
+        spread: float = 0.5,
+        rough_below: float = 0.0,
+    ) -> None:
+        super().__init__()
+        shape, low, high = tuple(event_shape), *sigma_range
+        if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
+            raise ValueError(f"events have shape (channels, height, width) with sides divisible by 4, not {shape}")
+        if not 0 < low < high < math.inf:
+            raise ValueError(f"sigma_range must be (low, high) with 0 < low < high, not {sigma_range}")
+        groups = [(group,) if isinstance(group, str) else tuple(group) for group in concepts]
+        names = [name for group in groups for name in group]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each concept must be named once, got {names}")
+        if not all(groups):
+            raise ValueError(f"a factor has at least one value, got {concepts}")
+        if frequencies is None:
+            frequencies = [1 / max(len(group), 2) for group in groups for _ in group]
+        if len(frequencies) != len(names) or not all(0 < p < 1 for p in frequencies):
+            raise ValueError(f"frequencies must be {len(names)} numbers between 0 and 1, one for each concept, not {frequencies}")
+        if set(placed) - set(names):
+            raise ValueError(f"placed must be some of the concepts {names}, not {list(placed)}")
+        self.event_shape, self.concepts, self.sigma_range = shape, tuple(names), (float(low), float(high))
+        self.loc, self.spread, self.rough_below = float(loc), float(spread), float(rough_below)
+        self.sizes = [len(group) for group in groups]
+        self.arguments = {
+            "event_shape": list(shape),
+            "concepts": [group if isinstance(group, str) else list(group) for group in concepts],
+            "frequencies": list(frequencies),
+            "placed": list(placed),
+            "sigma_range": list(self.sigma_range),
+            "widths": list(widths),
+            "classifier_widths": list(classifier_widths),
+            "embedding": embedding,
+            "loc": self.loc,
+            "spread": self.spread,
+            "rough_below": self.rough_below,
+        }
+        self.register_buffer("log_prior", torch.tensor(frequencies, dtype=torch.get_default_dtype()).log(), persistent=False)
+        self.denoised = Denoised(shape, widths, embedding)
+        where = [name in placed for name in names]
+        self.classifier = Classifier(shape, where, classifier_widths, embedding) if names else None
+
+    def forward(self, x: Tensor, sigma: Tensor, concept: Tensor | None = None) -> Tensor:  # (n, *event), (n), (n) -> (n)
+        """E(x; σ, c) in nats; `concept` is a place in `concepts`, or their number for none, as when it is left out."""
+        energy = self.unconditional(x, sigma)
+        if concept is None or self.classifier is None:
+            return energy
+        gains = torch.cat([self.gains(x, sigma), torch.zeros_like(energy)[:, None]], 1)
+        return energy - gains.gather(1, concept[:, None]).squeeze(1)
+
+    def unconditional(self, x: Tensor, sigma: Tensor) -> Tensor:  # (n, *event), (n) -> (n)
+        """E(x; σ) in nats."""
+        return self.distance(x - self.denoise(x, sigma), sigma)
+
+    def distance(self, off: Tensor, sigma: Tensor) -> Tensor:  # (n, *event), (n) -> (n)
+        """‖x - D‖² / 2σ² + (n/2) log 2πσ², from x - D."""
+        constant = (2 * math.pi * sigma.square()).log() * (off[0].numel() / 2)
+        return (off / sigma[:, None, None, None]).square().flatten(1).sum(1) / 2 + constant
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:  # (n, *event), (n) -> (n, *event)
+        """D(x, σ), in units of x."""
+        scale = (sigma[:, None, None, None] ** 2 + self.spread**2).sqrt()
+        return self.loc + self.spread * self.denoised((x - self.loc) / scale, sigma.log())
+
+    def gains(self, x: Tensor, sigma: Tensor) -> Tensor:  # (n, *event), (n) -> (n, concepts)
+        """log p(c | x; σ) - log p(c) in nats, by which each concept lowers the energy."""
+        return torch.cat([told[:, :size] for told, size in zip(self.told(x, sigma), self.sizes, strict=True)], 1) - self.log_prior
+
+    def told(self, x: Tensor, sigma: Tensor) -> list[Tensor]:  # (n, *event), (n) -> for each factor (n, values)
+        """log p(c | x; σ) of the values of each factor; a single name has two, present and absent."""
+        if self.classifier is None:
+            return []
+        scale = (sigma[:, None, None, None] ** 2 + self.spread**2).sqrt()
+        logits = self.classifier((x - self.loc) / scale, sigma.log()).split(self.sizes, 1)
+        absent = torch.zeros_like(x[:, 0, 0, :1])
+        return [(torch.cat([part, absent], 1) if part.shape[1] == 1 else part).log_softmax(1) for part in logits]
 
 
 @register("noise-conditional")
@@ -156,6 +260,7 @@ class NoiseConditional(Energy):
         sigma: float | None = None,
         name: str | None = None,
     ) -> None:
+        self._scored = False
         network = ConceptNetwork(**network) if isinstance(network, dict) else network
         super().__init__(network.event_shape, name=name)
         low, high = network.sigma_range
@@ -167,8 +272,8 @@ class NoiseConditional(Energy):
                 f"the network knows noise levels from {low:g} to {high:g} (units of x), and 0 for the lowest, not {sigma}"
             )
         self.network, self.concept, self.sigma = network, concept, float(low if sigma is None else sigma)
-        self._index = len(network.concepts) if concept is None else network.concepts.index(concept)
-        self._family: dict[tuple[str | None, float], NoiseConditional] = {(concept, self.sigma): self}
+        self._index = None if concept is None else network.concepts.index(concept)
+        self._family: dict[tuple[str | None, float, bool], NoiseConditional] = {(concept, self.sigma, False): self}
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -179,6 +284,16 @@ class NoiseConditional(Energy):
     def rough_below(self) -> float:
         """The level of noise, in units of x, below which energies of concepts are too rough to be compared."""
         return self.network.rough_below
+
+    @property
+    def unconditional(self) -> NoiseConditional:
+        """The energy without its concept, at the same level."""
+        return self.given(None)
+
+    @property
+    def scored(self) -> NoiseConditional:
+        """The same energy, but with minus the score, (x - D) / σ² - ∇log p(c | x; σ), where `value_and_grad` has a gradient."""
+        return self._other(self.concept, self.sigma, scored=True)
 
     @property
     def growth(self) -> float:
@@ -198,20 +313,20 @@ class NoiseConditional(Energy):
 
     def given(self, context: str | None) -> NoiseConditional:
         """The energy of a concept at this level; `given(None)` is the unconditional one."""
-        return self._other(context, self.sigma)
+        return self._other(context, self.sigma, self._scored)
 
     def at(self, sigma: float) -> NoiseConditional:
         """The energy at level sigma (units of x); at 0, and at the lowest level, the target's."""
-        return self._other(self.concept, self.sigma_range[0] if sigma == 0 else float(sigma))
+        return self._other(self.concept, self.sigma_range[0] if sigma == 0 else float(sigma), self._scored)
 
-    def _other(self, concept: str | None, sigma: float) -> NoiseConditional:
-        key = concept, sigma
+    def _other(self, concept: str | None, sigma: float, scored: bool) -> NoiseConditional:
+        key = concept, sigma, scored
         if key not in self._family:
             stem = None if self.name is None else self.name.rpartition(".")[0]
             energy = NoiseConditional(
                 self.network, concept=concept, sigma=sigma, name=f"{stem}.{concept or 'any'}" if stem else None
             )
-            energy.training, energy._family = self.training, self._family
+            energy.training, energy._family, energy._scored = self.training, self._family, scored
             self._family[key] = energy
         return self._family[key]
 
@@ -219,76 +334,84 @@ class NoiseConditional(Energy):
         return self.fused([self], x)[0]
 
     def fused(self, energies: Sequence[NoiseConditional], x: Tensor) -> Tensor:  # (*batch, *event) -> (k, *batch)
-        """The energies of k terms that share this network, in one call of it on a batch k times as large."""
-        rows = x.reshape(-1, *self.event_shape)
-        return self._call(energies, rows.expand(len(energies), *rows.shape)).reshape(len(energies), *self._batch_shape(x))
+        """The energies of k terms that share this network: one evaluation of it for each level of noise among them."""
+        rows, shape = x.reshape(-1, *self.event_shape), (len(energies), *self._batch_shape(x))
+        if not len(rows):
+            return x.new_zeros(shape)
+        values = {}
+        for (sigma, _), concepts in _by_level(energies).items():
+            level = rows.new_full((len(rows),), sigma)
+            unconditional = self.network.unconditional(rows, level)
+            gains = self.network.gains(rows, level) if concepts - {None} else rows
+            for c in concepts:
+                values[sigma, c] = unconditional if c is None else unconditional - gains[:, c]
+        return torch.stack([values[e.sigma, e._index] for e in energies]).reshape(shape)
 
     def fused_value_and_grad(self, energies: Sequence[NoiseConditional], x: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (k, *batch), (k, *batch, *event)
-        """`value_and_grad` of k terms, in calls of at most `MOST_ROWS` pictures."""
+        """`value_and_grad` of k terms, in calls of at most `MOST_ROWS` pictures: a gradient of the denoising network for each level of
+        noise among them, and of the classifier for each concept."""
+        shape, slope_shape = (len(energies), *self._batch_shape(x)), (len(energies), *x.shape)
+        if not x.numel():
+            return x.new_zeros(shape), x.new_zeros(slope_shape)
         values, slopes = [], []
-        for rows in x.detach().reshape(-1, *self.event_shape).split(max(1, MOST_ROWS // len(energies))):
-            with torch.enable_grad():
-                copies = rows.expand(len(energies), *rows.shape).clone().requires_grad_()
-                value = self._call(energies, copies)
-                slopes += torch.autograd.grad(value.sum(), copies)
-            values.append(value.detach())
-        return torch.cat(values, 1).reshape(len(energies), *self._batch_shape(x)), torch.cat(slopes, 1).reshape(
-            len(energies), *x.shape
-        )
+        for rows in x.detach().reshape(-1, *self.event_shape).split(MOST_ROWS):
+            known = {key: self._at_level(rows, *key, concepts) for key, concepts in _by_level(energies).items()}
+            pairs = [known[e.sigma, e._scored][e._index] for e in energies]
+            values.append(torch.stack([value for value, _ in pairs]))
+            slopes.append(torch.stack([slope for _, slope in pairs]))
+        return torch.cat(values, 1).reshape(shape), torch.cat(slopes, 1).reshape(slope_shape)
+
+    def _at_level(
+        self, rows: Tensor, sigma: float, scored: bool, concepts: set[int | None]
+    ) -> dict[int | None, tuple[Tensor, Tensor]]:
+        """Values and gradients at one level: of the unconditional energy (None), and of concepts by their places."""
+        level = rows.new_full((len(rows),), sigma)
+        with torch.enable_grad():
+            rows = rows.clone().requires_grad_()
+            if scored:
+                with torch.no_grad():
+                    off = rows - self.network.denoise(rows, level)
+                value, slope = self.network.distance(off, level), off / sigma**2
+            else:
+                value = self.network.unconditional(rows, level)
+                (slope,) = torch.autograd.grad(value.sum(), rows)
+            known: dict[int | None, tuple[Tensor, Tensor]] = {None: (value.detach(), slope)}
+            gains = self.network.gains(rows, level) if concepts - {None} else rows
+            for c in concepts - {None}:
+                (steeper,) = torch.autograd.grad(gains[:, c].sum(), rows, retain_graph=True)
+                known[c] = value.detach() - gains[:, c].detach(), slope - steeper
+        return known
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = self.fused_value_and_grad([self], x)
         return value[0], slope[0]
 
-    def _call(self, energies: Sequence[NoiseConditional], x: Tensor) -> Tensor:  # (k, n, *event) -> (k, n)
-        k, n = x.shape[:2]
-        if not n:
-            return x.flatten(2).sum(2)
-        sigma = torch.tensor([e.sigma for e in energies], dtype=x.dtype, device=x.device).repeat_interleave(n)
-        concept = torch.tensor([e._index for e in energies], device=x.device).repeat_interleave(n)
-        return self.network(x.reshape(k * n, *self.event_shape), sigma, concept).reshape(k, n)
-
     def config(self) -> dict[str, Any]:
         return {"network": self.network.arguments, "concept": self.concept, "sigma": self.sigma}
 
 
-def noise_matching(network: ConceptNetwork, clean: Tensor, noise: Tensor, sigma: Tensor, concept: Tensor) -> Tensor:
-    # (n, *event), (n, *event), (n), (n) -> (n)
-    """Fits both derivatives of -log p_σ by denoising; for each picture, in nats² per coordinate,
+def _by_level(energies: Sequence[NoiseConditional]) -> dict[tuple[float, bool], set[int | None]]:
+    """The places of the concepts that are asked for at each level of noise, by gradient or score; None for no concept."""
+    asked: dict[tuple[float, bool], set[int | None]] = {}
+    for energy in energies:
+        asked.setdefault((energy.sigma, energy._scored), set()).add(energy._index)
+    return asked
 
-        ( λ_σ ‖σ ∇E(x) - ε‖² + huber(σ ∂E/∂σ + ‖ε‖²) ) / n,     x = x₀ + σ ε,  λ_σ = 1 + σ² / spread²,
 
-    huber quadratic up to 5 nats, for ‖ε‖² given x has heavy tails before D is any good.
+def denoising(network: ConceptNetwork, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    # (n, *event), (n, *event), (n) -> (n)
+    """λ_σ ‖D(x₀ + σ ε, σ) - x₀‖² / nσ², λ_σ = 1 + σ² / spread²: the regression of D on the data, for each picture."""
+    sigma_ = sigma[:, None, None, None]
+    off = (network.denoise(clean + sigma_ * noise, sigma) - clean) / sigma_
+    return off.square().flatten(1).mean(1) * (1 + (sigma / network.spread).square())
+
+
+def concept_matching(network: ConceptNetwork, x: Tensor, sigma: Tensor, truth: Tensor) -> Tensor:
+    # (n, *event), (n), (n, factors) -> (n)
+    """-Σ log p(c | x; σ) over the factors, the cross-entropy of noised pictures, in nats.
+
+    `truth` has the place of the value of each factor among its values; for a single name 0 where it is present and 1 where it is not.
     """
-    x = (clean + sigma[:, None, None, None] * noise).requires_grad_()
-    level = sigma.clone().requires_grad_()
-    slope, rate = torch.autograd.grad(network(x, level, concept).sum(), (x, level), create_graph=True)
-    score = (sigma[:, None, None, None] * slope - noise).square().flatten(1).sum(1) * (1 + (sigma / network.spread).square())
-    mass = huber_loss(sigma * rate, -noise.square().flatten(1).sum(1), reduction="none", delta=5.0)
-    return (score + mass) / clean[0].numel()
-
-
-def concept_matching(
-    network: ConceptNetwork, x: Tensor, sigma: Tensor, values: Tensor, log_prior: Tensor, truth: Tensor
-) -> Tensor:
-    # (n, *event), (n), (k), (k), (n) -> (n)
-    """Tells the values of one factor apart; for each noised picture, in nats,
-
-        -log p(c | x) + huber(E(x; σ) + log Σ_c p(c) exp(-E(x; σ, c))) / 10,     p(c | x) ∝ p(c) exp(-E(x; σ, c)).
-
-    A score learns nothing of pictures that its concept never sees, and there the energies of all concepts come out alike: a product
-    of them would not know what it asks for. This loss raises the energy of a concept where another value of its factor is true, and
-    makes the unconditional density the mixture that it is.
-
-    Arguments:
-        values: the concepts (places in `network.concepts`) that are the values of a factor, of which a picture has exactly one.
-        log_prior: their log frequencies, log p(c).
-        truth: which of the k values each picture has.
-    """
-    k, n = len(values), len(x)
-    concept = torch.cat([values, values.new_tensor([len(network.concepts)])]).repeat_interleave(n)
-    energy = network(x.repeat(k + 1, 1, 1, 1), sigma.repeat(k + 1), concept).reshape(k + 1, n)
-    joint = log_prior[:, None] - energy[:k]
-    balance = huber_loss(energy[k], -joint.logsumexp(0), reduction="none", delta=3.0)
-    return cross_entropy(joint.T, truth, reduction="none") + balance / 10
+    told = network.told(x, sigma)
+    return -sum(log_p.gather(1, truth[:, i, None]).squeeze(1) for i, log_p in enumerate(told))  # type: ignore[return-value]

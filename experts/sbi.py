@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from experts.distribution import Distribution
 from poe import support as sets
+from poe.bindings import Bindings
 from poe.capabilities import Samples
 from poe.energy import Energy, Estimate
 from poe.registry import register
@@ -61,7 +62,7 @@ class Amortised(Energy):
         parameters, observation = self._shapes(estimator)
         super().__init__(parameters, support=support, name=name)
         self.estimator: Any = estimator
-        self._observation, self._stated = torch.Size(observation), support
+        self._observation, self._stated, self._bindings = torch.Size(observation), support, Bindings()
         self.register_buffer("context", None)
         if context is None:
             self.takes_context = True
@@ -80,7 +81,8 @@ class Amortised(Energy):
 
     def given(self, context: Any) -> Self:
         """The same estimator, sharing parameters, at an observation, or at several independent trials (trials, *x)."""
-        return type(self)(self.estimator, context, support=self._stated, name=self.name)
+        bound = type(self)(self.estimator, context, support=self._stated, name=self.name)
+        return self._bindings.first(bound, bound.context)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         if self.context is None:

@@ -22,6 +22,7 @@ from torch import Tensor
 import poe
 from experts.blackbox import External
 from experts.exponential import Normal
+from poe.bindings import Bindings
 from poe.energy import Density, Energy
 from poe.registry import register
 
@@ -223,12 +224,15 @@ class PredictProba(External):
         super().__init__(event, name=name)
         self.model, self.smoothing, self.classes = model, smoothing, list(model.classes_)
         self._columns = None if labels is None else self._found(labels)
+        self.context = None if self._columns is None else tuple(self._columns)
+        self._bindings = Bindings()
         if labels is None:
             self.takes_context = True
 
     def given(self, context: Any) -> PredictProba:
         """The factor that asks for this label, or these."""
-        return PredictProba(self.model, context, event_shape=self.event_shape, smoothing=self.smoothing, name=self.name)
+        bound = PredictProba(self.model, context, event_shape=self.event_shape, smoothing=self.smoothing, name=self.name)
+        return self._bindings.first(bound, bound.context)
 
     def energies(self, rows: np.ndarray) -> np.ndarray:  # (n, *event) -> (n)
         if self._columns is None:

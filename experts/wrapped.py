@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from poe import support as sets
+from poe.bindings import Bindings
 from poe.capabilities import Transport
 from poe.energy import Density
 
@@ -81,7 +82,7 @@ class WrappedFlow(Density):
             )
         super().__init__(event, support=_constraint(self._own_support(flow) if support is None else support, event), name=name)
         self._architecture, self._noise_shape, self._context_shape = plain, shape, bound
-        self._known_bounded, self._unlocked, self._counted = bounded, False, None
+        self._known_bounded, self._unlocked, self._counted, self._bindings = bounded, False, None, Bindings()
         self._stated = support
         self.flow = flow
         self.register_buffer("context", None)
@@ -224,7 +225,7 @@ class WrappedFlow(Density):
         bound.context = context
         del bound.takes_context
         bound._probe()
-        return bound
+        return self._bindings.first(bound, context)
 
     # ---- training, files, facts
 

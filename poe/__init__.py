@@ -42,6 +42,8 @@ from poe.rules import closed_form, simplify
 from poe.stein import SteinTest, stein_test
 from poe.storage import load, save
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Cycle",
     "Density",

@@ -10,7 +10,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+import poe
 from poe import checkup, cli, demo, gallery, inventory
+from poe.storage import StorageError
 
 COMMANDS = (inventory.COMMAND, cli.SHOW, cli.SAMPLE, cli.LOGZ, checkup.COMMAND, demo.COMMAND, gallery.COMMAND)
 
@@ -31,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """The grammar of the command line."""
     layout = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog="poe", description="Products of experts.", epilog=STATUS, formatter_class=layout)
+    top.add_argument("--version", action="version", version=f"%(prog)s {poe.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         sub = commands.add_parser(
@@ -76,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}", 2, None, arguments.json)
-    except ImportError as error:
+    except (ImportError, StorageError) as error:  # a library is missing, or a file of the zoo is damaged
         return _fail(str(error), 2, None, arguments.json)
 
 

@@ -162,6 +162,21 @@ class SharesNetwork(Protocol):
 
 
 @runtime_checkable
+class Concept(Protocol):
+    """A noise-conditional energy of a concept: `unconditional` is the same network's without it, at the same level and on its scale."""
+
+    unconditional: Any
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """A noise-conditional energy that knows the score of noised data better than by its own gradient: `scored` is the same energy
+    with minus that score for the gradient of `value_and_grad`. Reverse diffusion follows it; Metropolis moves cannot."""
+
+    scored: Any
+
+
+@runtime_checkable
 class Rough(Protocol):
     """A noise-conditional energy that is known to be too rough below a level of noise, in units of x, for its values to be compared
     with those of others: there gains follow from its score alone (`poe.scores`)."""

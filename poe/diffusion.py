@@ -39,10 +39,11 @@ from poe.scores import Followed, diffuses, gain, rest
 from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, systematic, tune
 
 PARTICLES = 64  # of the pilot
-FEW, GROUPS = 256, 4  # particles where each is dear (at the least 4 for each draw, up to this many), and their populations
+FEW, GROUPS = 1024, 4  # particles where each is dear (at the least 4 for each draw, up to this many), and their populations
 CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64 points each
 MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
 STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
+FINE = 0.06  # the largest where nothing but reverse diffusion moves particles
 KEEP, EASY = 0.8, 0.92  # share of effective particles that a fall must keep, and that makes the next one longer
 
 
@@ -68,20 +69,25 @@ class Rung(NamedTuple):
 @dataclass(frozen=True)
 class Noised:
     """The path of a target down its levels of noise, from a normal that draws the noisiest one nearly; `approach` leads from that to
-    this; `by_scores`: what densities gain on the way follows from scores (`poe.scores`), not from energies."""
+    this; `by_scores`: what densities gain on the way follows from scores (`poe.scores`), not from energies; `mass`: log Z in nats of
+    the reference's energy at the noisiest level, which is taken off where scores are followed that are not its own (`Scored`)."""
 
     start: StandardNormal
     end: Energy
     approach: Geometric
     by_scores: bool = False
+    mass: float = 0.0
 
     @classmethod
     def to(cls, target: Energy, generator: torch.Generator) -> Noised:
         """The path to a target for which `falls` holds. Raises ValueError where the noisiest level has no finite gradient."""
         high = max(noise_range(target))
-        top = target.at(high)
-        start = _around(top, spread(top, high) or math.inf, generator)
-        return cls(start, target, Geometric(start, top), by_scores(target))
+        top, scores = target.at(high), by_scores(target)
+        wide = spread(top, high) or math.inf
+        start = _around(top, wide, generator)
+        followed = Followed(top, guided=True) if scores else None
+        mass = _mass(followed.reference, wide, generator) if followed is not None and followed.guided else 0.0
+        return cls(start, target, Geometric(start, top), scores, mass)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_levels", {})
@@ -91,7 +97,7 @@ class Noised:
         levels: dict[float, tuple[Energy, float | None]] = self._levels  # type: ignore[attr-defined]
         if sigma not in levels:
             energy = self.end.at(sigma)
-            levels[sigma] = Followed(energy) if self.by_scores else energy, spread(energy, sigma)
+            levels[sigma] = Followed(energy, guided=sigma > 0) if self.by_scores else energy, spread(energy, sigma)
         return levels[sigma]
 
 
@@ -137,6 +143,7 @@ class Descent:
         """Populations (r, n, *event) to the target, as the fields of `Population`."""
         x, _, logs, log_ratio, ancestors, acceptance, nonfinite, divergent = self.approach.carry(x, generator, resample, bar)
         log_ratio = log_ratio - logs.logsumexp(1) + math.log(x.shape[1])  # what is in the weights is still to be counted
+        log_ratio = log_ratio - self.path.mass
         accepted = [acceptance]
         sigma = max(noise_range(self.path.end))
         state = _at_rest(self.path.level(sigma)[0], x)
@@ -170,7 +177,7 @@ class Descent:
             raised = _at_rest(self.path.level(higher)[0], state.x + math.sqrt(max(_variance(above, below), 0)) * noise)
             logs = logs - _log_weight(self.path, raised, state, higher, rung.sigma)
             state = raised
-        return logs + self.approach.back(state.x, generator)
+        return logs + self.approach.back(state.x, generator) + self.path.mass
 
 
 def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False) -> Pilot:
@@ -183,8 +190,10 @@ def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None =
     low, high = noise_range(target)
     x = path.start.sample(PARTICLES, generator=generator)
     first = tune(path.approach, x, generator, kernel=kernel, most=MOVES, progress=progress)
-    log_ratio, sigma, stride, rungs = first.log_ratio, high, STRIDE, []
-    state = _at_rest(path.level(high)[0], first.x)
+    top = path.level(high)[0]
+    longest = FINE if isinstance(top, Followed) and top.guided else STRIDE
+    log_ratio, sigma, stride, rungs = first.log_ratio - path.mass, high, longest, []
+    state = _at_rest(top, first.x)
     mover = Langevin() if kernel is None else kernel
     mover = mover.tuned(mover.guess(state.x[0].numel()) if mover.step_size is None else mover.step_size)
     with tqdm(total=1.0, desc="falling pilot", disable=not progress, leave=False, bar_format="{desc}: {percentage:3.0f}%") as bar:
@@ -201,7 +210,7 @@ def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None =
                 continue
             if len(rungs) == MOST_LEVELS:
                 raise Stalled(f"more than {MOST_LEVELS} levels of noise to {target}")
-            stride = min(STRIDE, 1.3 * stride) if share > EASY else stride
+            stride = min(longest, 1.3 * stride) if share > EASY else stride
             log_ratio += float(logs.logsumexp(1)) - math.log(PARTICLES)
             uniform = torch.rand(1, 2, generator=generator, device=x.device, dtype=torch.float64)
             order = systematic(logs, uniform)[0]
@@ -273,6 +282,15 @@ def _around(top: Energy, wide: float, generator: torch.Generator) -> StandardNor
             raise ValueError(f"{top} has no finite gradient at {int((~behind.isfinite()).flatten(1).any(1).sum())} of 64 points")
         centre, more = behind.mean(0), behind.var(0)
     return StandardNormal(centre, (wide**2 + more).sqrt())
+
+
+def _mass(expert: Energy, wide: float, generator: torch.Generator) -> float:
+    """log ∫ exp(-E) dx, in nats, of an expert at the noisiest level, by importance sampling from the normal around it."""
+    normal = _around(expert, wide, generator)
+    x = normal.sample(4 * PARTICLES, generator=generator)
+    with torch.no_grad():
+        logs = -expert(x).double() - normal.log_prob(x).double()
+    return float(logs.logsumexp(0)) - math.log(len(x))
 
 
 def _at_rest(energy: Energy, x: Tensor) -> At:
@@ -354,8 +372,11 @@ def _where(chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:  # (*batch), (*batch
 
 
 def _settle(mover: Kernel, path: Noised, sigma: float, state: At, generator: torch.Generator) -> tuple[Rung, At]:
-    """The kernel for a level, its step size tuned while it moves the particles: at the last level until the energy has forgotten."""
+    """The kernel for a level, its step size tuned while it moves the particles: at the last level until the energy has forgotten. No
+    moves where scores are followed that are no energy's."""
     energy, wide = path.level(sigma)
+    if isinstance(energy, Followed) and energy.guided:
+        return Rung(sigma, mover, 0), state
     d = state.x[0].numel()
     scale = mover.scale if wide is None else torch.full((d,), wide, dtype=state.x.dtype, device=state.x.device)
     before, moves, most = state.energy, 0, MOVES if sigma > 0 else LAST

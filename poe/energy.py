@@ -25,12 +25,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from numbers import Real
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.transforms import identity_transform
 from torch.nn.functional import softplus
 
 from poe import support as sets
@@ -113,6 +114,12 @@ class Energy(nn.Module, ABC):
         return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
 
     @property
+    def flat(self) -> bool | None:
+        """Whether the density is one finite number above 0 all over its support; None where unknown. To multiply or divide by it only
+        cuts the support."""
+        return None
+
+    @property
     def growth(self) -> float | None:
         """The c for which E(x) = c‖x‖² + O(‖x‖) far out, E finite everywhere; None where unknown. Of a product it is the weighted sum,
         and decides whether it is proper and bounded, whatever the signs of the powers."""
@@ -169,11 +176,15 @@ class Energy(nn.Module, ABC):
 
     def __call__(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         batch = self._batch_shape(x)
-        if sets.is_real(self._support):
-            energy = super().__call__(x)
-        else:
-            inside, safe = self._inside(x)
-            energy = torch.where(inside, super().__call__(safe), math.inf)
+        try:
+            if sets.is_real(self._support):
+                energy = super().__call__(x)
+            else:
+                inside, safe = self._inside(x)
+                energy = torch.where(inside, super().__call__(safe), math.inf)
+        except RuntimeError as error:
+            self._check_precision(x, error)
+            raise
         if energy.shape != batch:
             raise ValueError(
                 f"the energy {self} returned shape {tuple(energy.shape)} for x of shape {tuple(x.shape)}: forward must give one "
@@ -191,12 +202,16 @@ class Energy(nn.Module, ABC):
         if not x.is_floating_point():
             raise TypeError(f"the energy {self} has no gradient on {x.dtype} points; x.float() gives points that have one")
         x = x.detach()
-        if sets.is_real(self._support):
-            energy, gradient = self._value_and_grad(x)
-        else:
-            inside, safe = self._inside(x)
-            energy, gradient = self._value_and_grad(safe)
-            energy = torch.where(inside, energy, math.inf)
+        try:
+            if sets.is_real(self._support):
+                energy, gradient = self._value_and_grad(x)
+            else:
+                inside, safe = self._inside(x)
+                energy, gradient = self._value_and_grad(safe)
+                energy = torch.where(inside, energy, math.inf)
+        except RuntimeError as error:
+            self._check_precision(x, error)
+            raise
         void = (energy == math.inf).reshape(energy.shape + (1,) * len(self.event_shape))
         return energy, torch.where(void, 0, gradient)
 
@@ -226,6 +241,13 @@ class Energy(nn.Module, ABC):
                 f"x has shape {tuple(x.shape)}, but {self} takes (*batch, *event) with event shape {tuple(self._event_shape)}"
             )
         return x.shape[: x.ndim - k]
+
+    def _check_precision(self, x: Tensor, error: RuntimeError) -> None:
+        """Raises TypeError where an evaluation failed on x of another precision than the energy's."""
+        if x.is_floating_point() and x.dtype != self.dtype:
+            raise TypeError(
+                f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or .to({x.dtype}) the energy ({error})"
+            ) from error
 
     def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Which points lie in the support, and x with the others moved to a point of it, so that no NaN arises."""
@@ -483,8 +505,8 @@ class Product(Energy):
     def proper(self) -> bool | None:
         """True where Hölder's inequality bounds Z: powers are positive once mixtures in denominators are taken out against their own
         parts, those of proper factors sum to 1 or more, and what exceeds 1 falls on factors bounded above; also where factors of `on`
-        tile the event. False where a closed form diverges, the support is empty, or every power is negative on a support of infinite
-        volume. None otherwise.
+        tile the event. A flat factor that is divided out only cuts the support, ∫_S f/c = (1/c) ∫_S f. False where a closed form
+        diverges, the support is empty, or every power is negative on a support of infinite volume. None otherwise.
         """
         if sets.is_empty(self.support):
             return False
@@ -498,7 +520,7 @@ class Product(Energy):
             return False
         if any(term.parameter is not None for term in self.terms):
             return super().proper
-        known = [(term.coefficient, term.energy) for term in self.terms if term.coefficient]
+        known = self._shaping
         if all(power < 0 for power, _ in known) and sets.is_infinite(self.support):
             # 1/p has infinite mass on infinite volume: vol <= (∫p)^(w/(1+w)) (∫p^-w)^(1/(1+w)), and zero powers add nothing
             return False if all(self._is_mass(e) for _, e in known) else None
@@ -535,6 +557,11 @@ class Product(Energy):
                 return False
         return not free and (not rest or isinstance(self.support, sets.Box))  # the emptiness of a box is known exactly
 
+    @property
+    def _shaping(self) -> list[tuple[float, Energy]]:
+        """(power, factor) of the factors that do more than cut the support: no power of 0, nothing flat that is divided out."""
+        return [(t.coefficient, t.energy) for t in self.terms if t.coefficient > 0 or (t.coefficient and not t.energy.flat)]
+
     def _is_mass(self, energy: Energy) -> bool:
         """Whether a factor is known to be proper in the measure of the product: a continuous one says nothing about sums."""
         return energy.proper is True and sets.is_discrete(energy.support) == sets.is_discrete(self.support)
@@ -546,7 +573,12 @@ class Product(Energy):
             (power, term.energy) for power, term in zip(self.powers, self.terms, strict=True) if term.energy.growth is not None
         ]
         rest = [(power, term.energy) for power, term in zip(self.powers, self.terms, strict=True) if term.energy.growth is None]
-        return math.fsum(p * e.growth for p, e in grown) > 0 and all(p > 0 and e.bounded for p, e in rest)  # type: ignore[operator]
+        fall = math.fsum(p * e.growth for p, e in grown)  # type: ignore[operator]
+        return fall > 0 and all((p > 0 and e.bounded) or e.flat for p, e in rest)
+
+    @property
+    def flat(self) -> bool | None:
+        return True if all(term.energy.flat or not term.coefficient for term in self.terms) else super().flat
 
     @property
     def growth(self) -> float | None:
@@ -560,7 +592,7 @@ class Product(Energy):
         if self._falls_off:
             return True
         if all(t.parameter is None for t in self.terms):
-            known = _dominating([(t.coefficient, t.energy) for t in self.terms if t.coefficient])
+            known = _dominating(self._shaping)
             if all(power > 0 and e.bounded for power, e in known):
                 return True
         return super().bounded if isinstance(self._closed, Product) else self._closed.bounded
@@ -896,6 +928,10 @@ class Pullback(Energy):
     def bounded(self) -> bool | None:
         return True if self.energy.bounded else super().bounded
 
+    @property
+    def flat(self) -> bool | None:
+        return self.energy.flat
+
     def _format(self, label: dict[int, str]) -> tuple[str, int]:
         child = _child(self.energy, label)
         if isinstance(self.function, Select):
@@ -945,6 +981,10 @@ class Shifted(Energy):
     def bounded(self) -> bool | None:
         return self.energy.bounded
 
+    @property
+    def flat(self) -> bool | None:
+        return self.energy.flat
+
     def can(self, capability: type) -> bool:
         return self.energy.can(Samples) if capability is Samples else super().can(capability)
 
@@ -955,7 +995,7 @@ class Shifted(Energy):
         return self.energy.sample(n, generator=generator)  # type: ignore[operator]
 
     def _format(self, label: dict[int, str]) -> tuple[str, int]:
-        log_z = "" if self.stated is None else f", log_z=Estimate({self.stated.value!r}, {self.stated.standard_error!r})"
+        log_z = "" if self.stated is None else f", log_z=poe.Estimate({self.stated.value!r}, {self.stated.standard_error!r})"
         return f"poe.shift({_child(self.energy, label)[0]}, {self.offset!r}{log_z})", _ATOM
 
 
@@ -1246,6 +1286,14 @@ class Preimage(sets.Constraint):
         return f"{{x: {_function_name(self.function)}(x) in {self.target!r}}}"
 
 
+@biject_to.register(Preimage)
+def _moved_as_it_is(support: Preimage) -> Transform:
+    """Points of a preimage move in R^n, where its outside is rejected; one without volume would never be met."""
+    if _measure(support.target) != _VOLUME:
+        raise NotImplementedError(f"{support!r} has no volume")
+    return identity_transform
+
+
 def _preimage(support: sets.Constraint, function: Callable, event_shape: Sequence[int]) -> sets.Constraint:
     if sets.is_real(support):
         return sets.real(event_shape)
@@ -1338,8 +1386,11 @@ def _number(value: float) -> str:
 
 
 def _function_name(function: Any) -> str:
+    if isinstance(function, BuiltinFunctionType) and getattr(torch, function.__name__, None) is function:
+        return f"torch.{function.__name__}"
     own = function.name if isinstance(function, Fill) else None
-    text = own or (function.__name__ if isinstance(function, FunctionType) else type(function).__name__.lower())
+    named = isinstance(function, (FunctionType, BuiltinFunctionType, MethodType))
+    text = own or (function.__name__ if named else type(function).__name__.lower())
     return text if text.isidentifier() else "f"
 
 
@@ -1475,9 +1526,6 @@ def _rules() -> Any:
 
 
 def _plan_line(energy: Energy) -> str:
-    from poe.plan import plan  # the plan builds on everything; a repr only quotes its first line
+    from poe.outline import drawing  # the plan builds on everything; a repr only quotes its first line
 
-    try:
-        return str(plan(energy)).splitlines()[0]
-    except ValueError as refused:
-        return f"none: {refused}"
+    return drawing(energy)[1].splitlines()[0]

@@ -184,7 +184,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     plotting.require()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (arguments.out, arguments.html)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     gallery(
         arguments.out, arguments.draws, arguments.seed, html=arguments.html, brief=arguments.brief, as_json=arguments.json
     )  # fmt: skip

@@ -17,6 +17,7 @@ from poe.kernels import Gibbs
 from poe.plan import sample
 from poe.run import streams
 from poe.spaces import anywhere, energies, enumerable, points
+from poe.transport import reals_of
 
 BEGIN = 12  # points from which the search starts: the likeliest of `SEEN` draws, and as many at random among them
 SEEN = 400
@@ -44,7 +45,7 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
             return points(energy, energies(energy).argmin().reshape(1))[0]
         return _cooled(energy, init, seed)
     begin = _begin(energy, seed) if init is None else init.to(energy._like()).reshape(-1, *energy.event_shape)
-    transform: Any = None if sets.is_real(energy.support) else sets.from_reals(energy.support)
+    transform: Any = None if sets.is_real(energy.support) else reals_of(energy)
     z = begin if transform is None else transform.inv(begin)
     found = [_descend(energy, point, transform) for point in z]
     x = torch.stack([point for point, _ in found])

@@ -76,7 +76,7 @@ def drawing(energy: Energy) -> tuple[tuple[str, ...], str]:
         refuse_improper(energy)
         found = plan(energy)
         return found.methods, str(found)
-    except ValueError as refused:
+    except (ValueError, TypeError) as refused:  # a TypeError where an expert has a score and no energy
         return (), f"none: {refused}"
 
 

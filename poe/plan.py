@@ -31,6 +31,7 @@ from poe.sequential import line
 from poe.sites import box_of
 from poe.spaces import MOST_STATES, enumerable
 from poe.starts import candidates
+from poe.transport import reals_of
 
 METHODS = ("exact", "enumerate", "parts", "sequential", "importance", "annealed", "chains", "tempered")
 WORDS = {
@@ -125,6 +126,8 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         raise ValueError(f"{energy} is no mixture of parts whose log Z are known: poe.normalize gives parts that are")
     if method == "parts" or (method is None and kernel is None and shares is not None and not discrete):
         return Plan(("parts",), energy, WORDS["parts"])
+    if not discrete:
+        reals_of(energy)  # refuses a support in which nothing moves
     starts = tuple(candidates(energy))
     if method == "sequential" and line(energy) is None:
         raise ValueError(f"{energy} has no autoregressive factor over discrete values: there is no order to follow")

@@ -7,9 +7,13 @@ the reverse of q. By Bayes' rule p_{k-1}(x) r(x' | x) = p_k(x') q(x | x'), and t
 
 so that log p_k(x') - log p_{k-1}(x) = log r(x' | x) - log q(x | x') needs no value of log p: a single expert, whose r proposes, has
 weight 1, which is plain reverse diffusion. In a product Π p_i^w_i with Σ w_i = 1 the first expert that is divided by (the prior of a
-conjunction), or else the first, takes this, and the others differ from it by energies at both ends, as the two sides of a contrast do.
+conjunction), or else the first, or what that is without its concept, takes this, and the others differ from it by energies at both
+ends, as the two sides of a contrast do.
 Where an expert says that its differences are too rough (`Rough`: at little noise, when what a picture shows is settled, particles far
 from all data would win by them), it is not weighed any more, and the rest of the way is reverse diffusion with Metropolis moves.
+
+Where the reference's own energy has another Z than the density that its score belongs to (`Scored`), log Z is that of the composition
+of densities: of a conjunction of concepts, how much oftener than independent ones they occur together.
 
 Why not by energies throughout: D, what a network takes for the picture behind the noise, is wrong by |D - x₀| in all, and then the
 energy by about |D - x₀| √(Σε²/n) / σ: some ten nats for pictures at little noise, and particles that are weighed by them end as the
@@ -27,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from poe.capabilities import NoiseConditional, Rough
+from poe.capabilities import Concept, NoiseConditional, Rough, Scored
 from poe.energy import Contrast, Energy, Product, Shifted, together_with_gradients
 
 
@@ -45,12 +49,19 @@ def diffuses(energy: Energy, spread: float) -> bool:
 
 class Followed(Energy):
     """An energy at one level, which remembers of its last evaluation what gains follow from: the energies of its experts (*batch, k)
-    and the gradient of the reference (*batch, *event), from one call of a network that they share."""
+    and the gradient of the reference (*batch, *event), from one call of a network that they share. `guided`: experts that know the
+    score of noised data better than by their gradients (`Scored`) have it for a gradient, if there are any."""
 
-    def __init__(self, energy: Energy) -> None:
+    def __init__(self, energy: Energy, *, guided: bool = False) -> None:
         super().__init__(energy.event_shape, support=energy.support)
-        self.energy = energy
-        self._experts, self._reference = _experts(energy), _reference(energy)
+        self.guided = guided and any(expert.can(Scored) for expert in _experts(energy))
+        self.energy = energy = _scored(energy) if self.guided else energy
+        reference = _reference(energy)
+        self._reference: Energy | None = (
+            reference.unconditional if reference is not None and reference.can(Concept) else reference
+        )  # type: ignore[attr-defined]
+        experts = _experts(energy) if self._reference is None else [*_experts(energy), self._reference]
+        self._experts = list({id(expert): expert for expert in experts}.values())
         self.rough_below = max((expert.rough_below for expert in self._experts if expert.can(Rough)), default=0.0)  # type: ignore[attr-defined]
         self.last: tuple[Tensor, Tensor] | None = None
 
@@ -88,6 +99,13 @@ def rest(above: Followed, below: Followed, x: Tensor, values: Tensor, to: Tensor
     """What experts without noise levels gain: all that there is to weigh by where the others are too rough."""
     nothing = torch.zeros_like(values)
     return above.relative(nothing, x) - below.relative(nothing, to)
+
+
+def _scored(energy: Energy) -> Energy:
+    """The same, with experts by their scores."""
+    if energy.parts:
+        return energy.rebuild([_scored(part) for part in energy.parts])
+    return energy.scored if energy.can(Scored) else energy  # type: ignore[attr-defined]
 
 
 def _followed(above: Energy, below: Energy, moved: Tensor, gradient: Tensor) -> Tensor:
@@ -141,8 +159,7 @@ def _reference(energy: Energy) -> Energy | None:
 
 
 def _experts(energy: Energy) -> list[Energy]:
-    """All experts with noise levels, each once."""
+    """All experts with noise levels."""
     if energy.parts:
-        found = [expert for part in energy.parts for expert in _experts(part)]
-        return list({id(expert): expert for expert in found}.values())
+        return [expert for part in energy.parts for expert in _experts(part)]
     return [energy] if energy.can(NoiseConditional) else []

@@ -392,7 +392,9 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink()
+        if isinstance(error, OSError) and error.filename == str(draft):  # its name is nobody's business
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -302,6 +302,12 @@ def _facts(case: _Case) -> None:
         f"points have shape {tuple(case.x.shape[1:])}, not {tuple(e.event_shape)}",
     )
     _require(sets.contains(e.support, case.x).all(), "some of its own points lie outside its support")
+    _require(e.flat in (True, False, None), f"flat is {e.flat!r}")
+    if e.flat:
+        energy = e(case.x)
+        _require(
+            _close(energy, energy[:1].expand_as(energy)), "it says that it is flat, and its energy differs from point to point"
+        )
 
 
 def _shapes(case: _Case) -> None:

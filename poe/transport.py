@@ -13,6 +13,20 @@ from poe.capabilities import Samples
 from poe.energy import Energy, Estimate
 
 
+def reals_of(energy: Energy) -> Transform:
+    """The bijection T from R^m onto the support in whose variables an energy is drawn, or onto a larger set.
+
+    Raises ValueError where nobody knows one, as for a simplex that is part of an event.
+    """
+    try:
+        return sets.from_reals(energy.support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{energy} cannot be drawn: no map from R^n onto its support {energy.support!r} is known. A box has one, and a simplex "
+            "that is the whole event: poe.sample such a part by itself, or write it over free numbers"
+        ) from error
+
+
 class Unconstrained(Energy):
     """E(z) = E_x(T(z)) - log|det dT/dz|: the same law over z in R^m, x = T(z), T a bijection of `torch.distributions`.
 
@@ -20,7 +34,7 @@ class Unconstrained(Energy):
     """
 
     def __init__(self, energy: Energy, transform: Transform | None = None) -> None:
-        transform = sets.from_reals(energy.support) if transform is None else transform
+        transform = reals_of(energy) if transform is None else transform
         super().__init__(transform.inverse_shape(energy.event_shape))
         self.energy = energy
         self.transform: Any = transform  # torch types what a transform returns as optional
@@ -35,7 +49,10 @@ class Unconstrained(Energy):
             x = self.transform(z)
             log_det = self._log_det(z, x)
         energy, slope = self.energy.value_and_grad(x.detach())
-        (gradient,) = torch.autograd.grad([x, log_det], z, [slope, -torch.ones_like(log_det)], materialize_grads=True)
+        outputs, slopes = [x, log_det], [slope, -torch.ones_like(log_det)]
+        if not log_det.requires_grad:  # the identity's is constant
+            outputs, slopes = [x], [slope]
+        (gradient,) = torch.autograd.grad(outputs, z, slopes, materialize_grads=True)
         return energy - log_det.detach(), gradient
 
     @property

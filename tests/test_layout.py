@@ -124,6 +124,12 @@ def test_entry_points_load(group: str) -> None:
         assert entry.load() is not None
 
 
+def test_the_version_is_one() -> None:
+    citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert citation is not None
+    assert poe.__version__ == PYPROJECT["project"]["version"] == citation[1]
+
+
 def test_constraints_pin_every_direct_dependency() -> None:
     pinned = {
         re.split(r"==", line)[0].lower()

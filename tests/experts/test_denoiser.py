@@ -352,6 +352,8 @@ def test_contexts_go_to_the_network() -> None:
     assert torch.equal(bound.at(0.5).noise(x), bound.noise(x)) and bound.at(0.5).at(bound.sigma) is bound
     assert not bound.can(Conditional) and bound.given(None) is e and e.given("red") is e.given("red")
     assert e.at(0.5).given("red").at(0.7) is e.given("red").at(0.7)
+    again = e.given(torch.tensor([2.0, 3.0], dtype=torch.float64))
+    assert again is bound and e.at(0.5).given(bound.context) is bound.at(0.5) and e.given(bound.context + 1) is not bound
     with pytest.raises(TypeError, match="takes no context: wrap a network .* conditional=True"):
         expert("flow", "noise").given("red")
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 from nflows.distributions.normal import ConditionalDiagonalNormal, DiagonalNormal, StandardNormal
+from nflows.flows import MaskedAutoregressiveFlow, SimpleRealNVP
 from nflows.flows.base import Flow as Nflow
 from nflows.nn.nets.resnet import ResidualNet
 from nflows.transforms.autoregressive import MaskedAffineAutoregressiveTransform
-from nflows.transforms.base import CompositeTransform
+from nflows.transforms.base import CompositeTransform, InverseTransform
 from nflows.transforms.coupling import AffineCouplingTransform
 from nflows.transforms.linear import NaiveLinear
 from nflows.transforms.lu import LULinear
@@ -188,6 +190,65 @@ def test_gradients_and_files(kind, tmp_path):
     again.load_state_dict(flow.state_dict())
     assert torch.equal(again(x), flow(x))
     assert flow.bounded is (True if kind == "realnvp" else None)
+
+
+@pytest.mark.parametrize(
+    ("make", "bounded"),
+    [
+        (lambda: SimpleRealNVP(2, 8, 2, 1), True),
+        (lambda: SimpleRealNVP(2, 8, 2, 1, use_volume_preserving=True, batch_norm_between_layers=True), True),
+        (lambda: Nflow(InverseTransform(SimpleRealNVP(2, 8, 2, 1)._transform), StandardNormal([2])), True),
+        (lambda: MaskedAutoregressiveFlow(2, 8, 2, 1), None),  # a softplus, without bound
+        (lambda: affine(base=DiagonalNormal([3])), None),
+        (lambda: Nflow(CompositeTransform([Free()]), StandardNormal([2])), None),
+    ],
+)
+def test_bounded_where_no_network_can_make_the_determinant_large(make, bounded):
+    flow, narrow = Flow(make()), Flow(SimpleRealNVP(2, 8, 2, 1))
+    assert flow.bounded is bounded
+    if flow.event_shape == (2,):
+        assert (flow & Flow(MaskedAutoregressiveFlow(2, 8, 2, 1))).proper is bounded and (flow & narrow).proper is True
+
+
+def test_the_couplings_of_nflows_bound_their_determinant():
+    flow = Flow(SimpleRealNVP(2, 8, 4, 1))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(30)
+        _, log_det = flow.to_noise(200 * torch.rand(10_000, 2) - 100)
+    assert float(log_det.max()) <= 4 * math.log(1.001) + 1e-5 and float(log_det.min()) >= 4 * math.log(0.001) - 1e-3
+
+
+class Free(AffineCouplingTransform):
+    """A scale without bound."""
+
+    def __init__(self):
+        super().__init__(torch.tensor([1, 0]), lambda i, o: ResidualNet(i, o, hidden_features=4))
+
+    def _scale_and_shift(self, transform_params):
+        shift, raw = transform_params.split(self.num_transform_features, 1)
+        return raw.exp(), shift
+
+
+def test_equal_contexts_give_one_density():
+    flow = conditional()
+    c = torch.randn(3, dtype=torch.float64)
+    first, second = flow.given(c), flow.given(c.clone())
+    assert first is second and flow.given(-c) is not first
+    squared = (flow & flow.given(c.tolist())).given(c)
+    assert str(squared) == "flow ** 2" and squared.parts == (first,)
+    c += 1  # the context that was bound is another now
+    assert flow.given(c - 1) is not flow.given(c)
+    assert torch.equal(flow.given(c - 1).context, c - 1) and torch.equal(flow.given(c).context, c)
+    named = flow.given(c)
+    named.name = "mine"
+    assert flow.given(c) is not named  # nobody's name is taken over
+    learned = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    assert flow.given(learned) is not flow.given(learned)
+    again = copy.deepcopy(flow)
+    assert again.given(c).flow is again.flow
+    kept = pickle.loads(pickle.dumps(flow))
+    assert kept.given(c).flow is kept.flow
 
 
 def conditional() -> Flow:

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 import poe
 from experts import noise
-from experts.noise import ConceptNetwork, NoiseConditional, concept_matching, noise_matching
+from experts.noise import ConceptNetwork, NoiseConditional, concept_matching, denoising
 from poe.capabilities import Conditional, SharesNetwork
 from poe.capabilities import NoiseConditional as NoiseLevels
 from poe.path import noise_levels
@@ -23,7 +23,8 @@ import shapes
 
 
 def network(**changes) -> ConceptNetwork:
-    arguments = {"concepts": ("red", "round", "small"), "sigma_range": (0.1, 5.0), "widths": (8, 8), "embedding": 8}
+    small = {"widths": (8, 8), "classifier_widths": (8, 8), "embedding": 8}
+    arguments = {"concepts": ("red", "round", "small"), "sigma_range": (0.1, 5.0), **small}
     torch.manual_seed(0)
     return ConceptNetwork((1, 8, 8), **{**arguments, **changes})
 
@@ -33,75 +34,155 @@ def energy(**changes) -> NoiseConditional:
 
 
 class Counted(ConceptNetwork):
-    """Counts its calls and the pictures in each."""
+    """Counts its denoised points, and the pictures in each call."""
 
-    def forward(self, x, sigma, concept):
+    def denoise(self, x, sigma):
         vars(self).setdefault("calls", []).append(len(x))
-        return super().forward(x, sigma, concept)
+        return super().denoise(x, sigma)
 
 
 def counted() -> NoiseConditional:
     torch.manual_seed(0)
-    return NoiseConditional(Counted((1, 8, 8), concepts=("red", "round", "small"), widths=(8, 8), embedding=8)).eval()
+    return NoiseConditional(
+        Counted((1, 8, 8), concepts=("red", "round", "small"), widths=(8, 8), classifier_widths=(8, 8), embedding=8)
+    ).eval()
 
 
-class Known(ConceptNetwork):
-    """A network whose output is given: `answer(x, log_sigma) -> f`."""
+class Answer(torch.nn.Module):
+    """A denoising network whose output is given."""
 
-    answer = staticmethod(lambda x, log_sigma: torch.zeros_like(x))
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.f = f
 
-    def _f(self, x, log_sigma, concept):
-        return self.answer(x, log_sigma)
+    def forward(self, x, log_sigma):
+        return self.f(x, log_sigma)
+
+
+def known(f, **changes) -> ConceptNetwork:
+    net = ConceptNetwork((1, 8, 8), widths=(4, 4), **changes)
+    net.denoised = Answer(f)
+    return net
+
+
+def posterior_mean(x, log_sigma):
+    """f for data N(loc, 0.7²): D - loc = (x - loc) / (1 + σ² / 0.7²), and x - loc = √(σ² + 0.7²) x̃."""
+    return 0.7 / (log_sigma.exp() ** 2 + 0.49).sqrt()[:, None, None, None] * x
 
 
 # ---------------------------------------------------------------- what the energy is
 
 
-def test_score_of_noised_normal_data_has_the_scale_of_the_closed_form():
-    """Data N(loc, spread²) noised by σ are N(loc, spread² + σ²): f(x̃) = (√(σ²+spread²) - σ) / spread · x̃ makes E exactly that."""
-    net = Known((1, 8, 8), loc=0.3, spread=0.7, widths=(4, 4))
-    net.answer = lambda x, log_sigma: ((log_sigma.exp() ** 2 + 0.49).sqrt() - log_sigma.exp())[:, None, None, None] / 0.7 * x
+@pytest.mark.parametrize("sigma", [0.05, 0.8, 10.0])
+def test_score_and_energy_of_noised_normal_data(sigma):
+    """Data N(loc, τ²) noised by σ are N(loc, σ² + τ²), which `scored` knows at every level; the energy alone is the density of a normal
+    of variance (σ² + τ²)² / σ², times its mass."""
+    net = known(posterior_mean, loc=0.3, spread=0.7)
     x = torch.randn(5, 1, 8, 8)
-    for sigma in (0.05, 0.8, 10.0):
-        value, gradient = NoiseConditional(net).at(sigma).value_and_grad(x)
-        variance = 0.49 + sigma**2
-        assert torch.allclose(value, (x - 0.3).square().flatten(1).sum(1) / 2 / variance, rtol=1e-4)
-        assert torch.allclose(-gradient, -(x - 0.3) / variance, rtol=1e-3, atol=1e-5)
+    energy = NoiseConditional(net).at(sigma)
+    value, gradient = energy.value_and_grad(x)
+    same, minus_score = energy.scored.value_and_grad(x)
+    variance = 0.49 + sigma**2
+    squares = (x - 0.3).square().flatten(1).sum(1)
+    assert torch.allclose(value, squares * sigma**2 / 2 / variance**2 + 32 * math.log(2 * math.pi * sigma**2), rtol=1e-4)
+    assert torch.allclose(gradient, (x - 0.3) * sigma**2 / variance**2, rtol=1e-3, atol=1e-4)
+    assert torch.equal(same, value)
+    assert torch.allclose(minus_score, (x - 0.3) / variance, rtol=1e-3, atol=1e-4)
 
 
-def test_loss_of_the_exact_score_is_one_and_of_a_known_point_nothing():
-    """For normal data λ_σ E‖σ∇E - ε‖² / n = 1 at the truth, at every level; where all data are one point x₀, D = x₀ leaves nothing."""
-    net = Known((1, 8, 8), spread=0.7, widths=(4, 4))
-    net.answer = lambda x, log_sigma: ((log_sigma.exp() ** 2 + 0.49).sqrt() - log_sigma.exp())[:, None, None, None] / 0.7 * x
-    torch.manual_seed(1)
-    n = 2_000
-    sigma, none = torch.full((n,), 0.6), torch.zeros(n, dtype=torch.long)
+def test_energy_of_points_is_exact_where_noise_is_small():
+    """D is the nearest of two points, far apart: E is -log p but for log 2, and its gradient minus the score."""
+    points = torch.tensor([-1.0, 1.0])
+    net = known(lambda x, log_sigma: x.mean((1, 2, 3), keepdim=True).sign().expand_as(x), spread=1.0)
+    energy, x = NoiseConditional(net).at(0.2), 1 + 0.2 * torch.randn(6, 1, 8, 8)
+    exact = torch.distributions.Normal(points[:, None, None, None, None], 0.2).log_prob(x).sum((2, 3, 4)).logsumexp(0) - math.log(
+        2
+    )
+    value, gradient = energy.value_and_grad(x)
+    assert torch.allclose(value, -exact - math.log(2), rtol=1e-5)
+    assert torch.allclose(gradient, (x - 1) / 0.04, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(gradient, energy.scored.value_and_grad(x)[1])
+
+
+def test_scores_of_concepts_add_the_gradient_of_the_classifier():
+    any_ = energy().at(0.5)
+    red, x = any_.given("red"), torch.randn(4, 1, 8, 8)
+    assert red.scored is red.scored and red.scored.given(None) is any_.scored and red.scored.unconditional is any_.scored
+    gap = red.value_and_grad(x)[1] - any_.value_and_grad(x)[1]
+    assert torch.allclose(red.scored.value_and_grad(x)[1] - any_.scored.value_and_grad(x)[1], gap, atol=1e-5)
+    assert not torch.allclose(any_.scored.value_and_grad(x)[1], any_.value_and_grad(x)[1], atol=1e-3)
+
+
+def test_denoising_of_normal_data_is_least_at_the_posterior_mean():
+    """E[x₀ | x] = x / (1 + σ² / spread²), which leaves spread²σ² / (spread² + σ²) in each coordinate: a loss of λ_σ / λ_σ = 1."""
+    torch.manual_seed(2)
+    n = 4_000
     clean, eps = 0.7 * torch.randn(n, 1, 8, 8), torch.randn(n, 1, 8, 8)
-    x = clean + 0.6 * eps
-    score = (0.6 * x / (0.49 + 0.36) - eps).square().flatten(1).sum(1) * (1 + 0.36 / 0.49)
-    rate = 0.36 * x.square().flatten(1).sum(1) / (0.49 + 0.36) ** 2
-    huber = torch.nn.functional.huber_loss(-rate, -eps.square().flatten(1).sum(1), reduction="none", delta=5.0)
-    loss = noise_matching(net, clean, eps, sigma, none)
-    assert torch.allclose(loss, (score + huber) / 64, rtol=1e-4)
-    ratio = score.double() / 64
-    assert abs(ratio.mean().item() - 1) < 5 * ratio.std().item() / math.sqrt(n)
-    net.answer = lambda x, log_sigma: torch.full_like(x, 2.0)
-    point = torch.full((n, 1, 8, 8), 1.4)
-    assert noise_matching(net, point, eps, sigma, none).abs().max() < 1e-5
+    sigma = torch.full((n,), 0.6)
+    nets = [known(lambda x, log_sigma, c=c: c * posterior_mean(x, log_sigma), spread=0.7) for c in (1.0, 0.9, 1.1)]
+    exact, less, more = (denoising(net, clean, eps, sigma).double() for net in nets)
+    assert abs(exact.mean().item() - 1) < 5 * exact.std().item() / math.sqrt(n)
+    assert min(less.mean(), more.mean()) > exact.mean()
 
 
-def test_concept_loss_is_the_cross_entropy_of_bayes_rule():
-    net = network()
-    x, sigma = torch.randn(6, 1, 8, 8), torch.linspace(0.2, 3, 6)
-    prior, truth = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0, 1, 2, 0, 1, 2])
+def test_concepts_follow_bayes_rule():
+    """Σ_c p(c) exp(-E(x; c)) over the values of a factor is exp(-E(x)); a single name and its absence make up the same; and no x,
+    however far from all data, gains more than log 1/p(c)."""
+    frequencies = (0.2, 0.3, 0.5, 0.1)
+    net = network(concepts=[("red", "green", "blue"), "round"], frequencies=frequencies)
     with torch.no_grad():
-        energies = torch.stack([net(x, sigma, torch.full((6,), c)) for c in range(4)]).double()
-        joint = prior.double()[:, None] * (-energies[:3]).exp()
-        gap = energies[3] + joint.sum(0).log()
-        wanted = -(joint / joint.sum(0))[truth, torch.arange(6)].log()
-        wanted = wanted + torch.where(gap.abs() < 3, gap**2 / 2, 3 * (gap.abs() - 1.5)) / 10
-        loss = concept_matching(net, x, sigma, torch.arange(3), prior.log(), truth)
-    assert torch.allclose(loss.double(), wanted, rtol=1e-4)
+        net.classifier.anywhere[-1].weight.mul_(30.0)  # type: ignore[union-attr]
+        for scale in (1.0, 1e3):
+            x, sigma = scale * torch.randn(6, 1, 8, 8), torch.linspace(0.2, 3, 6)
+            energies = torch.stack([net(x, sigma, torch.full((6,), c)) for c in range(5)]).double()
+            rows = net.gains(x, sigma).double() + torch.tensor(frequencies).double().log()
+            assert torch.allclose(rows[:, :3].exp().sum(1), torch.ones(6).double(), atol=1e-5)
+            assert (rows < 1e-6).all()
+            assert torch.allclose(
+                energies[4] - energies[:4], net.gains(x, sigma).T.double(), rtol=1e-4, atol=1e-6 * energies[4].max()
+            )
+            present, absent = net.told(x, sigma)[1].double().exp().unbind(1)
+            assert torch.allclose(present + absent, torch.ones(6).double(), atol=1e-5)
+    assert rows.min() > -90  # logits are bounded
+
+
+def test_concept_loss_is_the_cross_entropy():
+    net = network(concepts=[("red", "green", "blue"), "round"])
+    x, sigma = torch.randn(6, 1, 8, 8), torch.linspace(0.2, 3, 6)
+    truth = torch.tensor([[0, 0], [1, 0], [2, 1], [0, 1], [1, 0], [2, 1]])
+    with torch.no_grad():
+        gains = net.gains(x, sigma) + torch.tensor([1 / 3, 1 / 3, 1 / 3, 0.5]).log()
+        p = gains.exp().double()
+        right = torch.where(truth[:, 1] == 0, p[:, 3], 1 - p[:, 3])
+        wanted = -p[torch.arange(6), truth[:, 0]].log() - right.log()
+        assert torch.allclose(concept_matching(net, x, sigma, truth).double(), wanted, rtol=1e-5)
+
+
+def test_fitted_concepts_are_calibrated():
+    """Two points, ±1 everywhere, of frequencies .8 and .2, under so much noise that x tells little: p(c | x) is a logistic function
+    of the mean pixel, log-odds log 4 + 2·64·x̄ / σ²."""
+    net = network(concepts=[("plus", "minus")], frequencies=(0.8, 0.2), classifier_widths=(4, 4))
+    torch.manual_seed(5)
+    optimiser = torch.optim.Adam(net.classifier.parameters(), 5e-3)  # type: ignore[union-attr]
+
+    def data(n):
+        truth = (torch.rand(n, 1) < 0.2).long()
+        return truth, (1.0 - 2.0 * truth)[:, :, None, None] + 5.0 * torch.randn(n, 1, 8, 8), torch.full((n,), 5.0)
+
+    for _ in range(300):
+        truth, x, sigma = data(256)
+        optimiser.zero_grad()
+        concept_matching(net, x, sigma, truth).mean().backward()
+        optimiser.step()
+    truth, x, sigma = data(4_000)
+    exact = math.log(4) + 2 * 64 * x.mean((1, 2, 3)).double() / 25
+    with torch.no_grad():
+        plus, minus = net.told(x, sigma)[0].double().unbind(1)
+        excess = concept_matching(net, x, sigma, truth).double() + torch.nn.functional.logsigmoid(
+            torch.where(truth[:, 0] == 0, exact, -exact)
+        )
+    assert excess.mean() < 0.05  # nats above the entropy: what a divergence of the fitted from the true posterior costs
+    assert torch.corrcoef(torch.stack([plus - minus, exact]))[0, 1] > 0.95
 
 
 def test_growth_is_what_far_points_show():
@@ -160,6 +241,11 @@ def test_concepts():
     [
         ({"sigma_range": (0.0, 1.0)}, "0 < low < high"),
         ({"concepts": ("a", "a")}, "named once"),
+        ({"concepts": [("a", "b"), "a"]}, "named once"),
+        ({"concepts": [("a", "b"), ()]}, "at least one value"),
+        ({"placed": ("left",)}, "some of the concepts"),
+        ({"frequencies": (0.5, 0.5)}, "3 numbers between 0 and 1"),
+        ({"frequencies": (0.5, 0.5, 0.0)}, "3 numbers between 0 and 1"),
     ],
 )
 def test_networks_that_are_refused(changes, message):
@@ -181,11 +267,12 @@ def composed(any_: NoiseConditional) -> list[poe.Energy]:
 def test_fused_is_one_call_and_equal(which):
     any_ = counted()
     e, x = composed(any_)[which], torch.randn(2, 3, 1, 8, 8)
+    levels = 2 if which == 3 else 1
     value, gradient = e.value_and_grad(x)
-    assert any_.network.calls == [6 * len(poe.leaves(e))]
+    assert any_.network.calls == [6] * levels
     any_.network.calls.clear()
     forward = e(x)
-    assert any_.network.calls == [6 * len(poe.leaves(e))]
+    assert any_.network.calls == [6] * levels
     alone = e.rebuild([poe.shift(part, 0.0, log_z=poe.Estimate(0.0)) for part in e.parts])  # hides what the terms share
     assert not any(part.can(SharesNetwork) for part in alone.parts)
     wanted, slope = alone.value_and_grad(x)
@@ -199,9 +286,9 @@ def test_fused_in_chunks(monkeypatch):
     e = composed(any_)[0]
     value, gradient = e.value_and_grad(x)
     any_.network.calls.clear()
-    monkeypatch.setattr(noise, "MOST_ROWS", 15)
+    monkeypatch.setattr(noise, "MOST_ROWS", 4)
     chunked = e.value_and_grad(x)
-    assert any_.network.calls == [12, 12, 12, 4]
+    assert any_.network.calls == [4, 4, 2]
     assert torch.allclose(chunked[0], value, atol=1e-5 * value.abs().max().item())
     assert torch.allclose(chunked[1], gradient, atol=1e-5 * gradient.abs().max().item())
 
@@ -209,7 +296,7 @@ def test_fused_in_chunks(monkeypatch):
 def test_other_networks_stay_apart():
     a, b, x = counted(), counted(), torch.randn(4, 1, 8, 8)
     (a.given("red") & a.given("round") & b.given("red")).value_and_grad(x)
-    assert (a.network.calls, b.network.calls) == ([8], [4])
+    assert (a.network.calls, b.network.calls) == ([4], [4])
 
 
 # ---------------------------------------------------------------- files

@@ -11,7 +11,6 @@ import torch
 import poe
 from experts.sbi import Likelihood, Posterior, Ratio
 from poe.capabilities import Conditional, Samples
-from poe.plan import ImproperWarning
 from poe.testing import check_expert
 
 pytest.importorskip("sbi")
@@ -62,6 +61,7 @@ def test_posteriors_are_those_of_sbi(model):
     assert expert.can(Conditional)
     assert not expert.can(Samples)
     bound = expert.given(OBSERVED)
+    assert expert.given(OBSERVED.tolist()) is bound and expert.given(OBSERVED + 1) is not bound
     theta = torch.rand(4, 5, 2) * 6 - 3
     theirs = posterior.log_prob(theta.flatten(0, 1), x=OBSERVED, norm_posterior=False).reshape(4, 5)
     assert theirs.isinf().any()
@@ -123,8 +123,9 @@ def test_a_product_agrees_with_quadrature():
     with torch.no_grad():
         logs = sum(net.log_prob(nodes[:, None], condition=x[None])[:, 0] for x in (OBSERVED, OBSERVED + 0.5)) + math.log(16)
     mass = logs.double().exp()
-    with pytest.warns(ImproperWarning):  # nobody knows that a uniform prior may be divided by
-        draws = poe.sample(target, 2000, seed=0)
+    assert target.proper is True  # a uniform prior is divided out
+    draws = poe.sample(target, 2000, seed=0)
+    assert draws.trusted and not draws.conditions
     error = 5 * draws.x.std(0) / draws.diagnostics.ess_bulk**0.5 + 1e-3
     assert ((draws.x.mean(0) - (mass[:, None] * nodes).sum(0) / mass.sum()).abs() < error).all()
     wanted = math.log(float(mass.sum()) * (4 / 401) ** 2)

@@ -126,6 +126,7 @@ def test_classifiers_are_factors():
     left = expert.given("left")
     assert not left.can(Conditional)
     assert not left.can(Samples)
+    assert expert.given(["left"]) is left and str(left & expert.given("left")) == "predictproba ** 2"
     x = points()
     shares = model.predict_proba(x.numpy())
     assert np.allclose(left(x).numpy(), -np.log(shares[:, 0]), atol=1e-5)

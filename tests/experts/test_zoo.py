@@ -46,6 +46,14 @@ def test_loads_frozen_and_small(name):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_double_precision_is_refused_by_name(name):
+    x = torch.zeros(2, 8, 8, dtype=torch.float64)
+    for call in (expert(name), (expert(name) ** 0.5).value_and_grad):
+        with pytest.raises(TypeError, match=f"{name} works in torch.float32, x is torch.float64"):
+            call(x)
+
+
 @pytest.mark.parametrize(("name", "concept"), CONCEPTS.items())
 def test_log_likelihood_is_the_recorded_one(name, concept):
     facts = card(name)

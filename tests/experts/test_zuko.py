@@ -83,6 +83,7 @@ def test_a_context_binds():
     assert bound.can(Transport)
     assert torch.allclose(bound.log_prob(x), flow(c).log_prob(x))
     assert not torch.allclose(bound(x), expert.given(-c)(x))
+    assert expert.given(c.clone()) is bound and (bound & expert.given(c)).powers == (2.0,)
     target = (expert & Normal(torch.zeros(2).double(), torch.ones(2).double())).given(c)
     assert torch.allclose(target(x), -flow(c).log_prob(x) + x.square().sum(-1) / 2 + math.log(2 * math.pi))
     with pytest.raises(ValueError, match=r"one context of shape \(3,\), not \(2,\)"):

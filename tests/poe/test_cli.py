@@ -6,8 +6,10 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import distributions as td
 import experts
 import poe
 from poe.__main__ import COMMANDS, main
+from poe.storage import StorageError
 from tests.poe.test_expression import junk
 
 pytestmark = pytest.mark.slow  # most of them start a shell
@@ -203,6 +206,16 @@ def test_an_error_of_the_system_is_a_message(files, capsys, monkeypatch):
     assert sorted(os.listdir()) == sorted(OF_FIXTURE)
 
 
+@pytest.mark.parametrize("word", ["demo", "gallery"])
+def test_a_damaged_file_of_the_zoo_is_a_message(files, capsys, monkeypatch, word):
+    def damaged(_: str) -> poe.Energy:
+        raise StorageError("cannot load digits.even of the zoo: it is truncated")
+
+    monkeypatch.setattr(poe, "load", damaged)
+    status, out, err = run(capsys, word, "--out", "p.png")
+    assert (status, out) == (2, "") and err == "poe: error: cannot load digits.even of the zoo: it is truncated\n"
+
+
 def test_random_expressions_end_in_a_status(files, capsys):
     rng, seen = random.Random(0), set()
     names = ["a", "b", "far", "left"]
@@ -248,12 +261,40 @@ def test_the_shell_sees_statuses_files_and_pipes(files):
         ("check own:Wrong", 1, "breaks the law"),
         ("sample '~digits.even'", 1, ""),
         ("demo --draws 16", 0, "out/demo.png written"),
+        ("gallery --brief --draws 1 --out new/g.png --html pages/g.html", 0, "pages/g.html written"),
         ("--help", 0, "exit status:"),
+        ("--version", 0, f"poe {poe.__version__}"),
     ],
 )
 def test_every_command_through_a_shell(files, line, status, said):
     done = shell(f"{POE} {line}", files)
     assert done.returncode == status and said in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("then", [0.0, 2.0])  # seconds after the line that says it draws: in a pilot, and when chains run
+def test_an_interrupt_ends_a_run_and_leaves_no_file(files, then):
+    # in a process group of its own, as a terminal starts one; a signal that whoever runs the tests ignores is heard again
+    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    line = f"{POE} sample 'a & b - far' {' '.join(bound('a', 'b', 'far'))} --method chains -n 5000000 --out d.npz"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with open(files / "out", "wb") as out, open(files / "err", "wb") as err:
+        command = [sys.executable, "-c", heard, "bash", "-c", f"set -o pipefail; {line} --out d.safetensors"]
+        child = subprocess.Popen(command, cwd=files, env=environment, stdout=out, stderr=err, start_new_session=True)
+    try:
+        patience = time.monotonic() + 120
+        while "drawing" not in (files / "err").read_text() and child.poll() is None and time.monotonic() < patience:
+            time.sleep(0.05)
+        time.sleep(then)
+        os.killpg(child.pid, signal.SIGINT)
+        status = child.wait(timeout=120)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    said = (files / "err").read_text()
+    assert status == 130 and said.endswith("poe: error: interrupted\n") and "Traceback" not in said, said
+    assert (files / "out").read_text() == ""
+    assert sorted(os.listdir(files)) == sorted([*OF_FIXTURE, "out", "err"])
 
 
 def test_every_command_has_help_and_json(capsys):

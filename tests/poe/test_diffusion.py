@@ -229,6 +229,68 @@ def test_a_known_log_z_that_draws_miss_is_said():
     assert abs(share - 0.5) < 0.15 or any("log Z is known to be" in reason for reason in draws.reasons), draws.report()
 
 
+class Guided(Points):
+    """Exact at every level by its `scored` alone: above the target, gradients of its own point away, and its mass is e^1.5."""
+
+    by_score = False
+
+    @property
+    def scored(self) -> Guided:
+        other = Guided(self.points, self.sigma, self.name)
+        other.by_score = True
+        return other
+
+    def at(self, sigma: float) -> Guided:
+        return Guided(self.points, sigma, self.name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - 1.5
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = super()._value_and_grad(x)
+        return value, gradient if self.by_score or self.sigma in (SIGMA, self.sigma_range[1]) else -gradient
+
+
+def test_scores_are_followed_where_an_expert_has_better_ones():
+    """Shares and log Z of first & last / every as of exact densities, though gradients above the target are wrong."""
+    target = Guided(FIRST.points) & Guided(LAST.points) / Guided(EVERY.points)
+    (generator,) = streams(0, 1, torch.device("cpu"))
+    path = Noised.to(target, generator)
+    assert path.level(1.0)[0].guided and not path.level(0.0)[0].guided  # type: ignore[attr-defined]
+    assert path.mass == pytest.approx(1.5, abs=0.2)
+    draws = poe.sample(target, 1000, seed=0)
+    counts = torch.bincount(nearest(draws.x), minlength=12)
+    assert counts[[5, 6, 7]].sum() == len(draws)
+    effective = min(draws.diagnostics.ancestors, len(draws))
+    assert chisquare(counts[[5, 6, 7]].numpy() * effective / len(draws)).pvalue > 1e-3
+    exact = math.log(3 / 12 * (12 / 8) * (12 / 7))
+    assert draws.log_z is not None
+    assert abs(draws.log_z.value - exact) < 4 * draws.log_z.standard_error + 0.1
+    residual = draws.x - corners(*range(12))[nearest(draws.x)]
+    assert float(residual.square().mean()) == pytest.approx(SIGMA**2, rel=0.05)
+
+
+class Concepts(Points):
+    """One of two halves of the points as a concept; without it, all of them."""
+
+    def at(self, sigma: float) -> Concepts:
+        return Concepts(self.points, sigma, self.name)
+
+    @property
+    def unconditional(self) -> Points:
+        return EVERY.at(self.sigma)
+
+
+def test_a_concept_is_weighed_against_what_it_is_without_it():
+    followed = scores.Followed(Concepts(FIRST.points).at(0.5))
+    x = torch.randn(6, D, generator=torch.Generator().manual_seed(1))
+    followed.value_and_grad(x)
+    assert followed.last is not None
+    values, slope = followed.last
+    assert torch.allclose(slope, EVERY.at(0.5).value_and_grad(x)[1])
+    assert torch.allclose(followed.relative(values, x), (FIRST.at(0.5)(x) - EVERY.at(0.5)(x)).double(), atol=1e-4)
+
+
 def test_values_that_are_said_to_be_rough_are_not_compared():
     """Below the level that an expert states, a descent has weight 1 but for experts without noise, which count at every level."""
 

@@ -547,6 +547,18 @@ def cauchy(loc: float = 0.0) -> Energy:
     return Distribution(td.Cauchy(loc, 1.0))
 
 
+class Plateau(Energy):
+    """E = 0 on all of R."""
+
+    flat = True
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x
+
+
 n1, n2 = Normal(0.0, 1.0), Normal(0.0, 2.0)
 half = Beta(0.5, 1.0)
 flat = Function(lambda x: 0 * x, (), name="flat")
@@ -576,7 +588,18 @@ PROPER: list[tuple[Callable[[], Energy], bool | None]] = [
     (lambda: ~flat, None),
     (lambda: flat & n1, None),
     (lambda: Distribution(td.Uniform(0.0, 1.0)) ** 7, True),
-    (lambda: ~Distribution(td.Uniform(0.0, 1.0)), None),
+    (lambda: ~Distribution(td.Uniform(0.0, 1.0)), True),  # 1 on [0, 1]
+    (lambda: Distribution(td.Beta(0.5, 1.0)) & Beta(2.0, 3.0) / Distribution(td.Uniform(0.0, 1.0)), True),
+    (lambda: Distribution(td.Beta(0.5, 1.0)) & half / Distribution(td.Uniform(0.0, 1.0)), None),  # ∫ 1 / x
+    (lambda: half**2 / Distribution(td.Uniform(0.0, 1.0)), None),  # again
+    (lambda: n1 / Beta(1.0, 1.0), True),
+    (lambda: n1 / Beta(2.0, 1.0), None),  # ∫ 1 / x
+    (lambda: n1 / n2 / Distribution(td.Uniform(0.0, 1.0)), True),
+    (lambda: cauchy() / n1 / Distribution(td.Uniform(torch.tensor(0.0), 1.0)), None),  # only a bounded support saves it
+    (lambda: n1 / poe.shift(Distribution(td.Independent(td.Uniform(0.0, 1.0), 0)), 3.0), True),
+    (lambda: ~Plateau(), False),  # 1 on all of R
+    (lambda: n1 / Plateau(), True),
+    (lambda: n1**-1 / Plateau(), False),
     (lambda: Distribution(td.Uniform(0.0, 1.0)) & Distribution(td.Uniform(2.0, 3.0)), False),
     (lambda: (Distribution(td.Uniform(0.0, 1.0)) & Distribution(td.Uniform(2.0, 3.0))) | n1, True),
     (
@@ -665,6 +688,21 @@ def test_combine_counts_the_prior_once() -> None:
     assert combined.proper is True
     assert str(poe.combine([a, b, c], prior=prior)) == "a & b & c / normal ** 2"
     assert str(poe.combine([a], prior=prior)) == "a"
+
+
+def test_a_flat_prior_is_divided_out() -> None:
+    box = td.Uniform(ZERO, ZERO + 1)
+    inside = [Distribution(td.Beta(ZERO + 2, ZERO + k)) for k in (2, 3)]  # bounded, on the box
+    rough = [Distribution(td.Beta(ZERO + 0.5, ZERO + k)) for k in (2, 3)]  # like 1 / sqrt(x) at 0
+    split = poe.on(Distribution(td.Uniform(0.0, 1.0)), [0], (2,)) & poe.on(Distribution(td.Uniform(0.0, 1.0)), [1], (2,))
+    for prior in (Distribution(box), Distribution(td.Independent(box, 1)), split):
+        assert prior.flat is True
+        both = poe.combine(inside, prior=prior)
+        assert both.proper is True and both.bounded is True
+        assert poe.combine([rough[0], inside[0]], prior=prior).proper is True
+        assert poe.combine(rough, prior=prior).proper is None  # ∫ 1 / x is infinite
+    assert poe.combine(inside, prior=Distribution(td.Beta(ZERO + 2, ZERO + 1))).proper is None  # x / x², were they other
+    assert (inside[0] | inside[0]).flat is None and Distribution(td.Dirichlet(ZERO + 1)).flat is True
 
 
 def test_combine_checks_supports() -> None:
@@ -966,3 +1004,60 @@ def test_an_expert_that_is_used_twice_is_one_module() -> None:
     assert len(poe.leaves(energy)) == 3
     assert energy.dtype == F64
     assert len({id(buffer) for buffer in energy.buffers()}) == len(list(energy.buffers()))
+
+
+# ---------------------------------------------------------------- what errors and texts say
+
+
+class Linear(Energy):
+    """A network in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__((2,), name="net")
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).squeeze(-1)
+
+
+@pytest.mark.parametrize("make", [Linear, lambda: Linear() & Normal(ZERO, 1.0), lambda: Linear() @ squash])
+def test_another_precision_is_named(make: Callable[[], Energy]) -> None:
+    energy, x = make(), torch.zeros(3, 2, dtype=F64)
+    for call in (energy, energy.value_and_grad, energy.score):
+        with pytest.raises(TypeError, match=r"net works in torch.float32, x is torch.float64: x.to\(torch.float32\), or .to"):
+            call(x)
+    assert energy(x.float()).shape == (3,) and energy.to(F64)(x).shape == (3,)
+
+
+def test_another_failure_stays_what_it_is() -> None:
+    class Broken(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x[..., :1])
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Broken()(torch.zeros(3, 2))
+
+
+def test_functions_of_torch_print_as_they_are_typed() -> None:
+    a = Normal(torch.zeros(2), 1.0, name="a")
+    assert str(a @ torch.tanh) == "a @ torch.tanh"
+    assert eval(str(a @ torch.tanh), {"a": a, "torch": torch}).function is torch.tanh
+    assert poe.parse("a @ torch.tanh", poe.names(a @ torch.tanh)).function is torch.tanh  # type: ignore[attr-defined]
+    assert str(a @ torch.nn.functional.softplus) == "a @ softplus"
+    assert str(a @ Linear().layer.forward) == "a @ forward"
+    assert "torch.sigmoid(x) in interval" in repr((Beta(torch.ones(2), 1.0) @ torch.sigmoid).support)
+
+
+def test_a_normalised_energy_prints_as_what_is_typed() -> None:
+    a = Normal(torch.zeros(2), 1.0, name="a")
+    energy = poe.normalize(a & a, log_z=poe.Estimate(1.25, 0.1))
+    again = eval(str(energy), {"a": a, "poe": poe})
+    assert str(again) == str(energy) and again.log_z == energy.log_z == (0.0, 0.1)
+
+
+def test_the_plan_of_what_cannot_be_drawn_is_none() -> None:
+    a = Normal(torch.zeros(2), 1.0, name="a")
+    assert "plan         none: ~a is improper" in repr(~a)
+    low, high = (Distribution(td.Uniform(ZERO + k, ZERO + k + 1), name=name) for k, name in ((0, "low"), (5, "high")))
+    assert "plan         none: nothing can be drawn from low & high" in repr(low & high)
+    assert "plan         exact" in repr(a)

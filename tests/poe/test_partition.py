@@ -66,7 +66,7 @@ def test_normalize_keeps_the_standard_error_and_shows_it() -> None:
     assert normal.log_z is not None and normal.log_z.value == 0 and normal.log_z.standard_error > 0
     x = torch.randn(5, 2)
     assert torch.allclose(normal(x), energy(x) + truth, atol=10 * normal.log_z.standard_error)
-    assert "±" in repr(normal) and "log_z=Estimate(0.0, " in str(normal)
+    assert "±" in repr(normal) and "log_z=poe.Estimate(0.0, " in str(normal)
     both = poe.mixture([normal, Gauss(1.0)], weights=[0.4, 0.6])
     assert both.log_z is not None and abs(both.log_z.standard_error - 0.4 * normal.log_z.standard_error) < 1e-12
     stated = poe.normalize(energy, log_z=Estimate(truth, 0.1))

@@ -361,6 +361,17 @@ def test_writes_are_atomic(tmp_path, monkeypatch):
         assert path.read_bytes() == before
 
 
+def test_a_missing_folder_is_named_as_it_was_given(tmp_path):
+    path = tmp_path / "none" / "e.safetensors"
+    with pytest.raises(FileNotFoundError) as caught:
+        save(a, path)
+    assert caught.value.filename == str(path) and str(caught.value).endswith(f"{str(path)!r}")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is the system's affair
+        save(a, tmp_path / "folder")
+    assert caught.value.filename == str(tmp_path / "folder") and list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
 def test_a_missing_file_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.safetensors")

@@ -293,6 +293,14 @@ def test_broken_experts_fail_with_the_law_named(law, make):
     assert str(make()) in str(caught.value)
 
 
+def test_what_is_not_flat_may_not_say_so():
+    class Level(Gauss):
+        flat = True
+
+    with pytest.raises(LawError, match="says that it is flat"):
+        check_expert(Level)
+
+
 def test_a_crash_is_a_broken_law():
     class Crash(Gauss):
         def log_prob(self, x):
