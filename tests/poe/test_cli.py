@@ -273,12 +273,13 @@ def test_every_command_through_a_shell(files, line, status, said):
 
 @pytest.mark.parametrize("then", [0.0, 2.0])  # seconds after the line that says it draws: in a pilot, and when chains run
 def test_an_interrupt_ends_a_run_and_leaves_no_file(files, then):
-    # in a process group of its own, as a terminal starts one; a signal that whoever runs the tests ignores is heard again
+    # in a process group of its own, as a terminal starts one; a signal that whoever runs the tests ignores is heard again; exec, for
+    # bash itself may end by the signal
     heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
     line = f"{POE} sample 'a & b - far' {' '.join(bound('a', 'b', 'far'))} --method chains -n 5000000 --out d.npz"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(files / "out", "wb") as out, open(files / "err", "wb") as err:
-        command = [sys.executable, "-c", heard, "bash", "-c", f"set -o pipefail; {line} --out d.safetensors"]
+        command = [sys.executable, "-c", heard, "bash", "-c", f"exec {line} --out d.safetensors"]
         child = subprocess.Popen(command, cwd=files, env=environment, stdout=out, stderr=err, start_new_session=True)
     try:
         patience = time.monotonic() + 120
