@@ -55,7 +55,7 @@ class Followed(Energy):
     def __init__(self, energy: Energy, *, guided: bool = False) -> None:
         super().__init__(energy.event_shape, support=energy.support)
         self.guided = guided and any(expert.can(Scored) for expert in _experts(energy))
-        self.energy = energy = _scored(energy) if self.guided else energy
+        self.energy = energy = scored(energy) if self.guided else energy
         reference = _reference(energy)
         self._reference: Energy | None = (
             reference.unconditional if reference is not None and reference.can(Concept) else reference
@@ -101,10 +101,10 @@ def rest(above: Followed, below: Followed, x: Tensor, values: Tensor, to: Tensor
     return above.relative(nothing, x) - below.relative(nothing, to)
 
 
-def _scored(energy: Energy) -> Energy:
-    """The same, with experts by their scores."""
+def scored(energy: Energy) -> Energy:
+    """The same, its experts with minus their scores for gradients where they know better ones (`Scored`)."""
     if energy.parts:
-        return energy.rebuild([_scored(part) for part in energy.parts])
+        return energy.rebuild([scored(part) for part in energy.parts])
     return energy.scored if energy.can(Scored) else energy  # type: ignore[attr-defined]
 
 

@@ -1,6 +1,7 @@
 """What `poe.sample` is compared with on noise-conditional energies: the field's usual ways, which draw something near the composition.
 
-All go down the same levels σ_0 > σ_1 > ... of a composition, whose score at a level is the weighted sum of its experts' scores.
+All go down the same levels σ_0 > σ_1 > ... of a composition, whose score at a level is the weighted sum of its experts' scores: those
+that they know best (`poe.scores.scored`), but for tests by energies, which take the gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from poe.energy import Energy
 from poe.kernels import Hamiltonian, Kernel, Langevin
 from poe.path import noise_range
+from poe.scores import scored
 
 
 def ladder(energy: Energy, levels: int) -> list[float]:
@@ -29,7 +31,7 @@ def reverse_diffusion(energy: Energy, n: int, levels: int, generator: torch.Gene
     for high, low in pairwise(sigmas):
         fall = high**2 - low**2
         noise = torch.randn(x.shape, generator=generator)
-        x = x - fall * energy.at(high).value_and_grad(x)[1] + low * math.sqrt(fall) / high * noise
+        x = x - fall * scored(energy.at(high)).value_and_grad(x)[1] + low * math.sqrt(fall) / high * noise
     return x
 
 
@@ -45,8 +47,8 @@ def annealed_chains(
         if diffuse and sigma < before:
             fall = before**2 - sigma**2
             noise = torch.randn(x.shape, generator=generator)
-            x = x - fall * energy.at(before).value_and_grad(x)[1] + sigma * math.sqrt(fall) / before * noise
-        before, here = sigma, energy.at(sigma)
+            x = x - fall * scored(energy.at(before)).value_and_grad(x)[1] + sigma * math.sqrt(fall) / before * noise
+        before, here = sigma, energy.at(sigma) if getattr(kernel, "metropolis", True) else scored(energy.at(sigma))
         scale = torch.full((x[0].numel(),), sigma)
         moved = kernel.tuned(kernel.step_size, scale)  # type: ignore[arg-type]
         state = moved.init(here, x)
