@@ -1,4 +1,4 @@
-"""Train `shapes`, the noise-conditional energies of the concept zoo, on pictures drawn as they are needed. About 25 minutes.
+"""Train `shapes`, the noise-conditional energies of the concept zoo, on pictures drawn as they are needed. About half an hour.
 
 Two networks, of half and a quarter of a million weights, know 13 concepts at all levels of noise from 0.05 to 10: three shapes, four
 colours, left, right, top, bottom, small, large. The first learns to denoise pictures, the second, in a process of its own, to tell

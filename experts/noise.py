@@ -247,6 +247,9 @@ class NoiseConditional(Energy):
     have a density. `given(concept)` and `at(sigma)` return energies on the same network, one object for each (concept, sigma), and
     products and mixtures of them evaluate it once, on one batch (`fused`). Only the unconditional energy takes a context.
 
+    What is said of log Z of compositions is that of the densities that the energies stand for (`poe.scores`): the integral of exp(-E)
+    as it stands differs by a constant that is the network's.
+
     Raises ValueError for a concept that the network does not know, and for a level outside `sigma_range`.
     """
 

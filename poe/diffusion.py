@@ -13,7 +13,8 @@ to x with density N(x; x', δ), so that on pairs (x, x') the weight
 turns what was drawn into the law exp(-E_k(x')) / Z_k of x', whatever the levels are, and has mean Z_k / Z_{k-1}. A product of noised
 densities is not the noised product, and its score leads to neither: the weights put that right, and Metropolis moves at each level
 forget where resampled particles came from. Where δ is not positive, particles stay and log w = E_{k-1}(x) - E_k(x). In many dimensions
-networks are too wrong by value for these weights, and what energies gain on the way follows from scores (`poe.scores`).
+networks are too wrong by value for these weights, and what energies gain on the way follows from scores (`poe.scores`). Where those are
+not the gradients of any energy at hand (`Scored`), there are no moves but at the last level, and more levels.
 
 References: Del Moral, Doucet and Jasra 2006, J. R. Statist. Soc. B 68(3) (weights on pairs, section 3.3); Ho, Jain and Abbeel 2020,
 NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023, NeurIPS, and Du et al. 2023, ICML (particles and MCMC for compositions).

@@ -57,9 +57,9 @@ class Followed(Energy):
         self.guided = guided and any(expert.can(Scored) for expert in _experts(energy))
         self.energy = energy = scored(energy) if self.guided else energy
         reference = _reference(energy)
-        self._reference: Energy | None = (
-            reference.unconditional if reference is not None and reference.can(Concept) else reference
-        )  # type: ignore[attr-defined]
+        if reference is not None and reference.can(Concept):
+            reference = reference.unconditional  # type: ignore[attr-defined]
+        self._reference: Energy | None = reference  # type: ignore[assignment]
         experts = _experts(energy) if self._reference is None else [*_experts(energy), self._reference]
         self._experts = list({id(expert): expert for expert in experts}.values())
         self.rough_below = max((expert.rough_below for expert in self._experts if expert.can(Rough)), default=0.0)  # type: ignore[attr-defined]
