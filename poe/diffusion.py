@@ -45,6 +45,7 @@ CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64
 MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
 STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
 FINE = 0.06  # the largest where nothing but reverse diffusion moves particles
+WORN = 0.1  # share of effective particles that has them resampled there: values of concepts err at each level, and most of it cancels
 KEEP, EASY = 0.8, 0.92  # share of effective particles that a fall must keep, and that makes the next one longer
 
 
@@ -92,6 +93,12 @@ class Noised:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_levels", {})
+
+    @property
+    def guided(self) -> bool:
+        """Whether scores are followed that are not the gradients of the energies."""
+        top = self.level(max(noise_range(self.end)))[0]
+        return isinstance(top, Followed) and top.guided
 
     def level(self, sigma: float) -> tuple[Energy, float | None]:
         """The target at a level, and its spread of noise."""
@@ -153,7 +160,8 @@ class Descent:
             nonfinite += int(increment.isnan().sum())
             logs = logs + torch.where(increment.isnan(), -math.inf, increment)
             if resample:
-                order, logs, gained = resampled(logs, generator, always=index == len(self.rungs) - 1)
+                last = index == len(self.rungs) - 1
+                order, logs, gained = resampled(logs, generator, always=last, below=WORN if self.path.guided else 0.5)
                 fallen, log_ratio = At(*(take(part, order) for part in fallen)), log_ratio + gained
                 ancestors = ancestors.gather(1, order)
             sigma = rung.sigma
@@ -192,7 +200,7 @@ def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None =
     x = path.start.sample(PARTICLES, generator=generator)
     first = tune(path.approach, x, generator, kernel=kernel, most=MOVES, progress=progress)
     top = path.level(high)[0]
-    longest = FINE if isinstance(top, Followed) and top.guided else STRIDE
+    longest = FINE if path.guided else STRIDE
     log_ratio, sigma, stride, rungs = first.log_ratio - path.mass, high, longest, []
     state = _at_rest(top, first.x)
     mover = Langevin() if kernel is None else kernel

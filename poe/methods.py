@@ -15,7 +15,7 @@ from poe import parallel
 from poe import support as sets
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import Diagnostics, diagnose, judge, pareto_smoothed
-from poe.diffusion import FEW, GROUPS, dear
+from poe.diffusion import FEW, GROUPS, Noised, dear
 from poe.discrete import visible
 from poe.draws import Draws, first
 from poe.energy import Energy, Estimate
@@ -273,6 +273,8 @@ def annealed(job: Job) -> Draws:
         energies=job.weighed + moved.energy.numel() * (1 + tuned.schedule.energies) + tuned.energies,
         seconds=time.perf_counter() - started,
     )  # fmt: skip
+    if isinstance(path, Noised) and path.guided:
+        result = replace(result, method="annealed particles that follow scores (log Z: of the densities behind those)")
     if not moved.partial:
         return result
     said = f"interrupted: {len(moved.x)} of {populations} populations are there"

@@ -321,13 +321,13 @@ def systematic(log_weights: Tensor, uniform: Tensor, count: int | None = None) -
     return torch.searchsorted(edges / edges[..., -1:], at.clamp(max=1 - 1e-12), right=True).clamp(max=n - 1)
 
 
-def resampled(logs: Tensor, generator: torch.Generator, *, always: bool) -> tuple[Tensor, Tensor, Tensor]:
+def resampled(logs: Tensor, generator: torch.Generator, *, always: bool, below: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     # (populations, n) -> (populations, n), (populations, n), (populations)
-    """Which particles go on, their log weights from then on, and what log Z gains: populations whose effective size is below half of
-    them are resampled, or all. One without weight has died out: it stays where it is, with Z = 0."""
+    """Which particles go on, their log weights from then on, and what log Z gains: populations whose effective share is `below` this
+    are resampled, or all. One without weight has died out: it stays where it is, with Z = 0."""
     populations, n = logs.shape
     size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
-    tired = ((size < n / 2) | always) & (logs > -math.inf).any(1)
+    tired = ((size < n * below) | always) & (logs > -math.inf).any(1)
     uniform = torch.rand(populations, 2, generator=generator, device=logs.device, dtype=torch.float64)
     own = torch.arange(n, device=logs.device)
     order = torch.where(tired.unsqueeze(1), systematic(logs, uniform), own)

@@ -259,6 +259,7 @@ def test_scores_are_followed_where_an_expert_has_better_ones():
     assert path.level(1.0)[0].guided and not path.level(0.0)[0].guided  # type: ignore[attr-defined]
     assert path.mass == pytest.approx(1.5, abs=0.2)
     draws = poe.sample(target, 1000, seed=0)
+    assert "log Z: of the densities" in draws.report()
     counts = torch.bincount(nearest(draws.x), minlength=12)
     assert counts[[5, 6, 7]].sum() == len(draws)
     effective = min(draws.diagnostics.ancestors, len(draws))
