@@ -60,6 +60,7 @@ def by_denoising(model: ConceptNetwork) -> Tensor:  # -> ()
 
 
 def by_guides(model: ConceptNetwork) -> Tensor:  # -> ()
+    """Denoising, and what two concepts of each picture save of its error."""
     clean, factors, noise, sigma = noised(model, 64, 0.0)
     two = torch.rand(len(clean), len(model.sizes)).argsort(1)[:, :2]
     return sum(concept_denoising(model, clean, noise, sigma, concepts(model, factors, two))).mean()
@@ -150,6 +151,7 @@ def main() -> None:
     if other.exitcode:
         raise SystemExit("the classifier's process failed; what it printed says why")
     train(model, nn.ModuleList([model.denoised, model.guide]), by_guides, 9_000, seed=1, rate=0.6 * RATE)
+    model.denoised.requires_grad_(False)
     for seed, steps in ((2, 4_000), (3, 5_000)):
         train(model, model.guide, by_shape, steps, seed, rate=0.75 * RATE)
     publish(model)

@@ -24,9 +24,9 @@ powers magnifies that. The score of a concept is learned as D is, by what it add
     ∇log p_σ(x | c) = (D + Δ_c - x) / σ²,     D + Δ_c = E[x₀ | x, c],     Δ_c = (1 - p(c | x; σ)) spread · h(features of f, log σ, c),
 
 where spread · h stands for E[x₀ | x, c] - E[x₀ | x, not c], and a concept that x has beyond doubt adds nothing. A classifier may tell
-all concepts and still have a poor gradient: of the squared error that E[x₀ | x, c] saves over D it saved a sixth on the zoo's pictures
-(`shapes`). Particles follow D + Δ_c and are weighed by p(c | x; σ), whose errors on the way cancel. A product of k concepts costs one
-call of f, one of the classifier, and k of h, which is small.
+all concepts and still have a poor gradient: of the squared error of D that E[x₀ | x, c] saves, it saved a fifth on the zoo's pictures
+(`shapes`), and Δ_c four fifths (tests/benchmarks/bench_guidance.py). Particles follow D + Δ_c and are weighed by p(c | x; σ), whose
+errors on the way cancel. A product of k concepts costs one call of f, one of the classifier, and k of h, which is small.
 
 References: Vincent 2011, Neural Computation 23(7) (denoising score matching); Song & Ermon 2019, NeurIPS (noise-conditional scores);
 Du et al. 2023, ICML (reduce, reuse, recycle: energies that compose); Efron 2011, J. Am. Stat. Assoc. 106 (Tweedie's formula); Karras et
@@ -93,7 +93,8 @@ def bounded(h: Tensor) -> Tensor:  # (n, channels, ...)
 
 
 class Denoised(nn.Module):
-    """f(x, log σ) for pictures: a U-shaped convolutional network on 2x2 patches, with one stage at half their resolution."""
+    """f(x, log σ) for pictures, by way of their features: a U-shaped convolutional network on 2x2 patches, with one stage at half their
+    resolution."""
 
     def __init__(self, shape: Sequence[int], widths: tuple[int, int], embedding: int) -> None:
         super().__init__()
@@ -488,7 +489,12 @@ def concept_denoising(
     # (n, *event), (n, *event), (n), (n, m) -> (n), (n)
     """`denoising`, and what concepts save of it, λ_σ (‖D + Δ_c - x₀‖² - ‖D - x₀‖²) / nσ² as a mean over m concepts c of each picture,
     places in `network.concepts`: the regression of Δ_c on the data, whose gradient leaves D to the first, but not the features of f.
-    The classifier stays as it is: `concept_matching` fits it."""
+    The classifier stays as it is: `concept_matching` fits it.
+
+    Raises ValueError for a network without concepts.
+    """
+    if network.guide is None:
+        raise ValueError("the network has no concepts to learn: name some, ConceptNetwork(..., concepts=[...])")
     x, m = clean + sigma[:, None, None, None] * noise, concepts.shape[1]
     features = network.features(x, sigma)
     off = network.point(features) - clean

@@ -14,7 +14,8 @@ turns what was drawn into the law exp(-E_k(x')) / Z_k of x', whatever the levels
 densities is not the noised product, and its score leads to neither: the weights put that right, and Metropolis moves at each level
 forget where resampled particles came from. Where δ is not positive, particles stay and log w = E_{k-1}(x) - E_k(x). In many dimensions
 networks are too wrong by value for these weights, and what energies gain on the way follows from scores (`poe.scores`). Where those are
-not the gradients of any energy at hand (`Scored`), there are no moves but at the last level, and more levels.
+not the gradients of any energy at hand (`Scored`), there are no moves but at the last level, more levels, and less resampling: weights
+err at each level, and most of that cancels on the way.
 
 References: Del Moral, Doucet and Jasra 2006, J. R. Statist. Soc. B 68(3) (weights on pairs, section 3.3); Ho, Jain and Abbeel 2020,
 NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023, NeurIPS, and Du et al. 2023, ICML (particles and MCMC for compositions).
@@ -45,7 +46,7 @@ CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64
 MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
 STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
 FINE = 0.06  # the largest where nothing but reverse diffusion moves particles
-WORN = 0.1  # share of effective particles that has them resampled there: values of concepts err at each level, and most of it cancels
+WORN = 0.1  # share of effective particles below which they are resampled there, half elsewhere
 KEEP, EASY = 0.8, 0.92  # share of effective particles that a fall must keep, and that makes the next one longer
 
 

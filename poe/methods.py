@@ -274,7 +274,9 @@ def annealed(job: Job) -> Draws:
         seconds=time.perf_counter() - started,
     )  # fmt: skip
     if isinstance(path, Noised) and path.guided:
-        result = replace(result, method="annealed particles that follow scores (log Z: of the densities behind those)")
+        result = replace(
+            result, method="annealed particles that follow scores (log Z: of the densities behind those, as far as they agree)"
+        )
     if not moved.partial:
         return result
     said = f"interrupted: {len(moved.x)} of {populations} populations are there"

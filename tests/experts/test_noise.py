@@ -107,6 +107,17 @@ def test_energy_of_points_is_exact_where_noise_is_small():
     assert torch.allclose(gradient, energy.scored.value_and_grad(x)[1])
 
 
+class Logits(torch.nn.Module):
+    """A classifier whose output is given."""
+
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x, log_sigma):
+        return self.f(x, log_sigma)
+
+
 class Guided(torch.nn.Module):
     """A guide whose output is given, the same for all pictures."""
 
@@ -130,8 +141,7 @@ def two_points(factor: float = 1.0) -> ConceptNetwork:
         return (2 * torch.sigmoid(log_odds(x, log_sigma)) - 1)[:, None, None, None].expand_as(x)
 
     net = known(f, concepts=[("plus", "minus")], frequencies=(0.8, 0.2), spread=1.0)
-    net.classifier = Answer(lambda x, log_sigma: torch.stack([log_odds(x, log_sigma), torch.zeros(len(x))], 1))
-    net.classifier.forward = net.classifier.f  # type: ignore[method-assign]
+    net.classifier = Logits(lambda x, log_sigma: torch.stack([log_odds(x, log_sigma), torch.zeros(len(x))], 1))  # type: ignore[assignment]
     net.guide = Guided({0: 2 * factor, 1: -2 * factor})  # type: ignore[assignment]
     return net
 
@@ -147,11 +157,15 @@ def test_scores_of_concepts_are_those_of_their_point(sigma):
         value, slope = e.scored.value_and_grad(x)
         assert torch.allclose(slope, (x - point) / sigma**2, atol=1e-5)
         assert torch.allclose(value, e(x), rtol=1e-5)
-    weighted = 0.8 * (-plus(x).double()).exp() * (x - 1).transpose(0, -1) + 0.2 * (-minus(x).double()).exp() * (x + 1).transpose(
-        0, -1
-    )
-    both = weighted.transpose(0, -1) / (-any_(x).double()).exp()[:, None, None, None] / sigma**2  # Fisher's identity
-    assert torch.allclose(any_.scored.value_and_grad(x)[1].double(), both, atol=1e-4)
+    share, other = (p * (any_(x) - e(x)).exp()[:, None, None, None] for p, e in ((0.8, plus), (0.2, minus)))
+    both = (share * (x - 1) + other * (x + 1)) / sigma**2  # Fisher's identity
+    assert torch.allclose(any_.scored.value_and_grad(x)[1], both, atol=1e-4)
+
+
+def test_a_guide_is_learned_by_concepts_alone():
+    net, x, level = network(concepts=()), torch.randn(2, 1, 8, 8), torch.ones(2)
+    with pytest.raises(ValueError, match="no concepts to learn"):
+        concept_denoising(net, x, x, level, torch.zeros(2, 1, dtype=torch.long))
 
 
 def test_an_untrained_guide_adds_nothing_and_a_settled_concept_neither():
