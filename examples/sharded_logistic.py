@@ -1,9 +1,10 @@
 """Bayes in eight pieces: a logistic regression whose data lie on eight machines, put together again by multiplying.
 
 Machine k knows its own data and the prior π: p_k ∝ π L_k. Their product with the prior counted once, Π p_k / π^7, is the posterior of
-all data. The pieces are multiplied as what they are, functions; and as densities fitted to nothing but each machine's draws. There the
-product lies in tails that few draws reach, and a fit that looks good on each machine misses by a posterior standard deviation. So
-each machine draws once more, within a window w around the first answer, p_k w, and the window is counted once too:
+all data. The pieces are multiplied as what they are, functions; and as densities fitted to nothing but each machine's draws, by flows
+in ensembles whose spread is the error bar. There the product lies in tails that few draws reach, and a single flow for each machine may
+miss by a posterior standard deviation. So each machine draws once more, within a window w around the first answer, p_k w, and the
+window is counted once too:
 
     Π (π L_k w) · π / (π w)^8 = π Π L_k      poe.combine([*fitted, prior], prior=window), the window being π w
 
@@ -111,7 +112,7 @@ def main() -> None:
     prior = poe.create("normal", loc=torch.zeros(DIMENSIONS), scale=PRIOR_SD * torch.ones(DIMENSIONS), name="prior")
     pieces = [posterior(x[rows], y[rows], 1.0, f"shard{k}") for k, rows in enumerate(parts)]
     first = combined(poe.combine(fitted(pieces), prior=prior), "fitted pieces", truth, 2)
-    around = poe.create("normal", loc=first.x.mean(0), covariance=9 * first.x.T.cov(), name="around")
+    around = poe.create("normal", loc=first.x.mean(0), covariance=2 * first.x.T.cov(), name="around")
     window = poe.simplify(prior & around)
     again = fitted([piece & around for piece in pieces])
     combined(poe.combine([*again, prior], prior=window), "refitted within a window around the first", truth, 3)

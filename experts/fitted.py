@@ -22,6 +22,7 @@ from poe.capabilities import Transport
 from poe.energy import Density
 from poe.registry import register
 
+COMPONENTS = 8  # of the mixture in one dimension
 DEFAULTS = {"kind": "rq-coupling", "layers": 5, "hidden": 64}
 
 
@@ -47,7 +48,7 @@ class Fitted(Density):
         n = shape.numel()
         self._config = {"event_shape": list(shape), "low": low, "high": high, **architecture}
         if n == 1:
-            self.base: Any = MixtureMADE((1,), components=8)
+            self.base: Any = MixtureMADE((1,), components=COMPONENTS, base=True)
         else:
             self.base = Flow(event_shape=(n,), **{**DEFAULTS, **architecture})
         self.register_buffer("mean", torch.zeros(n))
@@ -61,11 +62,19 @@ class Fitted(Density):
         w = w / w.sum()
         mean = w @ u
         centred = u - mean
-        covariance = (centred * w.unsqueeze(1)).T @ centred
+        spread = (w @ centred.square()).sqrt()
+        standard = centred / spread  # whatever the units of each number
+        correlation = (standard * w.unsqueeze(1)).T @ standard
         self.mean.copy_(mean)
-        self.root.copy_(
-            torch.linalg.cholesky(covariance + 1e-12 * covariance.diagonal().mean() * torch.eye(len(mean)).to(covariance))
-        )
+        self.root.copy_(spread.unsqueeze(1) * torch.linalg.cholesky(correlation + 1e-12 * torch.eye(len(mean)).to(correlation)))
+
+    def mix(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
+        """Sets q, in one dimension, to a mixture of at most `COMPONENTS` Gaussians (k each) of v; the others are left a weight of 1e-4
+        each, about all of it."""
+        rest = COMPONENTS - len(weights)
+        weights = torch.cat([weights / weights.sum(), torch.full((rest,), 1e-4).to(weights)])
+        means, variances = torch.cat([means, torch.zeros(rest).to(means)]), torch.cat([variances, torch.ones(rest).to(variances)])
+        self.base.fit_base(weights, means.unsqueeze(1), variances[:, None, None])
 
     def unconstrained(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, n)
         """u = T⁻¹(x), flattened."""

@@ -26,13 +26,15 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
-from poe.capabilities import Samples
+from poe.capabilities import Moments, Samples
 from poe.diagnostics import pareto_k
 from poe.energy import Combination, Energy, Product, Pullback, Select
+from poe.rules import simplify
 
 DRAWS = 10_000  # of each posterior
 BULK = 0.99
 OUTSIDE = 0.2  # share of the result outside the bulk of an expert from which on it rests on extrapolated tails
+DOUBT = 4.0  # standard errors of a variance of draws below which what is left of it is in doubt
 TENSE = 3.0  # sigmas from which on a pair is said to disagree
 
 
@@ -49,11 +51,12 @@ class Agreement:
 
     Attributes:
         names: the posteriors, as they print.
-        tension: (i, j, sigmas) of each pair that shares parameters.
+        tension: (i, j, sigmas) of each pair that shares parameters; NaN where the prior decides what the pair has in common.
         outside: the share of the combined draws outside the bulk (99 %) of each posterior's own draws; NaN where it cannot draw.
         pareto_k: of the weights that would turn each posterior's own draws into the result: above 0.7 they cannot; NaN likewise.
-        ensemble: standard error of the mean of each number of the event, flattened, from the spread over retrained copies of posteriors
-            that are geometric ensembles, `poe.product(copies, powers=1/n)`; empty where none is.
+        ensemble: error bar (one sd) of the mean of each number of the event, flattened: its spread over retrained copies of posteriors
+            that are geometric ensembles, `poe.product(copies, powers=1/n)`; empty where none is. It is not divided by √n: copies on
+            bootstrap samples spread as one fit does from sample to sample, and that is in common to all of them.
         baselines: "Gaussian product" of means and covariances, the prior counted once; "consensus Monte Carlo", own draws averaged with
             weights C_i⁻¹, which counts the prior n times; and "reweighting" of the own draws of the nearest posterior.
     """
@@ -96,7 +99,8 @@ class Agreement:
         """The lines of a report."""
         found = []
         for i, j, sigmas in self.tension:
-            found.append(f"  tension        {sigmas:.1f} sigmas between {self.names[i]} and {self.names[j]}")
+            known = "unknown: the prior decides, not the data," if math.isnan(sigmas) else f"{sigmas:.1f} sigmas"
+            found.append(f"  tension        {known} between {self.names[i]} and {self.names[j]}")
         for name, share, k in zip(self.names, self.outside, self.pareto_k, strict=True):
             known = (
                 "draws no samples: not checked" if math.isnan(share) else f"{100 * share:.1f} % of the draws are outside its bulk"
@@ -110,8 +114,8 @@ class Agreement:
 
 
 class _Part(NamedTuple):
-    """A posterior that draws: itself, the positions of the event that it is about, its own draws (n, positions), their mean and
-    covariance, and log weights that make them draws of the whole, where it is about the whole event."""
+    """A posterior that draws: itself, the positions of the event that it is about, its own draws (n, positions), its mean and
+    covariance, exact ones or theirs, and log weights that make them draws of the whole, where it is about the whole event."""
 
     energy: Energy
     index: Tensor
@@ -119,6 +123,7 @@ class _Part(NamedTuple):
     mean: Tensor
     covariance: Tensor
     log_weights: Tensor | None
+    exact: bool
 
 
 def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreement | None:  # (n, *event)
@@ -134,7 +139,8 @@ def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreemen
         (i, j, sigmas)
         for i in range(len(parts))
         for j in range(i + 1, len(parts))
-        if (sigmas := _tension(parts[i], parts[j], wide)) is not None
+        if (sigmas := _tension(parts[i], parts[j], wide, exact=all(part is not None and part.exact for part, _ in priors)))
+        is not None
     ]
     return Agreement(
         tuple(str(posterior) for posterior in posteriors),
@@ -151,17 +157,20 @@ def _part(posterior: Energy, energy: Energy, generator: torch.Generator) -> _Par
     inner, index = posterior, torch.arange(energy.event_shape.numel())
     if isinstance(posterior, Pullback) and isinstance(posterior.function, Select):
         inner, index = posterior.energy, posterior.function.index.cpu()
-    copies = [inner] if inner.can(Samples) else _copies(inner)  # an ensemble lies where its copies lie
+    closed = simplify(inner)
+    copies = [closed] if closed.can(Samples) else _copies(inner)  # an ensemble lies where its copies lie
     if not copies or not all(part.can(Samples) for part in copies):
         return None
     with torch.no_grad():
         each = [part.sample(DRAWS // len(copies), generator=generator) for part in copies]  # type: ignore[operator]
         x = torch.cat(each).to(energy._like())
         flat, logs = _flat(x), None
-        if copies == [posterior]:
+        if len(copies) == 1 and inner is posterior:
             logs = (posterior(x) - energy(x)).double().cpu()
             logs = torch.where(logs.isnan(), -math.inf, logs)
-    return _Part(posterior, index, flat, flat.mean(0), flat.T.cov().reshape(len(index), len(index)), logs)
+        exact = closed.can(Moments)
+        mean, covariance = closed.moments() if exact else (flat.mean(0), flat.T.cov())  # type: ignore[operator]
+    return _Part(posterior, index, flat, mean.double().cpu(), covariance.double().cpu().reshape(len(index), -1), logs, exact)
 
 
 def _flat(x: Tensor) -> Tensor:  # (n, *event) -> (n, numbers)
@@ -178,9 +187,9 @@ def _precision(parts: Sequence[tuple[_Part | None, int]], n: int) -> Tensor | No
     return total
 
 
-def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None) -> float | None:
-    from scipy.stats import chi2, norm  # arviz-stats brings it, half a second: loaded when it is needed
-
+def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None, *, exact: bool) -> float | None:
+    """Of the difference of the means with variance V = C_i + C_j - 2 C_i P⁻¹ C_j, P the prior's covariance: along the directions in
+    which V is more than what the moments of draws leave in doubt. NaN where it is so in none: there the prior decides, not the data."""
     if a is None or b is None:
         return None
     shared = [(i, j) for i, p in enumerate(a.index.tolist()) for j, q in enumerate(b.index.tolist()) if p == q]
@@ -189,16 +198,32 @@ def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None) -> float | 
     first, second = (torch.tensor(side) for side in zip(*shared, strict=True))
     difference = a.mean[first] - b.mean[second]
     c, d = a.covariance[first][:, first], b.covariance[second][:, second]
-    variance = c + d
+    root = torch.linalg.cholesky_ex(c + d)[0]  # along its columns c + d is 1
+    variance = torch.eye(len(shared)).to(root)
     if prior is not None:
         places = a.index[first]
         known = torch.linalg.pinv(torch.linalg.pinv(prior)[places][:, places])  # of the prior's marginal law
         both = c @ known @ d
-        corrected = variance - both - both.T
-        values = torch.linalg.eigvalsh(corrected)
-        variance = corrected if bool(values.min() > 0.02 * values.max()) else variance
-    q = float(difference @ torch.linalg.pinv(variance) @ difference)
-    return float(norm.isf(chi2.sf(q, len(shared)) / 2))
+        inward = torch.linalg.solve_triangular(root, both + both.T, upper=False)
+        variance = variance - torch.linalg.solve_triangular(root, inward.T, upper=False)
+    values, axes = torch.linalg.eigh((variance + variance.T) / 2)
+    along = axes.T @ torch.linalg.solve_triangular(root, difference.unsqueeze(1), upper=False).squeeze(1)
+    told = values > (1e-6 if exact and a.exact and b.exact else DOUBT * math.sqrt(2 * len(shared) / DRAWS))
+    return _sigmas(float((along.square() / values)[told].sum()), int(told.sum()))
+
+
+def _sigmas(q: float, degrees: int) -> float:
+    """The deviation of a normal that is as rare, on both sides, as a chi-square of q or more; NaN for no degrees of freedom."""
+    from scipy.optimize import brentq  # arviz-stats brings it, half a second: loaded when it is needed
+    from scipy.stats import chi2, norm
+
+    if not degrees:
+        return math.nan
+    if q < 1000:
+        return float(norm.isf(chi2.sf(q, degrees) / 2))
+    half = degrees / 2  # far out log P(χ² >= q) is that of the first two terms of its asymptotic series
+    rare = (half - 1) * math.log(q / 2) - q / 2 - math.lgamma(half) + math.log1p(2 * (half - 1) / q)
+    return float(brentq(lambda s: norm.logsf(s) + math.log(2) - rare, 0, math.sqrt(q) + 1))  # type: ignore[arg-type]
 
 
 def _outside(part: _Part, energy: Energy, x: Tensor) -> float:
@@ -210,8 +235,8 @@ def _outside(part: _Part, energy: Energy, x: Tensor) -> float:
 
 
 def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
-    """Each ensemble in turn is replaced by each of its n copies, by reweighting the draws: the variance of the means over the copies,
-    divided by n, is summed over the ensembles."""
+    """Each ensemble in turn is replaced by each of its copies, by reweighting the draws: the variance of the means over the copies is
+    summed over the ensembles."""
     flat, total = _flat(x).to(x.device), None
     for posterior in posteriors:
         copies = _copies(posterior)
@@ -221,7 +246,7 @@ def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
             each = torch.stack([part(x).double() for part in copies])
             weights = (each.mean(0) - each).softmax(-1)  # (copies, n)
         means = weights @ flat
-        total = means.var(0) / len(copies) + (0 if total is None else total)
+        total = means.var(0) + (0 if total is None else total)
     return () if total is None else tuple(total.sqrt().tolist())
 
 

@@ -198,6 +198,13 @@ class Proposes(Protocol):
     def proposal(self) -> Any: ...
 
 
+@runtime_checkable
+class Moments(Protocol):
+    """Knows its first moments exactly: `moments() -> (mean (n), covariance (n, n))` of the flattened event."""
+
+    def moments(self) -> tuple[Tensor, Tensor]: ...
+
+
 CAPABILITIES: dict[str, Any] = {
     "sample": Samples,
     "transport": Transport,
@@ -211,6 +218,7 @@ CAPABILITIES: dict[str, Any] = {
     "shared network": SharesNetwork,
     "enumerate": Enumerates,
     "proposal": Proposes,
+    "moments": Moments,
 }
 
 

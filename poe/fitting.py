@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from poe import support as sets
 from poe.energy import Energy, product
-from poe.gaussians import Gaussians
+from poe.gaussians import Gaussians, maximised
 from poe.registry import create
 from poe.run import streams
 
 HELD = 0.1  # share of the samples that decide when training stops, others for each copy
 EPOCHS, PATIENCE, BATCH, RATE = 150, 12, 512, 2e-3
+AVERAGE = 0.98  # of the weights, a step: what is held is their moving average
 FEWEST = 100  # samples
 
 
@@ -66,8 +68,10 @@ def fit_density(
 ) -> Energy:
     """An expert fitted to samples: flows in the unconstrained space of the stated bounds, stopped early on held-out samples.
 
-    Several copies, trained from other initial weights on other splits, are combined to their geometric ensemble Π p_k^(1/n)
-    (`poe.product`): where they disagree, the ensemble is less sure. `poe.combine` reads the spread over them as an error bar. The
+    Several copies, from other initial weights and each on a bootstrap sample of its own (Breiman 1996, bagging), are combined to their
+    geometric ensemble Π p_k^(1/n) (`poe.product`): where they disagree, the ensemble is less sure. `poe.combine` reads the spread over
+    them as an error bar, for what training and few samples leave open; not for what all copies get wrong in the same way. Each copy
+    is a moving average of the weights on its way, which errs less than where the last batch left them (Polyak & Juditsky 1992). The
     expert is saved by `poe.save`. Its attribute `fit` compares the flows with a Gaussian and a mixture of Gaussians.
 
     Arguments:
@@ -98,7 +102,9 @@ def fit_density(
                 torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
                 label = None if name is None else name if copies == 1 else f"{name}_{index}"
                 expert = create("fitted", event_shape=list(x.shape[1:]), low=low, high=high, name=label, **architecture)
-            best, epoch = _train(expert, x[order[cut:]], w[order[cut:]], x[order[:cut]], w[order[:cut]], generator, bar)
+            rows = order[cut:]
+            rows = rows if copies == 1 else rows[torch.randint(len(rows), (len(rows),), generator=generator)]
+            best, epoch = _train(expert, x[rows], w[rows], x[order[:cut]], w[order[:cut]], generator, bar)
             found.append(expert)
             nats.append(best)
             epochs.append(epoch)
@@ -113,11 +119,19 @@ def fit_density(
 def _train(
     expert: Any, x: Tensor, w: Tensor, held: Tensor, held_w: Tensor, generator: torch.Generator, bar: tqdm
 ) -> tuple[float, int]:
-    """Maximum likelihood by Adam with a falling rate; the weights of the best epoch on held-out samples stay. (nats, epoch)."""
+    """Maximum likelihood by Adam with a falling rate; averaged weights of the best epoch on held-out samples stay. (nats, epoch)."""
     expert.whiten(x, w)
+    if expert.event_shape.numel() == 1:
+        _mix(expert, x, w, held, held_w, generator)
+    averaged = AveragedModel(expert, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimiser = torch.optim.Adam(expert.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS)
-    best, state, last = -math.inf, copy.deepcopy(expert.state_dict()), 0
+
+    def held_out(expert: Any) -> float:
+        with torch.no_grad():
+            return float((held_w * expert.log_prob(held)).sum() / held_w.sum())
+
+    best, state, last = held_out(expert), copy.deepcopy(expert.state_dict()), -1
     for epoch in range(EPOCHS):
         for rows in torch.randperm(len(x), generator=generator).split(BATCH):
             loss = -(w[rows] * expert.log_prob(x[rows])).sum() / w[rows].sum()
@@ -125,18 +139,33 @@ def _train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(expert.parameters(), 5.0)
             optimiser.step()
+            averaged.update_parameters(expert)
         schedule.step()
         bar.update()
-        with torch.no_grad():
-            nats = float((held_w * expert.log_prob(held)).sum() / held_w.sum())
+        nats = held_out(averaged.module)
         if nats > best:
-            best, state, last = nats, copy.deepcopy(expert.state_dict()), epoch
+            best, state, last = nats, copy.deepcopy(averaged.module.state_dict()), epoch
         elif epoch - last >= PATIENCE:
             bar.update(EPOCHS - 1 - epoch)
             break
     expert.load_state_dict(state)
     expert.requires_grad_(False)
     return best, last + 1
+
+
+def _mix(expert: Any, x: Tensor, w: Tensor, held: Tensor, held_w: Tensor, generator: torch.Generator) -> None:
+    """Starts a mixture in one dimension from expectation maximisation, with as many Gaussians as held-out samples like best."""
+    best = -math.inf
+    with torch.no_grad():
+        v = expert._inner(x)[0].double()
+        v = v if bool((w == w[0]).all()) else v[torch.multinomial(w, len(w), replacement=True, generator=generator)]
+        for count in (1, 2, 4, 8):
+            weights, means, roots = maximised(v, count, generator)
+            expert.mix(weights, means[:, 0], roots[:, 0, 0].square())
+            nats = float((held_w * expert.log_prob(held)).sum() / held_w.sum())
+            if nats > best:
+                best, chosen = nats, (weights, means[:, 0], roots[:, 0, 0].square())
+        expert.mix(*chosen)
 
 
 def _simple(expert: Any, x: Tensor, w: Tensor, held: Tensor, generator: torch.Generator) -> tuple[float, float]:
@@ -175,7 +204,18 @@ def _bounds(support: Any, shape: torch.Size) -> tuple[Any, Any]:
         end = end.tolist() if isinstance(end, Tensor) or hasattr(end, "tolist") else end
         end = list(end) if isinstance(end, tuple) else end
         ends.append(plain(end))
+    for end in ends:
+        if isinstance(end, list) and torch.tensor(_filled(end)).shape != shape:
+            raise ValueError(f"support=(low, high) is of numbers, or of lists of the samples' shape {tuple(shape)}, not {end}")
+    low, high = (torch.tensor(_filled(end, none)).expand(shape) for end, none in zip(ends, (-math.inf, math.inf), strict=True))
+    if not bool((low < high).all()):
+        raise ValueError(f"support=(low, high) needs low < high, got {support!r}")
     return ends[0], ends[1]
+
+
+def _filled(end: Any, none: float = 0.0) -> Any:
+    """Nested lists with numbers for None."""
+    return [_filled(e, none) for e in end] if isinstance(end, list) else none if end is None else float(end)
 
 
 def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
@@ -189,9 +229,22 @@ def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
         raise ValueError(f"{int((~x.flatten(1).isfinite().all(1)).sum())} of {len(x)} samples are not finite")
     expert = create("fitted", event_shape=list(x.shape[1:]), low=low, high=high)
     inside = sets.contains(expert.support, x)
-    edge = ~expert.unconstrained(x).isfinite().all(-1)  # type: ignore[operator]
+    u = expert.unconstrained(x)  # type: ignore[operator]
+    edge = ~u.isfinite().all(-1)
     if not bool(inside.all()) or bool(edge.any()):
         bad = int((~inside | edge).sum())
         raise ValueError(
             f"{bad} of {len(x)} samples lie outside the support {expert.support!r}, or on its border: give wider bounds"
+        )
+    u = u[w > 0].double()
+    constant = ((u - u.mean(0)).abs() <= 1e-12 * u.abs().amax(0)).all(0)
+    if bool(constant.any()):
+        raise ValueError(
+            f"number {int(constant.nonzero()[0])} of each sample is always the same: a constant has no density; leave it out"
+        )
+    least = float(torch.linalg.eigvalsh(u.T.corrcoef().reshape(u.shape[1], u.shape[1]))[0])
+    if least < 1e-10:
+        raise ValueError(
+            "one number of each sample is a linear function of the others, so that they have no density: leave it out (the least "
+            f"eigenvalue of their correlations is {least:.1e})"
         )

@@ -57,14 +57,14 @@ class Gaussians(Density):
         for count in COUNTS:
             if len(train) < 5 * count * (d + 1) ** 0.5:
                 break
-            fit = _maximise(train, count, generator)
+            fit = maximised(train, count, generator)
             score = float((fit[0].log() + _normal(held, fit[1], fit[2])).logsumexp(-1).mean())
             if score > top:
                 best, top = count, score
             elif count >= 4 * (best or 1):
                 break
         assert best is not None
-        weights, means, roots = _maximise(flat, best, generator)
+        weights, means, roots = maximised(flat, best, generator)
         spread, failed = torch.linalg.cholesky_ex(flat.T.cov().reshape(d, d) + 1e-12 * torch.eye(d).to(flat))
         if failed:
             return None
@@ -83,7 +83,7 @@ def _normal(x: Tensor, means: Tensor, roots: Tensor) -> Tensor:
     return -0.5 * z.square().sum(-1) - scale
 
 
-def _maximise(x: Tensor, count: int, generator: torch.Generator, rounds: int = 60) -> tuple[Tensor, Tensor, Tensor]:
+def maximised(x: Tensor, count: int, generator: torch.Generator, rounds: int = 60) -> tuple[Tensor, Tensor, Tensor]:
     """(weights, means, Cholesky factors) after EM from centres chosen far apart (k-means++: each next one ∝ squared distance).
 
     Covariances are shrunk towards their diagonals, by d + 1 points' worth; components of fewer than d + 2 points are dropped.
