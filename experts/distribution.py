@@ -90,7 +90,14 @@ class Distribution(Density):
     def __init__(self, dist: td.Distribution, *, name: str | None = None) -> None:
         if not isinstance(dist, td.Distribution):
             raise TypeError(f"Distribution takes a torch.distributions.Distribution, not {type(dist).__name__}")
-        super().__init__(dist.batch_shape + dist.event_shape, support=_support(dist), name=name)
+        try:
+            support = _support(dist)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"{type(dist).__name__} states no support: pass the model that made it (a zuko flow itself, not what calling it gives) "
+                "or a function, poe.as_energy(lambda x: -dist.log_prob(x), event_shape=...)"
+            ) from error
+        super().__init__(dist.batch_shape + dist.event_shape, support=support, name=name)
         self._spec = _describe(dist)
         if self._spec is not None:
             self._hold(dist, self._spec, "")

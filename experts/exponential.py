@@ -37,12 +37,13 @@ from torch.distributions import constraints
 
 from experts import parameters as param
 from poe import support as sets
-from poe.energy import Density, Energy, shift
+from poe.energy import Density, Energy, Pullback, Select, shift
 from poe.registry import register
 from poe.rules import Empty, Improper, closed_form
 
 Factor = tuple[Any, float]  # an expert of the family that a rule is for, and its power
 ROUNDING = 16 * torch.finfo(torch.float64).eps  # relative error of a sum of natural parameters
+MOST_JOINT = 2048  # numbers of an event over which Normals of parts of it are joined by a full covariance
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
@@ -223,6 +224,10 @@ class Normal(ExponentialFamily):
         if self.full:
             return self.scale_tril.tril() @ self.scale_tril.tril().mT
         return self.scale.expand(self.event_shape).flatten().square().diag()
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (n) and covariance (n, n) of the flattened event."""
+        return self.loc.expand(self.event_shape).flatten(), self.covariance
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return -self._from_residual(self._whiten(x)).reshape(x.shape[: x.ndim - len(self.event_shape)])
@@ -755,6 +760,49 @@ def _normal(factors: Sequence[Factor]) -> Energy | None:
     member, offset = merged
     spread = {"scale_tril": member.scale_tril} if full else {"scale": member.scale}
     return _shifted((Normal(member.loc.reshape(origin.shape) + origin, **spread), offset), factors)
+
+
+@closed_form(Normal, Pullback)
+def _normals_in_part(factors: Sequence[Factor]) -> Energy | None:
+    """Normals of some numbers of an event each, by `poe.on`, and of all: Λ = Σ wᵢ Eᵢᵀ Λᵢ Eᵢ, Eᵢ selecting the numbers of factor i,
+    about the mean of the first factor that has a number. The constant is the energy at the mean."""
+    size, shape = factors[0][0].event_shape.numel(), factors[0][0].event_shape
+    known: list[tuple[Any, Tensor, float]] = []
+    for energy, power in factors:
+        placed = isinstance(energy, Pullback) and isinstance(energy.function, Select)
+        known.append((energy.energy, energy.function.index.cpu(), power) if placed else (energy, torch.arange(size), power))
+    if not all(isinstance(e, Normal) for e, _, _ in known) or not any(isinstance(e, Pullback) for e, _ in factors):
+        return None
+    full = any(e.full for e, _, _ in known)
+    if full and size > MOST_JOINT:
+        return None
+    origin = torch.zeros(size, dtype=torch.float64)
+    for expert, index, _ in reversed(known):
+        origin[index] = expert._exact("loc").flatten().cpu()
+    linear, precision = torch.zeros(size, dtype=torch.float64), torch.zeros((size, size) if full else size, dtype=torch.float64)
+    slack = precision.clone()
+    for expert, index, power in known:
+        member = expert.about(origin[index].reshape(expert.event_shape).to(expert.device), full=full)
+        first, second = (parameter.cpu() for parameter in member.natural.parameters)
+        linear[index] += power * first.flatten()
+        second = second if full else second.flatten()
+        where = (index.unsqueeze(1), index) if full else (index,)
+        precision[where] += power * second
+        slack[where] += abs(power) * ROUNDING * second.abs()
+    merged = Normal.from_natural((linear, precision), [slack.new_zeros(size), slack])
+    if merged is None:
+        return None
+    mean = merged._exact("loc").flatten() + origin
+    at = [(power, expert, mean[index].reshape(expert.event_shape).to(expert.device)) for expert, index, power in known]
+    level = math.fsum(power * _exact_energy(expert, x) for power, expert, x in at)
+    centre = mean.reshape(shape)
+    result = Normal(centre, scale_tril=merged.scale_tril) if full else Normal(centre, merged.scale.reshape(shape))
+    return _shifted((result, level - _exact_energy(result, centre)), [(expert, power) for expert, _, power in known])
+
+
+def _exact_energy(expert: Normal, x: Tensor) -> float:
+    """-log p(x) of one x, in double precision."""
+    return float(-expert.about(x, full=expert.full).log_prob(torch.zeros_like(x)))
 
 
 @closed_form(Exponential, Gamma)

@@ -44,7 +44,7 @@ class Function(Energy):
     """The energy of a function g through a link: p ∝ exp(-g), g², |g| or log(1 + e^g), in nats.
 
     Arguments:
-        g: maps x, (*batch, *event), to one number each, (*batch); it gets the batch axes as they come. An
+        g: maps x, (n, *event), to n numbers; whatever batch axes the energy is given, it sees one. An
             `nn.Module` is put in eval mode and kept there, so that the energy is a function; its parameters
             can still be trained.
         event_shape: shape of one x; may be left out where g states its own.
@@ -53,7 +53,7 @@ class Function(Energy):
             default.
         proper, bounded: what the caller knows about the density; None where nothing is known.
 
-    Raises ValueError where g returns another shape than (*batch).
+    Raises ValueError where g returns another shape than (n).
 
     >>> well = Function(lambda x: x**2 / 2, ())
     >>> well(torch.tensor(2.0)).item()
@@ -91,20 +91,22 @@ class Function(Energy):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        value = self.g(x)
         batch = x.shape[: x.ndim - len(self.event_shape)]
+        n = batch.numel()
+        rows = x if len(batch) == 1 else x.reshape(n, *self.event_shape)
+        value = self.g(rows)
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"the function of {self} returned {type(value).__name__}, not a tensor of one number for each x; a log-density "
                 'outside torch is poe.create("black-box", log_prob=..., event_shape=...)'
             )
-        if value.shape == (*batch, 1) and value.shape != batch:
+        if value.shape != (n,):
+            cure = ": drop its last axis, lambda x: g(x).squeeze(-1)" if value.shape == (n, 1) else ""
             raise ValueError(
-                f"the function of {self} returned shape {tuple(value.shape)} for a batch {tuple(batch)}: "
-                "drop its last axis, "
-                "lambda x: g(x).squeeze(-1)"
+                f"the function of {self} returned shape {tuple(value.shape)} for x of shape {tuple(rows.shape)}, where it must "
+                f"give one number for each event of shape {tuple(self.event_shape)}{cure}"
             )
-        return _ENERGY[self.link](value)
+        return _ENERGY[self.link](value).reshape(batch)
 
     @property
     def proper(self) -> bool | None:

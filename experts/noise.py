@@ -325,18 +325,18 @@ class NoiseConditional(Energy):
         sigma: float | None = None,
         name: str | None = None,
     ) -> None:
-        self._scored = False
         network = ConceptNetwork(**network) if isinstance(network, dict) else network
-        super().__init__(network.event_shape, name=name)
         low, high = network.sigma_range
         if concept is not None and concept not in network.concepts:
-            known = near(concept, network.concepts) or f"; it knows {', '.join(network.concepts) or 'none'}"
+            known = near(str(concept), network.concepts) or f"; it knows {', '.join(network.concepts) or 'none'}"
             raise ValueError(f"the network has not learned the concept {concept!r}{known}")
         if sigma is not None and not low <= sigma <= high:
             raise ValueError(
                 f"the network knows noise levels from {low:g} to {high:g} (units of x), and 0 for the lowest, not {sigma}"
             )
+        super().__init__(network.event_shape, name=name)
         self.network, self.concept, self.sigma = network, concept, float(low if sigma is None else sigma)
+        self._scored = False
         self._index = None if concept is None else network.concepts.index(concept)
         self._family: dict[tuple[str | None, float, bool], NoiseConditional] = {(concept, self.sigma, False): self}
 

@@ -180,7 +180,7 @@ def diagnose(chains: Tensor, energy: Tensor, event_dim: int, *, discrete: bool =
         for chain in np.flatnonzero(stuck):  # nor is a chain stuck that stayed where most draws of the others are
             stuck[chain] = (np.delete(x, chain, 0) == x[chain, 0]).all(-1).mean() < 0.5
         still = np.repeat(stuck[:, None], x.shape[-1], -1)
-    flat = discrete and bool(_constant(log_density, (0, 1)))  # an even law: its energy says nothing
+    flat = bool(_constant(log_density, (0, 1)) and np.isfinite(log_density).all())  # an even law: its energy says nothing
     bulk, tail = (
         np.append(ess(x, m, still), [] if flat else ess(log_density, m, stuck if discrete else None)).min()
         for m in ("bulk", "tail")

@@ -224,6 +224,8 @@ class Energy(nn.Module, ABC):
         with torch.enable_grad():
             x = x.requires_grad_() if x.is_leaf else x.detach().requires_grad_()
             energy = nn.Module.__call__(self, x)
+            if not energy.requires_grad and torch.is_inference_mode_enabled():
+                raise RuntimeError(f"{self} has no gradient under torch.inference_mode(); torch.no_grad() may stand around it")
             if not energy.requires_grad:
                 raise TypeError(
                     f"the energy {self} does not depend on x through torch operations, so it has no gradient here; "
@@ -271,7 +273,12 @@ class Energy(nn.Module, ABC):
         return self.rebuild([p.given(context) if any(q.can(Conditional) for q in leaves(p)) else p for p in self.parts])
 
     def at(self, sigma: float) -> Energy:
-        """The energy at noise level sigma (units of x). Unnoised experts are the same at every level."""
+        """The energy at noise level sigma (units of x). Unnoised experts are the same at every level.
+
+        Raises ValueError for a level that is no finite number of at least 0.
+        """
+        if not isinstance(sigma, (Real, Tensor)) or not 0 <= float(sigma) < math.inf:
+            raise ValueError(f"a level of noise is a finite number of at least 0, in units of x; {self} got {sigma!r}")
         return self.rebuild([part.at(sigma) for part in self.parts])
 
     def config(self) -> dict[str, Any]:
@@ -320,15 +327,15 @@ class Energy(nn.Module, ABC):
     def __add__(self, other: Any) -> Energy:
         raise TypeError(
             f"{self} + {other} is ambiguous: write `a & b` for the product (energies add) or `a | b` for the mixture "
-            "(densities add)"
+            "(densities add); of a list, poe.product(energies) or poe.mixture(energies)"
         )
 
     __radd__ = __add__
 
     def __mul__(self, other: Any) -> Energy:
         raise TypeError(
-            f"{self} * {other} is ambiguous: write `a & b` for the product of densities, `a ** 2` to weigh an energy by 2, "
-            "or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
+            f"{factor(self, _SLASH)} * {other} is ambiguous: write `a & b` for the product of densities, `a ** 2` to weigh an energy "
+            "by 2, or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
         )
 
     __rmul__ = __mul__
@@ -694,8 +701,13 @@ class _Term(NamedTuple):
         """power · E, and +inf where E is, whatever the sign."""
         if self.parameter is None and self.coefficient == 1:
             return energy
-        weighted = energy * (self.coefficient if self.parameter is None else self.coefficient * self.parameter.reshape(()))
-        return weighted if self.parameter is None and self.coefficient > 0 else weighted.where(energy != math.inf, math.inf)
+        if self.parameter is None and self.coefficient > 0:
+            return energy * self.coefficient
+        void = energy == math.inf
+        power = self.coefficient if self.parameter is None else self.coefficient * self.parameter.reshape(())
+        return torch.where(
+            void, math.inf, torch.where(void, 0, energy) * power
+        )  # no inf meets a power, whose gradient it would spoil
 
     def scaled(self, factor: float) -> _Term:
         return self._replace(coefficient=self.coefficient * factor)
@@ -731,6 +743,14 @@ class Mixture(Energy):
 
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         return mixture(parts, self.weights)
+
+    def at(self, sigma: float) -> Energy:
+        """The mixture at noise level sigma. Where a part's log Z is unknown there, the parts of a weighted mixture keep the factors
+        w_i / Z_i that they have here, and the mixture's log Z is unknown."""
+        parts = [part.at(sigma) for part in self.parts]
+        if self.weights is None or all(part.log_z is not None for part in parts):
+            return self.rebuild(parts)
+        return mixture([shift(e, -w) for w, e in zip(self.log_weights, parts, strict=True) if w > -math.inf])
 
     @property
     def log_weights(self) -> tuple[float, ...]:
@@ -788,7 +808,10 @@ class Mixture(Energy):
         shares = self.shares
         if shares is None or any(z is None for z in known):
             return None
-        error = math.sqrt(sum((s * z.standard_error) ** 2 for s, z in zip(shares, known, strict=True)))  # type: ignore[union-attr]
+        errors: dict[int, float] = {}  # a part that stands twice errs twice the same way
+        for part, share, z in zip(self.parts, shares, known, strict=True):
+            errors[id(part)] = errors.get(id(part), 0.0) + share * z.standard_error  # type: ignore[union-attr]
+        error = math.hypot(*errors.values())
         if self.weights is not None:
             return Estimate(0.0, error)
         return Estimate(torch.tensor([float(z) for z in known], dtype=torch.float64).logsumexp(0).item(), error)  # type: ignore[arg-type]
@@ -905,23 +928,36 @@ class Pullback(Energy):
         return None  # that of the part is about f(x)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        return self.energy(self.function(x))
+        y, outside = self._image(x)
+        return torch.where(outside, math.inf, self.energy(y))
+
+    def _image(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x), and where it is NaN, which lies outside every support, and is replaced by 0."""
+        y = self.function(x)
+        if not y.is_floating_point():
+            return y, torch.zeros(self._batch_shape(x), dtype=torch.bool, device=x.device)
+        outside = y.isnan()
+        each = outside.flatten(y.ndim - len(self.energy.event_shape)).any(-1) if self.energy.event_shape else outside
+        return torch.where(outside, 0, y), each
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            y = self.function(x)
+            y, outside = self._image(x)
         energy, slope = self.energy.value_and_grad(y.detach())
         if not y.requires_grad:
             raise TypeError(f"{_function_name(self.function)} in {self} does not depend on x through torch operations")
         (gradient,) = torch.autograd.grad(y, x, slope, materialize_grads=True)
-        return energy, gradient
+        return torch.where(outside, math.inf, energy), gradient
 
     @property
     def proper(self) -> bool | None:
         if sets.is_empty(self.support):
             return False
         finite = sets.is_bounded(self.support) and self.energy.bounded
+        loose = isinstance(self.function, Select) and len(self.function.index) < self.event_shape.numel()
+        if loose and self.energy.proper and _measure(self.support) == _VOLUME:
+            return False  # even over numbers that it does not look at, without end
         return True if finite else super().proper
 
     @property
@@ -958,6 +994,15 @@ class Shifted(Energy):
 
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         return shift(parts[0], self.offset, log_z=self.stated)
+
+    def given(self, context: Any) -> Energy:
+        """The part with this context, shifted likewise: what was stated of log Z was not said of that."""
+        return shift(self.energy.given(context), self.offset)
+
+    def at(self, sigma: float) -> Energy:
+        """The part at this noise level, shifted likewise; what was stated of log Z holds where that is the same energy."""
+        part = self.energy.at(sigma)
+        return self if part is self.energy else shift(part, self.offset)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self.energy(x) + self.offset
@@ -1014,6 +1059,8 @@ def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None =
     if not isinstance(powers, Iterable) or isinstance(powers, nn.Parameter) or (isinstance(powers, Tensor) and powers.ndim == 0):
         powers = [powers] * len(energies)
     powers = list(powers)  # type: ignore[arg-type]
+    if len(energies) == 1 and not isinstance(powers[0], Tensor) and powers[0] == 1 and not isinstance(powers[0], bool):
+        return energies[0]
     if len(powers) != len(energies):
         raise ValueError(f"{len(energies)} energies need as many powers, not {len(powers)}")
     terms: list[_Term] = []
@@ -1126,7 +1173,7 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
             count += bool(shared)
         counts.append(count)
     result = product([*posteriors, *factors], [1.0] * len(posteriors) + [1.0 - count for count in counts])
-    if len(posteriors) > 1:
+    if len(posteriors) > 1 and not any(result is energy for energy in (*posteriors, *factors)):
         vars(result)["combination"] = Combination(tuple(posteriors), tuple(zip(factors, counts, strict=True)))
     return result
 
@@ -1141,11 +1188,14 @@ def conjunction(prior: Energy, concepts: Sequence[Energy]) -> Energy:
 
     Raises ValueError where a concept is given twice, or its support is not inside the prior's.
     """
-    concepts = list(concepts) if not isinstance(concepts, Energy) else _energies(concepts, "conjunction", prior)
+    if isinstance(concepts, Energy):
+        raise TypeError(f"poe.conjunction takes a list of energies: write poe.conjunction({prior}, [{concepts}])")
+    concepts = list(concepts)
     _energies([prior, *concepts], "conjunction")
     for i, concept in enumerate(concepts):
         if any(concept is other for other in concepts[:i]):
-            raise ValueError(f"{concept} is given twice: a concept either holds or does not; {concept} ** 2 weighs it more")
+            more = f"{factor(concept, _ATOM)} ** 2"
+            raise ValueError(f"{concept} is given twice: a concept either holds or does not; {more} weighs it more")
         if sets.covers(prior.support, concept.support) is False:
             raise ValueError(
                 f"the support of {concept}, {concept.support!r}, is not inside that of the prior {prior}, {prior.support!r}"
@@ -1178,6 +1228,7 @@ def pullback(energy: Energy, function: Callable[[Tensor], Tensor], event_shape: 
 
 def on(energy: Energy, index: Sequence[int] | Tensor, event_shape: Sequence[int]) -> Energy:
     """A factor on part of a larger event: E(x[index]), x flattened, the selected values taking the energy's event shape."""
+    (energy,) = _energies([energy], "on")
     return pullback(energy, Select(index, event_shape, energy.event_shape), event_shape)
 
 
@@ -1222,7 +1273,7 @@ class Select(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, *part)
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        return x.reshape(*batch, -1)[..., self.index].reshape(*batch, *self.part_shape)
+        return x.reshape((*batch, self.event_shape.numel()))[..., self.index].reshape(batch + self.part_shape)
 
     def preimage(self, support: sets.Constraint) -> sets.Constraint | None:
         """The box of all x whose selected part lies in the box `support`."""
@@ -1256,8 +1307,8 @@ class Fill(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, free) -> (*batch, *event)
         batch = x.shape[:-1]
-        known = torch.where(self.mask, self.x_known, 0).to(x).flatten().expand(*batch, -1)
-        return known.index_copy(-1, self.free, x).reshape(*batch, *self.mask.shape)
+        known = torch.where(self.mask, self.x_known, 0).to(x).flatten().expand((*batch, self.mask.numel()))
+        return known.index_copy(-1, self.free, x).reshape(batch + self.mask.shape)
 
     def preimage(self, support: sets.Constraint) -> sets.Constraint | None:
         """The box of the free coordinates, empty where a known value lies outside the box `support`."""
@@ -1369,6 +1420,11 @@ _OR, _AND, _MINUS, _SLASH, _TILDE, _POWER, _ATOM = range(7)  # Python's preceden
 
 def _wrap(text: tuple[str, int], least: int) -> str:
     return text[0] if text[1] >= least else f"({text[0]})"
+
+
+def factor(energy: Energy, least: int = _AND) -> str:
+    """The text of an energy as it stands in a product, or with another least precedence, in brackets where it must."""
+    return _wrap(energy._format({id(thing): text for text, thing in names(energy).items()}), least)
 
 
 def _child(energy: Energy, label: dict[int, str]) -> tuple[str, int]:
@@ -1485,7 +1541,11 @@ def _shape(event_shape: Sequence[int]) -> torch.Size:
 def _energy(other: Any, left: Energy, sign: str) -> Energy:
     if isinstance(other, Energy):
         return other
-    hint = f"{left} ** {1 / float(other):g}" if sign == "/" and isinstance(other, Real) and other else "poe.as_energy(it)"
+    hint = (
+        f"{factor(left, _ATOM)} ** {1 / float(other):g}"
+        if sign == "/" and isinstance(other, Real) and other
+        else "poe.as_energy(it)"
+    )
     raise TypeError(f"`{sign}` composes energies, and its right side is a {type(other).__name__}: did you mean {hint}?")
 
 

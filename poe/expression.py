@@ -342,6 +342,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mixture": algebra.mixture,
     "contrast": algebra.contrast,
     "combine": algebra.combine,
+    "conjunction": algebra.conjunction,
     "on": _on,
     "fill": algebra.fill,
     "pullback": _pullback,

@@ -63,7 +63,8 @@ class Triangular(nn.Module):
 
     @classmethod
     def fitted(cls, x: Tensor, *, backwards: bool = False) -> Triangular | None:
-        """From particles (n, *event), along the coordinates in their order or backwards; None in too many dimensions for them."""
+        """From particles (n, *event), along the coordinates in their order or backwards; None in too many dimensions for them, or
+        where numbers are too far apart for a regression."""
         flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
         n, d = flat.shape
         if d > MOST_DIMENSIONS or n < 10 * (d + 1):
@@ -78,7 +79,10 @@ class Triangular(nn.Module):
             before = torch.cat([u.new_ones(n, 1), u[:, :j]], 1)
             i, k = torch.tril_indices(j, j)
             features = torch.cat([before, u[:, i] * u[:, k]], 1)
-            mean, log_scale = _regress(features, before, u[:, j])
+            try:
+                mean, log_scale = _regress(features, before, u[:, j])
+            except torch.linalg.LinAlgError:
+                return None
             constant[j], linear[j, :j] = mean[0], mean[1 : j + 1]
             quadratic[j, i, k] = mean[j + 1 :]
             level[j], slope[j, :j] = log_scale[0], log_scale[1:]

@@ -27,7 +27,7 @@ from poe.run import streams
 from poe.sequential import Particles, carry, line, twists
 from poe.smc import Stalled, anneal, curve, estimate, systematic
 from poe.spaces import energies, points
-from poe.starts import CANDIDATES, Start, pilot, sampler, weigh, within
+from poe.starts import CANDIDATES, Start, nearest, pilot, sampler, weigh, within
 from poe.stein import stein_test
 from poe.transport import Unconstrained
 
@@ -94,11 +94,9 @@ class Job:
 
     @cached_property
     def start(self) -> Start | None:
-        """The start with the most effective draws, weighed in the space of the target; None where none has any."""
+        """The start nearest to the target (`poe.starts.nearest`); None where none has any effective draw."""
         (generator, *_) = self.streams(0)
-        densities = [within(self.target, start) for start in self.starts]
-        weighed = [weigh(density, self.target, generator) for density in densities if density is not None]
-        return max((start for start in weighed if start.ess > 0), key=lambda start: start.ess, default=None)
+        return nearest([within(self.target, start) for start in self.starts], self.target, generator)
 
     @property
     def weighed(self) -> int:
@@ -221,7 +219,7 @@ def _resampled(
     smooth = smooth.reshape(raw.shape)
     drawn, generator = torch.cat(x), job.streams(2)[0]
     uniform = torch.rand(populations, 2, generator=generator, dtype=torch.float64, device=raw.device)
-    along = curve(drawn, len(job.energy.event_shape))
+    along = curve(drawn, len(target.event_shape))
     order = along.gather(1, systematic(smooth.gather(1, along), uniform, wide))
     shuffled = torch.rand(order.shape, generator=generator, dtype=torch.float64, device=raw.device).argsort(1)
     order = order.gather(1, shuffled)

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from poe import support as sets
 from poe.discrete import usual_kernel
-from poe.energy import Energy
+from poe.energy import Energy, _energies
 from poe.kernels import Gibbs
 from poe.plan import sample
 from poe.run import streams
+from poe.sites import box_of
 from poe.spaces import anywhere, energies, enumerable, points
 from poe.transport import reals_of
 
 BEGIN = 12  # points from which the search starts: the likeliest of `SEEN` draws, and as many at random among them
 SEEN = 400
+WALL, STEEP = 1e12, 40.0  # nats, for the search, where the energy fails; unconstrained units at which precision ends
 COLD, SWEEPS, LAST = (
     20.0,
     200,
@@ -36,30 +38,60 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
     support it runs in unconstrained variables, without their Jacobian: the mode of the density over x. A mode on the border is
     approached as closely as the precision allows.
 
-    Raises ValueError where the energy falls without bound.
+    Raises ValueError where the energy falls without bound, an expert is NaN, or `init` has no point of finite energy.
     References: Byrd, Lu, Nocedal and Zhu 1995, SIAM J. Sci. Comput. 16(5) (L-BFGS-B, as in SciPy); Geman and Geman 1984, IEEE PAMI
     6(6) (cooling).
     """
+    (energy,) = _energies([energy], "mode")
+    if init is not None:
+        init = _checked(energy, init)
     if sets.is_discrete(energy.support):
         if enumerable(energy):
             return points(energy, energies(energy).argmin().reshape(1))[0]
+        if box_of(energy) is None:
+            raise ValueError(f"{energy} takes infinitely many values a coordinate: nothing here finds the likeliest of them")
         return _cooled(energy, init, seed)
-    begin = _begin(energy, seed) if init is None else init.to(energy._like()).reshape(-1, *energy.event_shape)
+    begin = _begin(energy, seed) if init is None else init
     transform: Any = None if sets.is_real(energy.support) else reals_of(energy)
     z = begin if transform is None else transform.inv(begin)
     found = [_descend(energy, point, transform) for point in z]
     x = torch.stack([point for point, _ in found])
     values = torch.tensor([value for _, value in found])
-    if not bool((values > -math.inf).all()):
+    if bool((values == -math.inf).any()):
         raise ValueError(f"{energy} has no most likely x: its energy falls without bound")
-    return x[values.argmin()]
+    return _least(energy, x, values)
+
+
+def _checked(energy: Energy, init: Tensor) -> Tensor:
+    """The points (n, *event) of finite energy among those where the search is to start."""
+    shape = energy.event_shape
+    if not isinstance(init, Tensor) or not init.numel() or init.shape[max(0, init.ndim - len(shape)) :] != shape:
+        raise ValueError(f"init is a tensor (n, *event) with event shape {tuple(shape)} of {energy}, got {_kind(init)}")
+    x = init.reshape(-1, *shape)
+    x = x if sets.is_discrete(energy.support) else x.to(energy._like())
+    with torch.no_grad():
+        values = energy(x)
+    if not bool(values.isfinite().any()):
+        raise ValueError(f"no point of init has finite energy under {energy}, whose support is {energy.support!r}")
+    return x[values.isfinite()]
+
+
+def _kind(thing: Any) -> str:
+    return f"shape {tuple(thing.shape)}" if isinstance(thing, Tensor) else f"a {type(thing).__name__}"
+
+
+def _least(energy: Energy, x: Tensor, values: Tensor) -> Tensor:
+    """The point of least energy among those where it is a number."""
+    if bool(values.isnan().all()):
+        raise ValueError(f"{energy} is NaN wherever the search came to: an expert fails there")
+    return x[torch.where(values.isnan(), math.inf, values).argmin()]
 
 
 def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
     """The best point of chains on E/T, T falling from 1 to 1/`COLD` and then to 0."""
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     (generator,) = streams(seed, 1, energy.device)
-    x = anywhere(energy, 2 * BEGIN, generator) if init is None else init.reshape(-1, *energy.event_shape)
+    x = anywhere(energy, 2 * BEGIN, generator) if init is None else init
     kernel = usual_kernel(energy)
     kernel = kernel if kernel.ready else Gibbs()
     for beta in [*torch.logspace(0, math.log10(COLD), SWEEPS).tolist(), *[1e4] * LAST]:
@@ -67,7 +99,7 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
         state = kernel.init(cold, x)
         x = kernel.step(cold, state, kernel.noise(state, generator))[0].x
     with torch.no_grad():
-        return x[energy(x).argmin()]
+        return _least(energy, x, energy(x))
 
 
 def _begin(energy: Energy, seed: int | None) -> Tensor:
@@ -80,10 +112,12 @@ def _begin(energy: Energy, seed: int | None) -> Tensor:
 
 
 def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float]:
-    """(x, energy) where L-BFGS ends; energy -inf where it falls without bound."""
+    """(x, energy) where L-BFGS ends; energy -inf where it falls without bound, NaN where an expert stopped it by one."""
     from scipy.optimize import minimize  # arviz-stats brings it; loaded when a mode is asked for
 
-    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    failed = False
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         at = torch.as_tensor(flat, dtype=z.dtype, device=z.device).reshape(z.shape)
         if transform is None:
             level, slope = energy.value_and_grad(at)
@@ -93,16 +127,24 @@ def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float]:
                 x = transform(at)
             level, pull = energy.value_and_grad(x.detach())
             (slope,) = torch.autograd.grad(x, at, pull)
+        if not (bool(level < math.inf) and bool(slope.isfinite().all())):  # where the energy fails the search turns back
+            nonlocal failed
+            failed |= bool(level.isnan())
+            return WALL, np.zeros(z.numel())
         return float(level), slope.flatten().double().cpu().numpy()
 
     tiny = float(torch.finfo(z.dtype).eps)
     result = minimize(
-        value,
+        objective,
         z.flatten().double().cpu().numpy(),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": 2000, "ftol": tiny, "gtol": 1e-6},
     )
     x = torch.as_tensor(result.x, dtype=z.dtype, device=z.device).reshape(z.shape)
-    unbounded = result.fun < -1e6 and not np.abs(result.x).max() < 1e6
-    return (x if transform is None else transform(x)), -math.inf if unbounded else float(result.fun)
+    far = np.abs(result.x).max()
+    steep = transform is not None and far > STEEP and np.abs(result.jac).max() > 1e-2  # still falling at the border
+    unbounded = steep or (result.fun < -1e6 and not far < 1e6)
+    lost = result.fun >= WALL or (failed and np.abs(result.jac).max() > 1e-2)  # stopped by NaN, not at a least value
+    value = math.nan if lost else float(result.fun)
+    return (x if transform is None else transform(x)), -math.inf if unbounded else value

@@ -13,13 +13,13 @@ from poe import support as sets
 from poe.capabilities import Samples
 from poe.diagnostics import pareto_k
 from poe.diffusion import FEW, dear
-from poe.energy import Energy, Estimate, shift
+from poe.energy import Energy, Estimate, _energies, shift
 from poe.frozen import frozen
 from poe.run import streams
 from poe.sequential import carry, line, twists
 from poe.smc import anneal, estimate
 from poe.spaces import energies, enumerable
-from poe.starts import Start, candidates, pilot, sampler, weigh, within
+from poe.starts import Start, candidates, nearest, pilot, sampler, weigh, within
 from poe.transport import Transported, Unconstrained
 
 DRAWS = 8192  # particles
@@ -64,6 +64,9 @@ def log_z(
     Warns:
         EstimateWarning: Pareto k of the final weights is above 0.7, or the populations' estimates differ by more than their mean.
     """
+    (energy,) = _energies([energy], "log_z")
+    if proposal is not None:
+        (proposal,) = _energies([proposal], "log_z")
     if method is None and energy.log_z is not None:
         return energy.log_z
     if energy.proper is False:
@@ -130,6 +133,7 @@ def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) 
 
     `log_z` states it where it is known; otherwise it is estimated by `poe.log_z`, which takes the other options.
     """
+    (energy,) = _energies([energy], "normalize")
     known = _estimate(energy, **options) if log_z is None else Estimate(*log_z)
     if energy.log_z is not None and log_z is None:
         return shift(energy, known.value)
@@ -181,7 +185,7 @@ def _moved(energy: Energy) -> Energy:
 
 
 def _proposal(energy: Energy, target: Energy, proposal: Energy | None, generator: torch.Generator) -> Start | None:
-    """A normalised start in the space of the target, weighed: the given one, else the samplable part with the largest ESS."""
+    """A normalised start in the space of the target, weighed: the given one, else the nearest of the samplable parts."""
     if proposal is not None:
         if not proposal.can(Samples) or proposal.log_z is None:
             raise TypeError(f"the proposal {proposal} must draw exact samples and know its log Z; a Density does")
@@ -193,9 +197,7 @@ def _proposal(energy: Energy, target: Energy, proposal: Energy | None, generator
         if density is None:
             raise ValueError(f"draws of {proposal} may lie outside the support {energy.support!r} of {energy}")
         return weigh(density, target, generator)
-    densities = [within(target, start) for start in candidates(energy) if start.log_z is not None]
-    weighed = [weigh(density, target, generator) for density in densities if density is not None]
-    return max((start for start in weighed if start.ess > 0), key=lambda start: start.ess, default=None)
+    return nearest([within(target, start) for start in candidates(energy) if start.log_z is not None], target, generator)
 
 
 def _importance(energy: Energy, start: Start) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from poe.checkpoint import Checkpoint
 from poe.diagnostics import diagnose
 from poe.diffusion import dear
 from poe.draws import Draws, first
-from poe.energy import Energy, Mixture, caveats, leaves
+from poe.energy import Energy, Mixture, Product, _energies, caveats, factor, leaves
 from poe.frozen import frozen
 from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
 from poe.path import noise_levels
-from poe.rules import simplify
+from poe.rules import is_empty, simplify
 from poe.run import streams
 from poe.sequential import line
 from poe.sites import box_of
@@ -96,6 +97,7 @@ class Plan:
 def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = None) -> Plan:
     """How `sample` would draw from this energy, from its structure alone. Raises ValueError for a method that does not apply, and
     TypeError for an expert that is a score without an energy, unless the kernel is made for those."""
+    (energy,) = _energies([energy], "plan")
     scored = [part for part in leaves(energy) if part.can(ScoreOnly)]
     if scored and (kernel is None or kernel.exact):
         raise TypeError(
@@ -111,15 +113,18 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
         if closed.can(Samples):
             raise ValueError(f"{energy} has exact draws, and they use no kernel: leave out kernel= or method=")
         raise ValueError(f"{energy} has no exact draws: no closed form, or a part that cannot draw")
+    if kernel is not None and method in ("enumerate", "importance", "parts", "sequential"):
+        raise ValueError(f"method={method!r} moves nothing by a kernel: leave out kernel= and compile=, or the method")
     discrete = sets.is_discrete(energy.support)
     states = enumerable(energy) if discrete else None
-    if method == "enumerate" or (method is None and states is not None):
+    if method == "enumerate" or (method is None and states is not None and kernel is None):
         if states is None:
             raise ValueError(f"{energy} cannot be enumerated: its support is not a finite set of at most {MOST_STATES:,} points")
         return Plan(("enumerate",), energy, f"all {states:,} points of a discrete space, exact")
     if discrete and box_of(energy) is None:
         raise ValueError(
-            f"{energy} is discrete, without a closed form or a finite number of values a coordinate: nothing here draws it"
+            f"{energy} is discrete, without a closed form or a finite number of values a coordinate: nothing here draws it; "
+            "multiply it by a factor over finitely many, such as a Binomial"
         )
     shares = energy.shares if isinstance(energy, Mixture) else None
     if method == "parts" and shares is None:
@@ -198,6 +203,8 @@ def sample(
     """
     _check_arguments(energy, draws, chains, thin, shards)
     _check_chains(method, kernel, warmup, init, seed)
+    draws, thin, shards = int(draws), int(thin), int(shards)  # numpy's whole numbers are taken too
+    chains, warmup, seed = (None if n is None else int(n) for n in (chains, warmup, seed))
     if checkpoint is not None and seed is None:
         raise ValueError("checkpoint= needs a seed=, so that the same call can go on with the same run")
     parallel.start(energy.device if device is None else torch.device(device), shards)
@@ -312,14 +319,15 @@ def _nothing(chosen: Plan, job: Job) -> Draws:
     like = job.energy._like()
     empty = like.new_empty(job.chains or max(1, job.shards), 0, *job.energy.event_shape)
     evidence = diagnose(empty, empty.new_empty(len(empty), 0), len(job.energy.event_shape))
-    return Draws(first(empty, 0), empty, empty.new_empty(len(empty), 0), None, evidence, chosen.reason, "")
+    none = ("there are no draws",)
+    return Draws(first(empty, 0), empty, empty.new_empty(len(empty), 0), None, evidence, chosen.reason, "", none)
 
 
 def _check_arguments(energy: Energy, draws: int, chains: int | None, thin: int, shards: int) -> None:
     if not isinstance(energy, Energy):
         raise TypeError(f"poe.sample draws from an energy, not a {type(energy).__name__}: poe.as_energy(model) wraps a model")
     for name, value, least in (("draws", draws, 0), ("chains", chains, 1), ("thin", thin, 1), ("shards", shards, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
             raise ValueError(f"{name} is a whole number of at least {least}, got {value!r}")
     if chains is not None and shards > chains:
         raise ValueError(f"{shards} shards need at least as many chains, got {chains}")
@@ -328,8 +336,10 @@ def _check_arguments(energy: Energy, draws: int, chains: int | None, thin: int, 
 def _check_chains(method: str | None, kernel: Any, warmup: Any, init: Tensor | None, seed: Any) -> None:
     if kernel is not None and not isinstance(kernel, Kernel):
         raise TypeError(f"kernel is a kernel such as poe.Langevin(), not {kernel!r}")
+    if init is not None and not isinstance(init, Tensor):
+        raise TypeError(f"init is a tensor (chains, *event), not {type(init).__name__}: torch.as_tensor(init) makes one")
     for name, value in (("warmup", warmup), ("seed", seed)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
             raise ValueError(f"{name} is a whole number of at least 0, got {value!r}")
     if method in ("exact", "enumerate", "parts", "sequential", "importance", "annealed") and not (
         init is None and warmup is None
@@ -348,7 +358,9 @@ def refuse_improper(energy: Energy) -> None:
     if sets.is_empty(energy.support):
         places = "; ".join(f"{part}: {part.support!r}" for part in energy.parts)
         raise ValueError(f"nothing can be drawn from {energy}: the supports of its parts are disjoint ({places})")
+    if isinstance(energy, Product) and is_empty(energy):
+        raise ValueError(f"nothing can be drawn from {energy}: wherever one of its factors has mass, another has none")
     raise ValueError(
         f"{energy} is improper: exp(-E) has infinite mass, so there is nothing to draw from; multiply it by a proper factor "
-        f"that falls off faster, such as `prior & {energy}`"
+        f"that falls off faster, such as `prior & {factor(energy)}`"
     )

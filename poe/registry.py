@@ -147,8 +147,9 @@ def as_energy(obj: Any, /, **arguments: Any) -> Any:
     if callable(obj):
         return lookup("function")(obj, **arguments)
     raise TypeError(
-        f"cannot read {_path(type(obj))} as an energy: pass a callable x -> energy, an object of one of "
-        f"{', '.join(sorted(_converters))}, or teach it with @poe.converter({_path(type(obj))!r})"
+        f"cannot read {_path(type(obj))} as an energy: pass a callable x -> energy, a torch distribution, or a model of nflows, zuko, "
+        "normflows, sbi, scikit-learn or diffusers; samples become one by poe.fit_density(samples), a log-density outside torch by "
+        f'poe.create("black-box", log_prob=..., event_shape=...), any other type by @poe.converter({_path(type(obj))!r})'
     )
 
 

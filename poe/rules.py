@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from poe.energy import Energy, Mixture, Product, Shifted, mixture, product, shift
+from poe.energy import Energy, Mixture, Product, Shifted, _energies, mixture, product, shift
 
 Factor = tuple[Energy, float]
 Rule = Callable[[Sequence[Factor]], Energy | None]
@@ -58,6 +58,7 @@ def count() -> int:
 
 def simplify(energy: Energy) -> Energy:
     """The expression with every closed form applied. It has the same energy at each x (to rounding) and the same log Z."""
+    (energy,) = _energies([energy], "simplify")
     parts = [simplify(part) for part in energy.parts]
     if any(new is not old for new, old in zip(parts, energy.parts, strict=True)):
         energy = energy.rebuild(parts)
@@ -75,6 +76,15 @@ def is_improper(energy: Product) -> bool:
         _reduce(energy)
     except Improper:
         return True
+    return False
+
+
+def is_empty(energy: Product) -> bool:
+    """Whether a closed form shows that the product has no mass."""
+    try:
+        _reduce(energy)
+    except Improper as error:
+        return isinstance(error, Empty)
     return False
 
 

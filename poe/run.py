@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,8 +55,10 @@ class Trace:
 
 
 def streams(seed: int, shards: int, device: torch.device) -> list[torch.Generator]:
-    """One random stream a shard, all from one seed."""
-    children = np.random.SeedSequence(seed).spawn(shards)
+    """One random stream a shard, all from one seed, a whole number of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is a whole number of at least 0, got {seed!r}")
+    children = np.random.SeedSequence(int(seed)).spawn(shards)
     numbers = [int(child.generate_state(1, np.uint64)[0] >> np.uint64(1)) for child in children]
     return [torch.Generator(device).manual_seed(number) for number in numbers]
 

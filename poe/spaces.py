@@ -44,7 +44,7 @@ def points(energy: Energy, index: Tensor | None = None) -> Tensor:  # (k) -> (k,
 def energies(energy: Energy) -> Tensor:  # -> (states)
     """The energy of every point, in the order of `points`, in double precision and in nats; +inf outside the support.
 
-    Raises ValueError where an expert is NaN, or no point has finite energy.
+    Raises ValueError where an expert is NaN or -inf, or no point has finite energy.
     """
     states = energy.enumerate() if energy.can(Enumerates) else None  # type: ignore[operator]
     count = enumerable(energy) if states is None else len(states)
@@ -56,6 +56,10 @@ def energies(energy: Energy) -> Tensor:  # -> (states)
     values = torch.cat(found)
     if bool(values.isnan().any()):
         raise ValueError(f"{energy} is NaN at {int(values.isnan().sum())} of {count} points; an expert fails there")
+    if bool((values == -math.inf).any()):
+        raise ValueError(
+            f"{energy} has energy -inf, a density without bound, at {int((values == -math.inf).sum())} of {count} points"
+        )
     if not bool((values < math.inf).any()):
         raise ValueError(f"{energy} has energy +inf at every point: nothing can be drawn")
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from poe.capabilities import Proposes, Samples, quick
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import pareto_k, weight_ess
 from poe.diffusion import Descent, Noised, dear, descend, falls
-from poe.energy import Contrast, Energy, Mixture, Product, Shifted, leaves
+from poe.energy import Contrast, Energy, Mixture, Product, Shifted, leaves, mixture
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel, Langevin
 from poe.maps import MOST_DIMENSIONS, Triangular
@@ -30,6 +30,7 @@ PARTICLES, REFINED = 1024, 4096  # of the first annealing pilot, and of those fr
 ROUNDS = 6  # fitted starts, one from the particles of the other
 SHORT = 2  # levels of a schedule that needs no nearer start
 FAR = 1e12
+SURE = 3.0  # standard errors by which a start must miss mass that another has met before it is left
 HEAT = (1.0, 16.0)  # temperatures at which chains look for the extent of a target that nothing is known of
 
 
@@ -44,9 +45,17 @@ class Start(NamedTuple):
     pareto_k: float
     failed: int
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """log Z of the target as the weights have it, `SURE` standard errors less and as many more."""
+        error = SURE * math.sqrt(max(1 / self.ess - 1 / len(self.x), 0.0))
+        middle = float(self.log_weights.logsumexp(0)) - math.log(len(self.x)) + float(self.density.log_z)  # type: ignore[arg-type]
+        return middle + (math.log1p(-error) if error < 1 else -math.inf), middle + math.log1p(error)
+
 
 def candidates(energy: Energy) -> list[Energy]:
-    """Samplable parts whose draws may lie where the target has its mass: positive factors, mixture parts, the wanted side of `-`."""
+    """Samplable parts whose draws may lie where the target has its mass: positive factors, and the wanted side of `-`. Of `|`, whose
+    parts may each hold mass where no other draws, it is a mixture that has a start of each part; none where some part has none."""
     closed = simplify(energy)
     if closed.can(Samples):
         return [closed]
@@ -57,7 +66,9 @@ def candidates(energy: Energy) -> list[Energy]:
         inner = [t.energy for t in energy.terms if t.power > 0]
     elif isinstance(energy, Contrast):
         inner = [energy.wanted]
-    elif isinstance(energy, (Mixture, Shifted)):
+    elif isinstance(energy, Mixture):
+        return _of_each([candidates(part) for part in energy.parts])
+    elif isinstance(energy, Shifted):
         inner = list(energy.parts)
     else:
         inner = []
@@ -67,6 +78,28 @@ def candidates(energy: Energy) -> list[Energy]:
             if start.event_shape == energy.event_shape:
                 found.setdefault(id(start), start)
     return list(found.values())
+
+
+def _of_each(found: list[list[Energy]]) -> list[Energy]:
+    """One start for parts that each have some: a mixture of them in equal shares."""
+    known = [[start for start in starts if start.log_z is not None] for starts in found]
+    if not all(known):
+        return []
+    each = {id(start): start for starts in known for start in starts}
+    return [next(iter(each.values())) if len(each) == 1 else mixture(list(each.values()), [1.0] * len(each))]
+
+
+def nearest(densities: Sequence[Energy | None], target: Energy, generator: torch.Generator) -> Start | None:
+    """The density that draws with the most effective draws, weighed in the space of the target; None where none has any.
+
+    One whose weights say less for Z than those of another surely do has missed mass, however even they are: it does not count.
+    """
+    weighed = [weigh(density, target, generator) for density in densities if density is not None]
+    weighed = [start for start in weighed if start.ess > 0]
+    known = {id(start): start.reach for start in weighed if start.density.log_z is not None}
+    least = max((low for low, _ in known.values()), default=-math.inf)
+    there = [start for start in weighed if id(start) not in known or known[id(start)][1] >= least]
+    return max(there, key=lambda start: start.ess, default=None)
 
 
 def sampler(start: Energy, target: Energy) -> Callable[[int, torch.Generator], Tensor]:

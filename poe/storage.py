@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from poe import registry
-from poe.energy import Energy, Fill, Product, Pullback, Select, _function_name
+from poe.energy import Combination, Energy, Fill, Product, Pullback, Select, _energies, _function_name
 from poe.expression import parse
 
 FORMAT = 1
 SUFFIX = ".safetensors"
 ZOO = "poe.zoo"
+_DRAWS = "poe.draws"  # the metadata key of draws
 _RECIPE = "poe"  # the one metadata key, so that equal energies give equal files
 _LABEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -52,7 +53,7 @@ def save(energy: Energy, path: str | os.PathLike[str]) -> None:
     Raises:
         StorageError: a part of the expression cannot be stored; the message names it and what it lacks.
     """
-    path = Path(path)
+    (energy,), path = _energies([energy], "save"), Path(path)
     recipe, tensors = _describe(energy)
     recipe["sha256"] = _digest(recipe, tensors)
     content = safetensors.torch.save(tensors, metadata={_RECIPE: _compact(recipe)})
@@ -155,7 +156,7 @@ def _describe(energy: Energy) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "name": part.name if isinstance(part, Energy | Fill) else None,
         }
         if isinstance(part, Energy) and part.parts:
-            entry["expression"] = _text(part, labels)
+            entry |= _composed(part, labels)
         else:
             entry |= _ingredients(part, label)
             places = {name: owners.setdefault(id(child), f"{label}:{name}") for name, child in part.named_children()}
@@ -171,7 +172,7 @@ def _describe(energy: Energy) -> tuple[dict[str, Any], dict[str, Tensor]]:
     recipe = {
         "format": FORMAT,
         "parts": entries,
-        "expression": _text(energy, labels) if energy.parts else labels[id(energy)],
+        **(_composed(energy, labels) if energy.parts else {"expression": labels[id(energy)]}),
         "name": energy.name,
         "powers": [order.index(id(parameter)) for parameter in learned],
     }
@@ -201,6 +202,32 @@ def _parts(energy: Energy) -> dict[str, Any]:
             label = f"{base}_{count}"
         labels[label] = part
     return labels
+
+
+def _composed(node: Energy, labels: Mapping[int, str]) -> dict[str, Any]:
+    """The expression of a composition, and what `poe.combine` put together in it."""
+    known: Combination | None = getattr(node, "combination", None)
+    entry: dict[str, Any] = {"expression": _text(node, labels)}
+    if known is not None and not node.learnable:  # type: ignore[union-attr]
+        entry["combination"] = {
+            "posteriors": [_within(part, labels) for part in known.posteriors],
+            "priors": [[_within(part, labels), count] for part, count in known.priors],
+        }
+    return entry
+
+
+def _within(part: Energy, labels: Mapping[int, str]) -> str:
+    return labels[id(part)] if id(part) in labels else _text(part, labels)
+
+
+def _parsed(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Energy:
+    """The inverse of `_composed`."""
+    energy = parse(entry["expression"], known)
+    if "combination" in entry:
+        posteriors = tuple(parse(text, known) for text in entry["combination"]["posteriors"])
+        priors = tuple((parse(text, known), int(count)) for text, count in entry["combination"]["priors"])
+        vars(energy)["combination"] = Combination(posteriors, priors)
+    return energy
 
 
 def _text(node: Energy, labels: Mapping[int, str]) -> str:
@@ -291,7 +318,7 @@ def _read(content: bytes) -> Energy:
     known: dict[str, Any] = {}
     for entry in recipe["parts"]:
         known[entry["label"]] = _rebuild(entry, known, tensors)
-    energy = parse(recipe["expression"], known)
+    energy = _parsed(recipe, known)
     _restore_learned(energy, recipe["powers"], tensors)
     if recipe["name"] is not None:
         energy.name = recipe["name"]
@@ -319,6 +346,8 @@ def _metadata(content: bytes) -> str:
     if not header.rstrip(b" ").endswith(b"}"):  # padding that JSON overlooks
         raise StorageError("its header is damaged")
     if not isinstance(metadata, dict) or _RECIPE not in metadata:
+        if isinstance(metadata, dict) and _DRAWS in metadata:
+            raise StorageError("it holds draws: poe.Draws.load reads it")
         raise StorageError("it holds tensors but no recipe, so poe.save did not write it; load them into your own model")
     return metadata[_RECIPE]
 
@@ -347,7 +376,7 @@ def _rebuild(entry: Mapping[str, Any], known: Mapping[str, Any], tensors: Mappin
     for child, place in shared.items():
         state |= {child + key.removeprefix(place): value for key, value in tensors.items() if key.startswith(f"{place}.")}
     if "expression" in entry:
-        part = parse(entry["expression"], known)
+        part = _parsed(entry, known)
     elif "map" in entry:
         return Fill(state["x_known"], state["mask"], name=name)
     else:

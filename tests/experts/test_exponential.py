@@ -427,3 +427,27 @@ def test_names_and_registry() -> None:
     assert isinstance(poe.create("von-mises", loc=0.0, concentration=2.0), VonMises)
     with pytest.raises(ValueError, match="no precision"):
         Normal.from_config(shapes={"loc": [], "scale": []}, dtype="load")
+
+
+def test_normals_of_parts_of_an_event_are_one_normal() -> None:
+    """Against the precision matrix by hand, and its integral."""
+    first = Normal(t(1.0, 2.0, 3.0), covariance=COVARIANCE)
+    second, prior = Normal(t(0.0, -1.0), t(0.5, 0.7)), Normal(t(0.3), 5.0)
+    parts = [(first, [0, 1, 3], 1.0), (second, [2, 3], 2.0), (prior, [3], -1.0)]
+    target = poe.product([poe.on(e, index, (4,)) for e, index, _ in parts], [power for *_, power in parts])
+    precision, linear, constant = torch.zeros(4, 4, dtype=F64), torch.zeros(4, dtype=F64), 0.0
+    for expert, index, power in parts:
+        own, at = torch.linalg.inv(expert.covariance), torch.tensor(index)
+        precision[at[:, None], at] += power * own
+        linear[at] += power * own @ expert.loc
+        constant += power * (float(expert.loc @ own @ expert.loc) - float(own.logdet()) + len(index) * math.log(2 * math.pi)) / 2
+    mean = torch.linalg.solve(precision, linear)
+    log_z = -constant + float(mean @ linear) / 2 - float(precision.logdet()) / 2 + 2 * math.log(2 * math.pi)
+    assert target.proper is True and target.log_z is not None and target.log_z.value == pytest.approx(log_z, abs=1e-9)
+    closed = poe.simplify(target)
+    x = torch.randn(50, 4, dtype=F64)
+    assert torch.allclose(closed(x), target(x), atol=1e-10)
+    draws = poe.sample(target, 20_000, seed=0)
+    z = (draws.x.mean(0) - mean) / torch.linalg.inv(precision).diagonal().sqrt() * math.sqrt(len(draws))
+    assert draws.diagnostics.independent and bool((z.abs() < 4.1).all())  # family-wise level 2e-4
+    assert (poe.on(second, [2, 3], (4,)) & poe.on(prior, [2], (4,))).proper is False  # numbers 0 and 1 are free

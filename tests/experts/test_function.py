@@ -134,3 +134,10 @@ def test_mistakes_are_explained() -> None:
         Function(3.0, (1,))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a file never holds"):
         Function(quartic, (1,)).config()
+
+
+def test_a_function_sees_one_batch_axis() -> None:
+    energy = Function(lambda x: (x[:, 0] - 1) ** 2 + x[:, 1] ** 2, (2,))
+    x = torch.randn(3, 4, 2)
+    assert torch.equal(energy(x), (x[..., 0] - 1) ** 2 + x[..., 1] ** 2)
+    assert energy(x[0, 0]).shape == () and energy(x[:0]).shape == (0, 4)

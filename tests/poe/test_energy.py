@@ -631,19 +631,25 @@ def at(energy: Energy, *index: int) -> Energy:
     return poe.on(energy, index, (3,))
 
 
+lap, wide = Distribution(td.Laplace(0.0, 1.0)), Distribution(td.Laplace(0.0, 2.0))
+sheet = Distribution(td.Laplace(ZERO, 1.0), name="sheet")
 TILED: list[tuple[Callable[[], Energy], bool | None]] = [
-    (lambda: at(plane, 0, 1) & at(n1, 2), True),  # ∫∫∫ = 1
-    (lambda: at(plane, 0, 1) & at(n1, 2) & at(plane, 2, 1), True),  # a bounded factor more
-    (lambda: at(plane, 2, 1) ** 2 & at(n1, 0) & at(n2, 1) ** 0.5, True),
-    (lambda: at(plane, 0, 1), None),  # the third coordinate is free
-    (lambda: at(plane, 0, 1) & at(plane, 2, 1), None),  # ∫ m_a(x_1) m_b(x_1): the marginals may be unbounded
-    (lambda: at(half, 0) & at(n1, 1) & at(n1, 2), True),  # unbounded, and a tile
-    (lambda: at(half, 0) & at(half, 0) & at(n1, 1) & at(n1, 2), None),  # ∫ 1 / x
-    (lambda: at(half, 0) ** 2 & at(n1, 1) & at(n1, 2), None),
-    (lambda: at(n1, 0) & at(n1, 1) & at(n1, 2) / at(n2, 2), None),
-    (lambda: at(n1, 0) ** 0.5 & at(n1, 1) & at(n1, 2), None),
+    (lambda: at(sheet, 0, 1) & at(lap, 2), True),  # ∫∫∫ = 1
+    (lambda: at(sheet, 0, 1) & at(lap, 2) & at(sheet, 2, 1), True),  # a bounded factor more
+    (lambda: at(sheet, 2, 1) ** 2 & at(lap, 0) & at(wide, 1) ** 0.5, True),
+    (lambda: at(sheet, 0, 1), False),  # the third coordinate is free
+    (lambda: at(sheet, 0, 1) & at(sheet, 2, 1), None),  # ∫ m_a(x_1) m_b(x_1): the marginals may be unbounded
+    (lambda: at(half, 0) & at(lap, 1) & at(lap, 2), True),  # unbounded, and a tile
+    (lambda: at(half, 0) & at(half, 0) & at(lap, 1) & at(lap, 2), None),  # ∫ 1 / x
+    (lambda: at(half, 0) ** 2 & at(lap, 1) & at(lap, 2), None),
+    (lambda: at(lap, 0) & at(lap, 1) & at(lap, 2) / at(wide, 2), None),
+    (lambda: at(lap, 0) ** 0.5 & at(lap, 1) & at(lap, 2), None),
+    (lambda: at(plane, 0, 1) & at(plane, 2, 1), True),  # Normals have a closed form
+    (lambda: at(n1, 0) & at(n1, 1) & at(n1, 2) / at(n2, 2), True),
+    (lambda: at(n1, 0) & at(n1, 1) & at(n2, 2) / at(n1, 2), False),
+    (lambda: at(n1, 0) & at(n1, 1), False),
     (lambda: at(Poisson(1.0), 0) & at(Poisson(1.0), 1) & at(Poisson(2.0), 2), True),
-    (lambda: at(Poisson(1.0), 0) & at(n1, 1) & at(n1, 2), None),  # neither a sum nor an integral
+    (lambda: at(Poisson(1.0), 0) & at(lap, 1) & at(lap, 2), None),  # neither a sum nor an integral
 ]
 
 
@@ -1061,3 +1067,101 @@ def test_the_plan_of_what_cannot_be_drawn_is_none() -> None:
     low, high = (Distribution(td.Uniform(ZERO + k, ZERO + k + 1), name=name) for k, name in ((0, "low"), (5, "high")))
     assert "plan         none: nothing can be drawn from low & high" in repr(low & high)
     assert "plan         exact" in repr(a)
+
+
+class Level(Energy):
+    """N(0, 1 + σ²) in the plane, without its constant."""
+
+    sigma_range = (0.01, 3.0)
+
+    def __init__(self, sigma: float = 0.0) -> None:
+        super().__init__((2,), name="level")
+        self.sigma = sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().sum(-1) / (2 * (1 + self.sigma**2))
+
+    def at(self, sigma: float) -> Energy:
+        return self if sigma == self.sigma else Level(sigma)
+
+
+def test_a_stated_log_z_is_not_that_of_another_level() -> None:
+    level = poe.shift(Level(), math.log(2 * math.pi), log_z=poe.Estimate(0.0, 0.001))
+    assert level.at(0.0) is level and level.at(3.0).log_z is None
+    other = Normal(torch.zeros(2), 1.0)
+    mixed = poe.mixture([level, other], weights=[1, 3])
+    assert mixed.at(0.0).log_z == poe.Estimate(0.0, 0.00025)
+    x = torch.randn(20, 2)
+    raw = -torch.stack([math.log(0.25) - Level(3.0)(x) - math.log(2 * math.pi), math.log(0.75) - other(x)]).logsumexp(0)
+    assert mixed.at(3.0).log_z is None and torch.allclose(mixed.at(3.0)(x), raw)
+    for sigma in (-1.0, math.nan, math.inf, "x"):
+        with pytest.raises(ValueError, match="finite number of at least 0"):
+            other.at(sigma)  # type: ignore[arg-type]
+
+
+def test_a_stated_log_z_is_not_that_of_another_context() -> None:
+    class Given(Energy):
+        def __init__(self, scale: float = 1.0) -> None:
+            super().__init__((1,))
+            self.scale = scale
+
+        takes_context = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x / self.scale).square().sum(-1) / 2
+
+        def given(self, context: float) -> Energy:
+            return Given(context)
+
+    known = poe.normalize(Given(), log_z=poe.Estimate(0.5 * math.log(2 * math.pi)))
+    assert known.log_z == poe.Estimate(0.0) and known.given(10.0).log_z is None
+    with pytest.raises(ValueError, match="poe.normalize"):
+        poe.mixture([known, Normal(torch.zeros(1), 1.0)], weights=[1, 1]).given(10.0)
+
+
+def test_a_part_that_stands_twice_errs_twice_the_same_way() -> None:
+    part = poe.shift(Level(), 0.0, log_z=poe.Estimate(0.0, 0.1))
+    other = poe.shift(Level(), 0.0, log_z=poe.Estimate(0.0, 0.1))
+    for both in (part | part, poe.mixture([part, part], weights=[1, 1])):
+        assert both.log_z is not None and both.log_z.standard_error == pytest.approx(0.1)
+    assert (part | other).log_z.standard_error == pytest.approx(0.1 / 2**0.5)  # type: ignore[union-attr]
+
+
+def test_learnable_powers_have_gradients_beside_points_of_no_density() -> None:
+    cut = Function(lambda x: torch.where(x[..., 0] > 0, INF, x[..., 0].square()), (1,))
+    power = nn.Parameter(torch.tensor(2.0))
+    energy = (cut**power)(torch.tensor([[1.0], [-0.5]]))
+    assert energy[0] == INF
+    energy[1].backward()
+    assert power.grad == 0.25
+
+
+def test_what_a_map_sends_nowhere_has_no_density() -> None:
+    on_log = n1 @ torch.log
+    x = torch.tensor([-0.5, 2.0], dtype=F64)
+    energy, gradient = on_log.value_and_grad(x)
+    assert torch.equal(on_log(x), energy) and energy[0] == INF and gradient[0] == 0
+    assert torch.allclose(energy[1], n1(x[1].log())) and torch.allclose(gradient[1], x[1].log() / x[1])
+
+
+@pytest.mark.parametrize("shape", [(0,), (), (2, 0), (3, 4)])
+def test_factors_on_parts_take_any_batch(shape: tuple[int, ...]) -> None:
+    assert poe.on(n1, [1], (2,))(torch.zeros(*shape, 2, dtype=F64)).shape == shape
+    filled = Normal(torch.zeros(2), 1.0) @ poe.fill(torch.zeros(2), torch.tensor([True, False]))
+    assert filled(torch.zeros(*shape, 1)).shape == shape
+
+
+def test_hints_can_be_typed() -> None:
+    a, b = Normal(torch.zeros(2), 1.0, name="a"), Normal(torch.zeros(2), 1.0, name="b")
+    for act, said in [
+        (lambda: (a & b) / 2, r"did you mean \(a & b\) \*\* 0.5"),
+        (lambda: poe.conjunction(a, b), r"poe.conjunction\(a, \[b\]\)"),
+        (lambda: (a | b) * 2, r"\(a \| b\) \* 2"),
+    ]:
+        with pytest.raises(TypeError, match=said):
+            act()
+    with pytest.raises(ValueError, match=r"prior & \(a \| ~a\)"):
+        poe.sample(a | ~a)
+    for act in (poe.plan, poe.log_z, poe.simplify, poe.normalize, lambda e: poe.on(e, [0], (1,)), lambda e: poe.save(e, "x")):
+        with pytest.raises(TypeError, match="takes energies, not int"):
+            act(3)  # type: ignore[operator]

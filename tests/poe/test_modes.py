@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
+import experts
 import poe
 from tests.poe.targets import Gauss, Raw
 
@@ -43,3 +44,24 @@ def test_small_discrete_spaces_are_searched_whole_and_unbounded_energies_refused
     falling = Raw(lambda x: -x.square().sum(-1), name="falling")
     with pytest.raises(ValueError, match="falling has no most likely x"):
         poe.mode(falling, init=torch.ones(1, 2))
+
+
+def test_where_the_search_may_not_start_is_said() -> None:
+    half = Gauss(0.0, d=1) & experts.Gamma(torch.tensor([3.0]), 1.0)
+    for init, said in {-3.0: "no point of init has finite energy", 0.0: "no point of init"}.items():
+        with pytest.raises(ValueError, match=said):
+            poe.mode(half, init=torch.full((1, 1), init))
+    with pytest.raises(ValueError, match=r"event shape \(2,\) of gauss, got shape \(2, 3\)"):
+        poe.mode(Gauss(0.0), init=torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="takes energies, not int"):
+        poe.mode(3)  # type: ignore[arg-type]
+
+
+def test_nan_and_energies_without_a_least_value_are_refused() -> None:
+    nan = Raw(lambda x: torch.where(x.sum(-1) > 0, torch.nan, x.square().sum(-1)))
+    with pytest.raises(ValueError, match="NaN wherever the search came to"):
+        poe.mode(nan, init=-torch.ones(3, 2))
+    with pytest.raises(ValueError, match="falls without bound"):  # x²/2 + log x: at the border
+        poe.mode(Gauss(0.0, d=1) / experts.Gamma(torch.tensor([2.0]), 1.0), init=torch.ones(2, 1))
+    with pytest.raises(ValueError, match="infinitely many values"):
+        poe.mode(experts.Poisson(torch.tensor([3.5])))

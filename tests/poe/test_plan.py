@@ -9,6 +9,7 @@ import torch
 from scipy import integrate
 from torch.distributions import constraints
 
+import experts
 import poe
 from poe.kernels import Langevin
 from poe.plan import ImproperWarning
@@ -283,3 +284,52 @@ def test_drawing_leaves_learnable_parameters_learnable() -> None:
         warnings.simplefilter("ignore", ImproperWarning)
         poe.sample(target, 10, seed=0)
     assert power.requires_grad
+
+
+def test_an_even_law_on_a_box_is_trusted() -> None:
+    low, high = (poe.as_energy(torch.distributions.Uniform(torch.full((2,), a), torch.full((2,), a + 2.0))) for a in (0.0, 1.0))
+    draws = poe.sample(low & high, 1000, seed=0)
+    assert draws.trusted and bool(((draws.x >= 1) & (draws.x <= 2)).all())
+    assert abs(float(draws.x.mean()) - 1.5) < 4 * 0.289 / math.sqrt(2 * draws.diagnostics.ess_bulk)
+
+
+@pytest.mark.filterwarnings("ignore::poe.plan.ImproperWarning")
+def test_matrices_are_resampled_in_their_own_coordinates() -> None:
+    corner = poe.as_energy(torch.distributions.LKJCholesky(3, 1.0))
+    draws = poe.sample(corner**2, 200, method="importance", seed=0)
+    assert draws.x.shape == (200, 3, 3) and bool((draws.x.square().sum(-1) - 1).abs().max() < 1e-4)
+
+
+def test_kernels_are_used_or_refused() -> None:
+    ising = experts.Ising((3, 3), 0.2)
+    assert "Gibbs" in poe.sample(ising, 100, kernel=poe.Gibbs(), seed=0).method
+    for method in ("enumerate", "importance", "sequential", "parts"):
+        with pytest.raises(ValueError, match="moves nothing by a kernel"):
+            poe.plan(ising, method=method, kernel=poe.Gibbs())
+
+
+def test_whole_numbers_of_numpy_and_no_draws_at_all() -> None:
+    a = Gauss(0.0)
+    assert torch.equal(poe.sample(a, np.int64(5), seed=np.int64(3)).x, poe.sample(a, 5, seed=3).x)  # type: ignore[arg-type]
+    none = poe.sample(a, 0)
+    assert none.warnings == ("there are no draws",) and not none.trusted
+    with pytest.raises(TypeError, match="init is a tensor"):
+        poe.sample(a, 5, kernel=poe.Langevin(), init=[[0.0, 0.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed is a whole number"):
+        poe.log_z(a & Raw(lambda x: (x**4).sum(-1)), seed=-1)
+
+
+def test_no_mass_and_mass_without_bound_are_told_apart() -> None:
+    one, other = (experts.Categorical(torch.tensor([row])) for row in ([0.0, -math.inf], [-math.inf, 0.0]))
+    with pytest.raises(ValueError, match="wherever one of its factors has mass, another has none"):
+        poe.sample(one & other)
+    endless = poe.as_energy(
+        lambda x: torch.where(x.sum(-1) > 1, -math.inf, 0.0),
+        event_shape=(2,),
+        support=constraints.independent(constraints.boolean, 1),
+    )
+    for act in (poe.sample, poe.log_z):
+        with pytest.raises(ValueError, match="-inf, a density without bound, at 1 of 4 points"):
+            act(endless)
+    with pytest.raises(ValueError, match=r"improper.*prior & poe.on"):
+        poe.sample(poe.on(experts.Normal(0.0, 1.0), [0], (2,)))

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import poe
+from experts import Normal
+from poe.energy import Mixture
 from poe.path import StandardNormal
 from poe.run import streams
 from poe.smc import anneal, estimate
-from poe.starts import candidates, pilot, weigh
+from poe.starts import candidates, nearest, pilot, weigh
 from poe.transport import Transported, Unconstrained
 from tests.poe.targets import Gauss, Raw
 
@@ -105,3 +107,46 @@ def test_unconstrained_space_and_fitted_maps_compose() -> None:
     assert abs(draws.x.mean() - 3) < 4.5 * float(draws.mcse().max())
     assert draws.log_z is not None and abs(draws.log_z.value - 2 * math.lgamma(3)) < 5 * draws.log_z.standard_error
     assert isinstance(Unconstrained(Gamma()), poe.Energy)
+
+
+SHARP = poe.as_energy(torch.distributions.Laplace(torch.tensor([0.0]), torch.tensor([1.0])), name="sharp")
+NEAR, FAR = Normal(torch.tensor([0.0]), 1.0, name="near"), Normal(torch.tensor([5.0]), 0.3, name="far")
+WIDE = Normal(torch.tensor([0.0]), 10.0, name="wide")
+SUMS = {  # whose parts have no log Z of their own, and lie apart
+    "two products": (NEAR & SHARP) | (FAR & SHARP),
+    "a product and a density": (NEAR & SHARP) | FAR,
+    "within a product": ((NEAR & SHARP) | (FAR & SHARP)) & WIDE,
+    "to a power": ((NEAR & SHARP) | (FAR & SHARP)) ** 0.9,
+    "wanted": poe.contrast((NEAR & SHARP) | (FAR & SHARP), Normal(torch.tensor([1.0]), 1.0), 3.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore::poe.plan.ImproperWarning")  # nobody knows of the power
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_starts_from_each_of_its_parts(name: str) -> None:
+    """Against quadrature; family-wise level 1e-3 over ten z-tests. The start nearest to one part alone would miss up to 99 % of Z."""
+    target = SUMS[name]
+    x = torch.linspace(-30, 30, 600_001).unsqueeze(-1)
+    logs = -target(x).double()
+    log_z, mean = float(logs.logsumexp(0)) + math.log(60 / 600_000), float(logs.softmax(0) @ x[:, 0].double())
+    found = poe.log_z(target, seed=0)
+    assert abs(found.value - log_z) < 4.1 * found.standard_error and found.standard_error < 0.05
+    draws = poe.sample(target, 4000, seed=1)
+    assert draws.trusted and abs(float(draws.x.mean()) - mean) < 4.1 * float(draws.x.std()) / math.sqrt(
+        draws.diagnostics.ess_bulk
+    )
+
+
+def test_a_sum_of_which_one_part_does_not_draw_has_no_start() -> None:
+    raw = Raw(lambda x: (x**4).sum(-1), d=1, name="raw")
+    assert candidates(NEAR | raw) == [] and candidates((NEAR | raw) & WIDE) == [WIDE]
+    (both,) = candidates((NEAR & raw) | (FAR & raw))
+    assert isinstance(both, Mixture) and both.parts == (NEAR, FAR)
+
+
+def test_a_start_that_misses_what_another_has_met_does_not_count() -> None:
+    """The narrow one has even weights on the mode that it knows."""
+    target = poe.mixture([NEAR, FAR], weights=[0.5, 0.5])
+    start = nearest([NEAR, WIDE], target, torch.Generator().manual_seed(0))
+    alone = weigh(NEAR, target, torch.Generator().manual_seed(0))
+    assert start is not None and start.density is WIDE and alone.ess > start.ess
