@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,8 @@ def demo(out: Path, count: int, seed: int, *, as_json: bool = False) -> None:
         energy = poe.parse(expression, experts)
         exact = poe.plan(energy).method == "exact"
         # importance resampling would do for some of these: annealed particles show what Langevin moves do
-        draws = poe.sample(
-            energy, ONE if expression in EXPERTS else count, method="exact" if exact else "annealed", seed=seed, progress=True
-        )  # fmt: skip
+        method, n = "exact" if exact else "annealed", ONE if expression in EXPERTS else count
+        draws = poe.sample(energy, n, method=method, seed=seed, progress=sys.stderr.isatty())
         labels = judge.predict(draws.x)  # type: ignore[operator]
         right = torch.isin(labels, torch.tensor([int(digit) for digit in digits])).double().mean().item()
         if not as_json:

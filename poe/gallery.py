@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import sys
 import time
 from dataclasses import dataclass
 from html import escape
@@ -81,7 +82,7 @@ def gallery(out: Path, count: int, seed: int, *, html: Path | None = None, brief
         draws = _kept(path)
         if draws is None:
             tell(f"{number} of {len(rows)}: {row.expression}")
-            draws = poe.sample(poe.parse(row.expression, names), count, seed=seed, progress=True)
+            draws = poe.sample(poe.parse(row.expression, names), count, seed=seed, progress=sys.stderr.isatty())
             if draws.partial:
                 raise KeyboardInterrupt
             draws.save(path)

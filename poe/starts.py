@@ -126,7 +126,7 @@ def within(target: Energy, start: Energy) -> Energy | None:
     """The start in the space of the target; None where some of its draws would have no place there."""
     if not isinstance(target, Unconstrained):
         return start
-    return target.around(start) if sets.covers(target.energy.support, start.support) else None
+    return target.around(start) if sets.covers(sets.image(target.energy.support), start.support) else None
 
 
 def pilot(

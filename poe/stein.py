@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poe import support as sets
-from poe.energy import Energy
+from poe.energy import Energy, Preimage
 from poe.transport import Unconstrained
 
 FEWEST = 20  # draws that a test needs
@@ -23,7 +23,9 @@ BLOCKS = 40  # into which chains are cut, about; chains beyond that number are o
 
 class SteinTest(NamedTuple):
     """The statistic, in units of (score x spread)², with mean 0 under the target; and its p-value, at least 1 / (1 + bootstrap).
-    Both NaN where they have no meaning: fewer than 20 draws, draws that are all the same, energies or scores that are not finite."""
+    Both NaN where they have no meaning: fewer than 20 draws, draws that are all the same, energies or scores that are not finite; and a
+    support with borders that no change of variables moves to infinity (an intersection, a union, a preimage): a density that ends
+    where it is not 0 does not have the identity that the test rests on."""
 
     statistic: float
     pvalue: float
@@ -69,7 +71,7 @@ def stein_test(energy: Energy, x: Tensor, *, draws: int = 500, bootstrap: int = 
         raise ValueError(f"{energy} lives on a discrete space, where there is no score to test against")
     generator = torch.Generator().manual_seed(seed)
     chains = _thinned(_chains(energy, x), draws, generator)
-    if chains.shape[:2].numel() < FEWEST:
+    if chains.shape[:2].numel() < FEWEST or isinstance(energy.support, sets.Intersection | sets.Union | Preimage):
         return SteinTest(math.nan, math.nan)
     points, target = chains.flatten(0, 1).to(energy._like()), energy
     if not sets.is_real(energy.support):

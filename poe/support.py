@@ -365,17 +365,23 @@ def from_reals(support: Constraint) -> Transform:
 
     Drawing then happens in R^m; a point outside the support has energy +inf and is rejected there.
     """
-    if isinstance(support, Box):
-        return identity_transform if support.is_real else BoxTransform(support)
+    whole = image(support)
+    if isinstance(whole, Box):
+        return identity_transform if whole.is_real else BoxTransform(whole)
+    return identity_transform if isinstance(whole, Union) else biject_to(whole)
+
+
+def image(support: Constraint) -> Constraint:
+    """What `from_reals` maps onto: the support, or a larger set. A union that is returned stands for all of R^n."""
     if isinstance(support, Intersection):
         curved = [part for part in support.parts if not isinstance(part, (Box, Union))]
-        return from_reals(curved[0] if curved else support.parts[0])
+        return image(curved[0] if curved else support.parts[0])
     if isinstance(support, Union):
         boxes = [part for part in support.parts if isinstance(part, Box)]
-        if len(boxes) == len(support.parts):
-            low, high = boxes[0].low, boxes[0].high
-            for part in boxes[1:]:
-                low, high = torch.minimum(low, part.low.to(low)), torch.maximum(high, part.high.to(high))
-            return from_reals(Box(low, high))
-        return identity_transform
-    return biject_to(support)
+        if len(boxes) < len(support.parts):
+            return support
+        low, high = boxes[0].low, boxes[0].high
+        for part in boxes[1:]:
+            low, high = torch.minimum(low, part.low.to(low)), torch.maximum(high, part.high.to(high))
+        return Box(low, high)
+    return support

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from scipy import integrate
+from scipy.stats import dirichlet
 
 import poe
-from experts import Normal
+from experts import Dirichlet, Normal
 from poe.energy import Mixture
 from poe.path import StandardNormal
 from poe.run import streams
@@ -150,3 +152,15 @@ def test_a_start_that_misses_what_another_has_met_does_not_count() -> None:
     start = nearest([NEAR, WIDE], target, torch.Generator().manual_seed(0))
     alone = weigh(NEAR, target, torch.Generator().manual_seed(0))
     assert start is not None and start.density is WIDE and alone.ess > start.ess
+
+
+def test_a_start_may_draw_outside_a_part_of_the_support() -> None:
+    """A Dirichlet whose shares are at most a half each: ∫∫ 8 p(x, y) over x, y <= 1/2 <= x + y."""
+    shares = Dirichlet(torch.tensor([2.0, 3.0, 4.0]))
+    box = poe.as_energy(torch.distributions.Uniform(torch.zeros(3), torch.full((3,), 0.5)))
+    exact, _ = integrate.dblquad(lambda y, x: 8 * dirichlet([2, 3, 4]).pdf([x, y, 1 - x - y]), 0, 0.5, lambda x: 0.5 - x, 0.5)
+    found = poe.log_z(shares & box, seed=0)
+    assert abs(found.value - math.log(exact)) < 4 * found.standard_error
+    draws = poe.sample(shares & box, 500, seed=0)
+    assert draws.trusted and draws.diagnostics.gradients == 0 and math.isnan(draws.diagnostics.stein_pvalue)
+    assert bool((draws.x <= 0.5).all())
