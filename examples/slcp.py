@@ -169,8 +169,8 @@ def likelihood(flow: Flow, x: Tensor, prior: poe.Energy, name: str) -> poe.Energ
 
 
 def normal(theta: Tensor) -> Tensor:  # (*batch, 5) -> (*batch, 5)
-    """u = Φ⁻¹((θ + 3) / 6), a standard normal where θ follows the prior."""
-    return torch.special.ndtri((theta + BOUND) / (2 * BOUND))
+    """u = Φ⁻¹((θ + 3) / 6), a standard normal where θ follows the prior; finite on its border too."""
+    return torch.special.ndtri(((theta + BOUND) / (2 * BOUND)).clamp(1e-6, 1 - 1e-6))
 
 
 def posterior(flow: Flow, x: Tensor, prior: poe.Energy, name: str) -> poe.Energy:  # (2)
@@ -235,7 +235,8 @@ def learn(prior: poe.Energy) -> tuple[Flow, Flow]:
     nats = train(f, points, theta / BOUND, lambda context: scale(f, context), 0)
     print(f"q(x | θ): {nats:.3f} nats a held-out point, {time.perf_counter() - began:.0f} s", flush=True)
     began = time.perf_counter()
-    g = Flow(kind="realnvp", layers=8, hidden=64, event_shape=(5,), context_shape=(2,))
+    # g / prior is to be bounded, for it is multiplied by others: far out these splines are the identity, and q(u | x) the prior's law
+    g = Flow(kind="rq-coupling", layers=6, hidden=64, mixing="permutation", tail_bound=3.5, event_shape=(5,), context_shape=(2,))
     nats = train(g, normal(theta), points / SPREAD, lambda context: torch.ones(len(context)), 1)
     print(f"q(θ | x): {nats:.3f} nats a held-out point, {time.perf_counter() - began:.0f} s", flush=True)
     return f, g
