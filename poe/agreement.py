@@ -198,7 +198,9 @@ def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None, *, exact: b
     first, second = (torch.tensor(side) for side in zip(*shared, strict=True))
     difference = a.mean[first] - b.mean[second]
     c, d = a.covariance[first][:, first], b.covariance[second][:, second]
-    root = torch.linalg.cholesky_ex(c + d)[0]  # along its columns c + d is 1
+    root, failed = torch.linalg.cholesky_ex(c + d)  # along its columns c + d is 1
+    if failed:
+        return None
     variance = torch.eye(len(shared)).to(root)
     if prior is not None:
         places = a.index[first]

@@ -703,11 +703,9 @@ class _Term(NamedTuple):
             return energy
         if self.parameter is None and self.coefficient > 0:
             return energy * self.coefficient
-        void = energy == math.inf
+        void = energy == math.inf  # no inf meets a power, whose gradient it would spoil
         power = self.coefficient if self.parameter is None else self.coefficient * self.parameter.reshape(())
-        return torch.where(
-            void, math.inf, torch.where(void, 0, energy) * power
-        )  # no inf meets a power, whose gradient it would spoil
+        return torch.where(void, math.inf, torch.where(void, 0, energy) * power)
 
     def scaled(self, factor: float) -> _Term:
         return self._replace(coefficient=self.coefficient * factor)
@@ -1541,11 +1539,8 @@ def _shape(event_shape: Sequence[int]) -> torch.Size:
 def _energy(other: Any, left: Energy, sign: str) -> Energy:
     if isinstance(other, Energy):
         return other
-    hint = (
-        f"{factor(left, _ATOM)} ** {1 / float(other):g}"
-        if sign == "/" and isinstance(other, Real) and other
-        else "poe.as_energy(it)"
-    )
+    number = sign == "/" and isinstance(other, Real) and other
+    hint = f"{factor(left, _ATOM)} ** {1 / float(other):g}" if number else "poe.as_energy(it)"
     raise TypeError(f"`{sign}` composes energies, and its right side is a {type(other).__name__}: did you mean {hint}?")
 
 
