@@ -153,6 +153,7 @@ def test_layers_are_joined_at_the_mean_of_their_log_odds() -> None:
     assert _joined(layers[:1]).sizes == (3, 4)
 
 
+@pytest.mark.slow
 def test_training_raises_the_exact_likelihood(generator: torch.Generator) -> None:
     data = clusters()
     rates = data.mean(0)

@@ -55,7 +55,7 @@ def test_bits_too_many_to_enumerate_are_drawn_by_chains(kernel) -> None:
         assert abs(values.mean() - truth) < 4.5 * values.std() / math.sqrt(size)
 
 
-@pytest.mark.parametrize("method", ["annealed", "tempered"])
+@pytest.mark.parametrize("method", ["annealed", pytest.param("tempered", marks=pytest.mark.slow)])
 def test_bits_are_annealed_and_tempered(method) -> None:
     n = 24
     draws = poe.sample(Chain(n), 2000, method=method, seed=1)
