@@ -334,8 +334,8 @@ class Energy(nn.Module, ABC):
 
     def __mul__(self, other: Any) -> Energy:
         raise TypeError(
-            f"{factor(self, _SLASH)} * {other} is ambiguous: write `a & b` for the product of densities, `a ** 2` to weigh an energy "
-            "by 2, or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
+            f"{bracketed(self, _SLASH)} * {other} is ambiguous: write `a & b` for the product of densities, `a ** 2` to weigh an "
+            "energy by 2, or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
         )
 
     __rmul__ = __mul__
@@ -930,9 +930,10 @@ class Pullback(Energy):
         return torch.where(outside, math.inf, self.energy(y))
 
     def _image(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x), and where it is NaN, which lies outside every support, and is replaced by 0."""
+        """f(x), and where a plain function is NaN: x lies outside its domain, and 0 stands for f(x). A module has no such domain: its
+        NaN is a failure, and stays for the report to count."""
         y = self.function(x)
-        if not y.is_floating_point():
+        if isinstance(self.function, nn.Module) or not y.is_floating_point():
             return y, torch.zeros(self._batch_shape(x), dtype=torch.bool, device=x.device)
         outside = y.isnan()
         each = outside.flatten(y.ndim - len(self.energy.event_shape)).any(-1) if self.energy.event_shape else outside
@@ -1192,7 +1193,7 @@ def conjunction(prior: Energy, concepts: Sequence[Energy]) -> Energy:
     _energies([prior, *concepts], "conjunction")
     for i, concept in enumerate(concepts):
         if any(concept is other for other in concepts[:i]):
-            more = f"{factor(concept, _ATOM)} ** 2"
+            more = f"{bracketed(concept, _ATOM)} ** 2"
             raise ValueError(f"{concept} is given twice: a concept either holds or does not; {more} weighs it more")
         if sets.covers(prior.support, concept.support) is False:
             raise ValueError(
@@ -1420,7 +1421,7 @@ def _wrap(text: tuple[str, int], least: int) -> str:
     return text[0] if text[1] >= least else f"({text[0]})"
 
 
-def factor(energy: Energy, least: int = _AND) -> str:
+def bracketed(energy: Energy, least: int = _AND) -> str:
     """The text of an energy as it stands in a product, or with another least precedence, in brackets where it must."""
     return _wrap(energy._format({id(thing): text for text, thing in names(energy).items()}), least)
 
@@ -1540,7 +1541,7 @@ def _energy(other: Any, left: Energy, sign: str) -> Energy:
     if isinstance(other, Energy):
         return other
     number = sign == "/" and isinstance(other, Real) and other
-    hint = f"{factor(left, _ATOM)} ** {1 / float(other):g}" if number else "poe.as_energy(it)"
+    hint = f"{bracketed(left, _ATOM)} ** {1 / float(other):g}" if number else "poe.as_energy(it)"
     raise TypeError(f"`{sign}` composes energies, and its right side is a {type(other).__name__}: did you mean {hint}?")
 
 

@@ -201,7 +201,7 @@ def _bounds(support: Any, shape: torch.Size) -> tuple[Any, Any]:
 
     ends = []
     for end in support:
-        end = end.tolist() if isinstance(end, Tensor) or hasattr(end, "tolist") else end
+        end = end.tolist() if hasattr(end, "tolist") else end
         end = list(end) if isinstance(end, tuple) else end
         ends.append(plain(end))
     for end in ends:

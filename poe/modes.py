@@ -22,7 +22,7 @@ from poe.transport import reals_of
 
 BEGIN = 12  # points from which the search starts: the likeliest of `SEEN` draws, and as many at random among them
 SEEN = 400
-WALL, STEEP = 1e12, 40.0  # nats, for the search, where the energy fails; unconstrained units at which precision ends
+WALL, STILL = 1e12, 1e-12  # nats, for the search, where the energy fails; units of x a unit of z, at the end of a box
 COLD, SWEEPS, LAST = (
     20.0,
     200,
@@ -55,11 +55,13 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
     transform: Any = None if sets.is_real(energy.support) else reals_of(energy)
     z = begin if transform is None else transform.inv(begin)
     found = [_descend(energy, point, transform) for point in z]
-    x = torch.stack([point for point, _ in found])
-    values = torch.tensor([value for _, value in found])
+    x = torch.stack([point for point, _, _ in found])
+    values, lost = torch.tensor([value for _, value, _ in found]), torch.tensor([lost for *_, lost in found])
     if bool((values == -math.inf).any()):
         raise ValueError(f"{energy} has no most likely x: its energy falls without bound")
-    return _least(energy, x, values)
+    if bool(lost[values.argmin()]):
+        raise ValueError(f"{energy} is NaN where the search was led by its least energies: an expert fails there")
+    return x[values.argmin()]
 
 
 def _checked(energy: Energy, init: Tensor) -> Tensor:
@@ -71,6 +73,8 @@ def _checked(energy: Energy, init: Tensor) -> Tensor:
     x = x if sets.is_discrete(energy.support) else x.to(energy._like())
     with torch.no_grad():
         values = energy(x)
+    if bool(values.isnan().any()):
+        raise ValueError(f"{energy} is NaN at {int(values.isnan().sum())} of {len(x)} points of init: an expert fails there")
     if not bool(values.isfinite().any()):
         raise ValueError(f"no point of init has finite energy under {energy}, whose support is {energy.support!r}")
     return x[values.isfinite()]
@@ -78,13 +82,6 @@ def _checked(energy: Energy, init: Tensor) -> Tensor:
 
 def _kind(thing: Any) -> str:
     return f"shape {tuple(thing.shape)}" if isinstance(thing, Tensor) else f"a {type(thing).__name__}"
-
-
-def _least(energy: Energy, x: Tensor, values: Tensor) -> Tensor:
-    """The point of least energy among those where it is a number."""
-    if bool(values.isnan().all()):
-        raise ValueError(f"{energy} is NaN wherever the search came to: an expert fails there")
-    return x[torch.where(values.isnan(), math.inf, values).argmin()]
 
 
 def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
@@ -99,7 +96,10 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
         state = kernel.init(cold, x)
         x = kernel.step(cold, state, kernel.noise(state, generator))[0].x
     with torch.no_grad():
-        return _least(energy, x, energy(x))
+        values = energy(x)
+    if bool(values.isnan().any()):
+        raise ValueError(f"{energy} is NaN where the search came to: an expert fails there")
+    return x[values.argmin()]
 
 
 def _begin(energy: Energy, seed: int | None) -> Tensor:
@@ -111,8 +111,8 @@ def _begin(energy: Energy, seed: int | None) -> Tensor:
     return draws[torch.cat([order[: BEGIN // 2], order[:: max(1, len(order) // (BEGIN // 2))][: BEGIN // 2]])]
 
 
-def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float]:
-    """(x, energy) where L-BFGS ends; energy -inf where it falls without bound, NaN where an expert stopped it by one."""
+def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float, bool]:
+    """(x, energy, lost) where L-BFGS ends: energy -inf where it falls without bound; lost where NaN stopped it on its way down."""
     from scipy.optimize import minimize  # arviz-stats brings it; loaded when a mode is asked for
 
     failed = False
@@ -129,7 +129,7 @@ def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float]:
             (slope,) = torch.autograd.grad(x, at, pull)
         if not (bool(level < math.inf) and bool(slope.isfinite().all())):  # where the energy fails the search turns back
             nonlocal failed
-            failed |= bool(level.isnan())
+            failed |= bool(level.isnan()) or bool(level.isfinite())  # or its gradient is none
             return WALL, np.zeros(z.numel())
         return float(level), slope.flatten().double().cpu().numpy()
 
@@ -142,9 +142,19 @@ def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float]:
         options={"maxiter": 2000, "ftol": tiny, "gtol": 1e-6},
     )
     x = torch.as_tensor(result.x, dtype=z.dtype, device=z.device).reshape(z.shape)
-    far = np.abs(result.x).max()
-    steep = transform is not None and far > STEEP and np.abs(result.jac).max() > 1e-2  # still falling at the border
-    unbounded = steep or (result.fun < -1e6 and not far < 1e6)
-    lost = result.fun >= WALL or (failed and np.abs(result.jac).max() > 1e-2)  # stopped by NaN, not at a least value
-    value = math.nan if lost else float(result.fun)
-    return (x if transform is None else transform(x)), -math.inf if unbounded else value
+    falling = np.abs(result.jac) > 1e-2
+    unbounded = (result.fun < -1e6 and not np.abs(result.x).max() < 1e6) or bool(
+        (falling & _at_border(energy, x, transform)).any()
+    )
+    at = x if transform is None else transform(x)
+    return at, -math.inf if unbounded else float(result.fun), failed and bool(falling.any())
+
+
+def _at_border(energy: Energy, z: Tensor, transform: Any) -> np.ndarray:  # (*reals) -> (numbers)
+    """Where a number of x in a box has come so near to an end that steps of z no longer move it."""
+    if transform is None or not isinstance(sets.image(energy.support), sets.Box):
+        return np.zeros(z.numel(), dtype=bool)
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(transform(z).sum(), z)
+    return slope.flatten().cpu().numpy() < STILL

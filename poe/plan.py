@@ -21,7 +21,7 @@ from poe.checkpoint import Checkpoint
 from poe.diagnostics import diagnose
 from poe.diffusion import dear
 from poe.draws import Draws, first
-from poe.energy import Energy, Mixture, Product, _energies, caveats, factor, leaves
+from poe.energy import Energy, Mixture, Product, _energies, bracketed, caveats, leaves
 from poe.frozen import frozen
 from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
@@ -362,5 +362,5 @@ def refuse_improper(energy: Energy) -> None:
         raise ValueError(f"nothing can be drawn from {energy}: wherever one of its factors has mass, another has none")
     raise ValueError(
         f"{energy} is improper: exp(-E) has infinite mass, so there is nothing to draw from; multiply it by a proper factor "
-        f"that falls off faster, such as `prior & {factor(energy)}`"
+        f"that falls off faster, such as `prior & {bracketed(energy)}`"
     )

@@ -1165,3 +1165,14 @@ def test_hints_can_be_typed() -> None:
     for act in (poe.plan, poe.log_z, poe.simplify, poe.normalize, lambda e: poe.on(e, [0], (1,)), lambda e: poe.save(e, "x")):
         with pytest.raises(TypeError, match="takes energies, not int"):
             act(3)  # type: ignore[operator]
+
+
+def test_nan_of_a_module_is_a_failure_and_not_the_end_of_a_domain() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0.3, math.nan, x)
+
+    target = Normal(0.0, 1.0) & Normal(0.0, 2.0) @ Broken()
+    assert target(torch.tensor(1.0)).isnan() and target(torch.tensor(0.0)).isfinite()
+    draws = poe.sample(target, 200, seed=0)
+    assert not draws.trusted and any("an expert fails there" in reason for reason in draws.reasons)

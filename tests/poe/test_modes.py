@@ -59,9 +59,18 @@ def test_where_the_search_may_not_start_is_said() -> None:
 
 def test_nan_and_energies_without_a_least_value_are_refused() -> None:
     nan = Raw(lambda x: torch.where(x.sum(-1) > 0, torch.nan, x.square().sum(-1)))
-    with pytest.raises(ValueError, match="NaN wherever the search came to"):
+    with pytest.raises(ValueError, match="NaN where the search"):
         poe.mode(nan, init=-torch.ones(3, 2))
     with pytest.raises(ValueError, match="falls without bound"):  # x²/2 + log x: at the border
         poe.mode(Gauss(0.0, d=1) / experts.Gamma(torch.tensor([2.0]), 1.0), init=torch.ones(2, 1))
     with pytest.raises(ValueError, match="infinitely many values"):
         poe.mode(experts.Poisson(torch.tensor([3.5])))
+    with pytest.raises(ValueError, match="NaN at 1 of 2 points of init"):
+        poe.mode(nan, init=torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+
+
+def test_a_far_and_narrow_number_beside_a_half_line_is_no_border() -> None:
+    box = poe.support.box(torch.tensor([0.0, -torch.inf]), torch.tensor([torch.inf, torch.inf]))
+    near = lambda x: (x[..., 0] - 1).square() / 2 + ((x[..., 1] - 67.3) / 1e-3).square() / 2  # noqa: E731
+    target = poe.as_energy(near, event_shape=(2,), support=box)
+    assert torch.allclose(poe.mode(target, init=torch.tensor([[2.0, 67.29]])), torch.tensor([1.0, 67.3]), atol=1e-3)
