@@ -91,4 +91,8 @@ def _fail(message: str, status: int, column: int | None, as_json: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # Python remembers an interrupt that leaves `exec` of a text (dataclasses, namedtuples), though it was handled, and would end by the
+    # signal instead of with this status; the next such `exec` forgets it.
+    exec("")
+    sys.exit(status)

@@ -37,6 +37,7 @@ class Wrong(poe.Density):  # the constant of a normal density left out
     def sample(self, n, *, generator=None): return torch.randn(*((n,) if isinstance(n, int) else n), 1, generator=generator)
 def fails(): raise RuntimeError("no weights here")
 number = 3
+def interrupted(): exec("raise KeyboardInterrupt")  # as where Ctrl-C meets the making of a dataclass
 """
 
 
@@ -269,6 +270,13 @@ def test_the_shell_sees_statuses_files_and_pipes(files):
 def test_every_command_through_a_shell(files, line, status, said):
     done = shell(f"{POE} {line}", files)
     assert done.returncode == status and said in done.stdout and "Traceback" not in done.stderr
+
+
+def test_an_interrupt_in_text_that_python_runs_ends_by_a_status(files):
+    # Python itself would end by the signal, which a shell cannot tell from 130, but a program that waits for it can
+    command = [sys.executable, "-m", "poe", "check", "own:interrupted"]
+    done = subprocess.run(command, cwd=files, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.endswith("poe: error: interrupted\n") and done.stdout == ""
 
 
 @pytest.mark.parametrize("then", [0.0, 2.0])  # seconds after the line that says it draws: in a pilot, and when chains run
