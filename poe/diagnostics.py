@@ -270,7 +270,8 @@ def judge(d: Diagnostics, draws: int, *, exact_draws: bool, discrete: bool = Fal
     if exact_draws or draws == 0:
         return said
     particles = d.most < np.inf  # draws of importance sampling or SMC
-    more = f"poe.sample(..., {max(4 * draws, 1000)})"
+    moved = d.ancestors == d.ancestors and np.isnan(d.weight_ess)  # annealed particles: thin= is how many there are for each draw
+    more = "poe.sample(..., thin=4)" if moved else f"poe.sample(..., {max(4 * draws, 1000)})"
     worst = d.rhat if np.isnan(d.rhat) else max(d.rhat, d.rhat_energy)
     if worst > max(RHAT_LIMIT, d.chance):
         cure = more if particles or discrete or not np.isnan(d.swaps) else 'poe.sample(..., method="annealed")'

@@ -187,7 +187,8 @@ def sample(
         kernel: a kernel for the chains; `Langevin()` tuned in warm-up by default.
         chains: independent chains, by default up to 32, or independent populations, by default 16.
         warmup: steps in which the kernel is tuned, not kept; 0 needs a kernel with a step size.
-        thin: every thin-th draw is kept; between two draws lie as many steps as a pilot found useful.
+        thin: every thin-th draw is kept; between two draws lie as many steps as a pilot found useful. So many times more annealed
+            particles are carried.
         init: (chains, *event) points to start from, of finite energy.
         seed: of all randomness; drawn from torch's global generator by default.
         progress: show a bar on standard error.

@@ -1,7 +1,7 @@
 """(i) Concepts of the zoo's `shapes` composed: how many draws satisfy what was asked for, judged by the exact classifier of
 examples/shapes.py, and how the factors that were left free are distributed.
 
-    python tests/benchmarks/bench_shapes.py [--draws 256] [--rows NAME ...] [--baselines]
+    python tests/benchmarks/bench_shapes.py [--draws 256] [--thin 1] [--rows NAME ...] [--baselines]
 
 For each composition: the share of draws that satisfy it; that are broken (no object, several, or one that no render comes near); the
 largest total variation between the shares of a free factor and the truth, over the factors; ESS, R-hat, and processor seconds. With
@@ -109,13 +109,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(CASES))
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--thin", type=int, default=1, help="particles for each that is needed; 1,024 are for 256 draws")
     arguments = parser.parse_args()
     for name in arguments.rows:
         case = CASES[name]
         target = case.energy()
         print(name, flush=True)
         started = time.process_time()
-        draws = poe.sample(target, arguments.draws, seed=arguments.seed)
+        draws = poe.sample(target, arguments.draws, seed=arguments.seed, thin=arguments.thin)
         d = draws.diagnostics
         evidence = f"ESS {d.ess_bulk:.0f}, R-hat {d.rhat:.3f}, log Z {draws.log_z}, trusted {draws.trusted}"
         print("  poe.sample        ", row(case, draws.x, time.process_time() - started, evidence), flush=True)
