@@ -90,7 +90,9 @@ def test_ess_is_bounded_by_weights_and_ancestors() -> None:
         assert bounded.ess_bulk == bounded.ess_tail == most
         assert math.isclose(bounded.mcse, 1 / math.sqrt(most))
         cure = 6400 if "weight_ess" in counts else "thin=4"  # of annealed particles thin= is how many there are for each draw
-        assert any(f"ESS {most} < 100; try poe.sample(..., {cure})" in reason for reason in judge(bounded, 1600, exact_draws=False))
+        assert any(
+            f"ESS {most} < 100; try poe.sample(..., {cure})" in reason for reason in judge(bounded, 1600, exact_draws=False)
+        )
     assert diagnose(x, energy, 1, weight_ess=1e9).ess_bulk == free.ess_bulk
 
 
