@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from numbers import Real
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import softplus
 
 from poe import support as sets
-from poe.capabilities import Conditional, Samples, SharesNetwork
+from poe.capabilities import Conditional, NoiseConditional, Samples, SharesNetwork
 
 Power = float | Real | Tensor | nn.Parameter
 
@@ -333,12 +333,17 @@ class Energy(nn.Module, ABC):
     __radd__ = __add__
 
     def __mul__(self, other: Any) -> Energy:
-        raise TypeError(
-            f"{bracketed(self, _SLASH)} * {other} is ambiguous: write `a & b` for the product of densities, `a ** 2` to weigh an "
-            "energy by 2, or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
-        )
+        self._refuse_times(other, f"{bracketed(self, _SLASH)} * {other}")
 
-    __rmul__ = __mul__
+    def __rmul__(self, other: Any) -> Energy:
+        self._refuse_times(other, f"{other} * {bracketed(self, _SLASH)}")
+
+    def _refuse_times(self, other: Any, said: str) -> NoReturn:
+        power = f"{bracketed(self, _POWER + 1)} ** {other}" if isinstance(other, Real) else "a ** 2"
+        raise TypeError(
+            f"{said} is ambiguous: write `a & b` for the product of densities, `{power}` to weigh an energy by a number, or "
+            "poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
+        )
 
     def __neg__(self) -> Energy:
         raise TypeError(f"-({self}) is ambiguous: write `~a` for 1/p_a (the energy negated), or `b - a` for b but not a")
@@ -394,6 +399,8 @@ class Energy(nn.Module, ABC):
             f"  proper       {'unknown' if self.proper is None else self.proper}",
             f"  parameters   {sum(p.numel() for p in self.parameters()):,}",
         ]
+        if self.can(NoiseConditional) and isinstance(getattr(self, "sigma", None), float):
+            lines.append(f"  noise        {self.sigma:g} (units of x)")
         lines += [f"  note         {note}" for note in caveats(self)]
         return "\n".join([*lines, f"  plan         {_plan_line(self)}"])
 

@@ -203,6 +203,7 @@ def sample(
             finite energy was found.
     """
     _check_arguments(energy, draws, chains, thin, shards)
+    _check_device(device)
     _check_chains(method, kernel, warmup, init, seed)
     draws, thin, shards = int(draws), int(thin), int(shards)  # numpy's whole numbers are taken too
     chains, warmup, seed = (None if n is None else int(n) for n in (chains, warmup, seed))
@@ -322,6 +323,13 @@ def _nothing(chosen: Plan, job: Job) -> Draws:
     evidence = diagnose(empty, empty.new_empty(len(empty), 0), len(job.energy.event_shape))
     none = ("there are no draws",)
     return Draws(first(empty, 0), empty, empty.new_empty(len(empty), 0), None, evidence, chosen.reason, "", none)
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch raises one or the other, as it was built
+        raise ValueError(f"nothing can be drawn on device={str(device)!r} here: {str(error).splitlines()[0]}") from error
 
 
 def _check_arguments(energy: Energy, draws: int, chains: int | None, thin: int, shards: int) -> None:

@@ -219,7 +219,8 @@ def _unknown(name: str) -> str:
     known = available()
     for extra, requirements in _extras(DISTRIBUTION).items():
         if name == extra or name in requirements:
-            return f"no expert is named {name!r}: it may need an extra, {_install_line(DISTRIBUTION, extra)}"
+            install = _install_line(DISTRIBUTION, extra)
+            return f"no expert is named {name!r}: {install} brings the library, and poe.as_energy(model) takes a model of it"
     return f"no expert is named {name!r}{near(name, known) or '; available: ' + (', '.join(known) or 'none')}"
 
 

@@ -66,7 +66,7 @@ class Tempered(Kernel):
     path: Callable[[Energy, Energy], Any] = Geometric
 
     def __post_init__(self) -> None:
-        b = self.betas
+        object.__setattr__(self, "betas", b := torch.as_tensor(self.betas))
         if b.ndim != 1 or len(b) < 2 or b[0] != 0 or b[-1] != 1 or not bool((b.diff() > 0).all()):
             raise ValueError(f"inverse temperatures rise from 0 to 1, got {b.tolist()}")
         if not self.start.can(Samples):

@@ -170,6 +170,7 @@ def test_a_guide_is_learned_by_concepts_alone():
 
 def test_an_untrained_guide_adds_nothing_and_a_settled_concept_neither():
     any_, x = energy().at(0.5), torch.randn(4, 1, 8, 8)
+    assert "noise        0.5 (units of x)" in repr(any_)
     assert torch.equal(any_.given("red").scored.value_and_grad(x)[1], any_.scored.value_and_grad(x)[1])
     net = two_points()
     settled = torch.full((1, 1, 8, 8), 1.0)

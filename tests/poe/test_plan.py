@@ -315,6 +315,8 @@ def test_whole_numbers_of_numpy_and_no_draws_at_all() -> None:
     assert none.warnings == ("there are no draws",) and not none.trusted
     with pytest.raises(TypeError, match="init is a tensor"):
         poe.sample(a, 5, kernel=poe.Langevin(), init=[[0.0, 0.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nothing can be drawn on device='gpu' here: Expected one of cpu"):
+        poe.sample(experts.Normal([0.0], [1.0]), 10, device="gpu")
     with pytest.raises(ValueError, match="seed is a whole number"):
         poe.log_z(a & Raw(lambda x: (x**4).sum(-1)), seed=-1)
 

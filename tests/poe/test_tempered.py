@@ -109,6 +109,6 @@ def test_respacing_evens_out_the_rejection_rates() -> None:
 
 def test_a_ladder_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="rise from 0 to 1"):
-        Tempered(Gauss(0.0), torch.tensor([0.0, 0.5]))
+        Tempered(Gauss(0.0), [0.0, 0.5])
     with pytest.raises(TypeError, match="draws exactly"):
         Tempered(Gauss(0.0) - Gauss(1.0), linear_betas(4))
