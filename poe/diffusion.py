@@ -305,8 +305,8 @@ def _mass(expert: Energy, wide: float, generator: torch.Generator) -> float:
 
 def _at_rest(energy: Energy, x: Tensor) -> At:
     value, gradient = energy.value_and_grad(x)
-    if isinstance(energy, Followed) and energy.last is not None:
-        return At(x, value, gradient, *energy.last)
+    if isinstance(energy, Followed) and (last := energy.remembered()) is not None:
+        return At(x, value, gradient, *last)
     nothing = value.new_empty(*value.shape, 0)
     return At(x, value, gradient, nothing, nothing)
 
@@ -367,8 +367,10 @@ def _moved(kernel: Kernel, energy: Energy, at: At, moves: int, generator: torch.
     for _ in range(moves):
         inner, info = kernel.step(energy, inner, kernel.noise(inner, generator))
         seen.append(info)
-        if isinstance(energy, Followed) and energy.last is not None:  # of the last point that the step evaluated, its proposal
-            new = zip(energy.last, at[3:], strict=True)
+        if (
+            isinstance(energy, Followed) and (last := energy.remembered()) is not None
+        ):  # of the proposal, which the step evaluated last
+            new = zip(last, at[3:], strict=True)
             at = at._replace(**dict(zip(("values", "slope"), (_where(info.accepted, a, b) for a, b in new), strict=True)))
     end = kernel.walkers(inner)
     if end.gradient.shape != end.x.shape or (kernel.parts and isinstance(energy, Followed)):  # several proposals a step

@@ -63,7 +63,7 @@ class Followed(Energy):
         experts = _experts(energy) if self._reference is None else [*_experts(energy), self._reference]
         self._experts = list({id(expert): expert for expert in experts}.values())
         self.rough_below = max((expert.rough_below for expert in self._experts if expert.can(Rough)), default=0.0)  # type: ignore[attr-defined]
-        self.last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self.energy(x)
@@ -71,8 +71,13 @@ class Followed(Energy):
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         known = dict(zip(map(id, self._experts), together_with_gradients(self._experts, x), strict=True))
         values = torch.stack([known[id(expert)][0] for expert in self._experts], -1)
-        self.last = values, known[id(self._reference)][1]
+        self._last = values, known[id(self._reference)][1]
         return _assembled(self.energy, known, x)
+
+    def remembered(self) -> tuple[Tensor, Tensor] | None:  # (*batch, k), (*batch, *event)
+        """What is remembered, once: levels are many, and particles of many numbers."""
+        last, self._last = self._last, None
+        return last
 
     def relative(self, values: Tensor, x: Tensor) -> Tensor:  # (*batch, k), (*batch, *event) -> (*batch)
         """The energy less that of the reference."""

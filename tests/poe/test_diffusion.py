@@ -101,8 +101,9 @@ def test_gain_of_single_points_is_exact(make):
     for followed, at in ((high, x), (low, to)):
         value, gradient = followed.value_and_grad(at)
         assert torch.allclose(value, followed.energy(at)) and torch.allclose(gradient, followed.energy.value_and_grad(at)[1])
-    assert high.last is not None and low.last is not None
-    assert torch.allclose(scores.gain(high, low, x, *high.last, to, low.last[0]), above(x) - below(to), atol=1e-9)
+    (values, slope), (values_there, _) = high.remembered(), low.remembered()
+    assert torch.allclose(scores.gain(high, low, x, values, slope, to, values_there), above(x) - below(to), atol=1e-9)
+    assert high.remembered() is low.remembered() is None  # told once: nothing is kept at each of many levels
 
 
 def test_weights_are_unbiased_and_bounded_from_both_sides():
@@ -286,8 +287,7 @@ def test_a_concept_is_weighed_against_what_it_is_without_it():
     followed = scores.Followed(Concepts(FIRST.points).at(0.5))
     x = torch.randn(6, D, generator=torch.Generator().manual_seed(1))
     followed.value_and_grad(x)
-    assert followed.last is not None
-    values, slope = followed.last
+    values, slope = followed.remembered()
     assert torch.allclose(slope, EVERY.at(0.5).value_and_grad(x)[1])
     assert torch.allclose(followed.relative(values, x), (FIRST.at(0.5)(x) - EVERY.at(0.5)(x)).double(), atol=1e-4)
 
