@@ -47,7 +47,9 @@ from poe.capabilities import Conditional
 from poe.energy import Energy
 from poe.registry import near, register
 
-MOST_ROWS = 512  # pictures in one call of a network whose gradient is asked for: 2 MB each in that of `shapes`, and no faster in more
+MOST_ROWS = (
+    512  # pictures in one call of a network whose gradient is asked for: 2 MB each in that of `shapes`, and no faster in more
+)
 
 
 class Block(nn.Module):

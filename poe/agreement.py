@@ -5,8 +5,9 @@ covariances C_i of their own draws, and P that of the prior, the difference of t
 
     V = C_i + C_j - C_i P⁻¹ C_j - C_j P⁻¹ C_i
 
-under the hypothesis of common parameters (for Gaussians exactly; the last two terms vanish as the prior widens). The tension is that of
-Q = (μ_i - μ_j)ᵀ V⁻¹ (μ_i - μ_j), χ² with as many degrees of freedom as V has directions, in sigmas of a normal: P(|z| > t) = P(χ² > Q).
+under the hypothesis of common parameters (for Gaussians exactly; the last two terms vanish as the prior widens, or is flat). The
+tension is that of Q = (μ_i - μ_j)ᵀ V⁻¹ (μ_i - μ_j), χ² with as many degrees of freedom as V has directions, in sigmas of a normal:
+P(|z| > t) = P(χ² > Q).
 
 Where the product lies outside the bulk of an expert's own draws, it rests on tails that the expert never saw. The bulk is its region of
 highest density that holds 99 % of its draws.
@@ -27,11 +28,14 @@ from torch import Tensor
 
 from poe import support as sets
 from poe.capabilities import Moments, Samples
-from poe.diagnostics import pareto_k
-from poe.energy import Combination, Energy, Product, Pullback, Select
+from poe.diagnostics import PARETO_LIMIT, pareto_k
+from poe.energy import Combination, Energy, Product, Pullback, Select, Shifted, combined, on, part_on, places, product
 from poe.rules import simplify
+from poe.starts import candidates, nearest, weigh
 
 DRAWS = 10_000  # of each posterior
+ENOUGH = 400  # effective draws, at the least, where they are weighed ones
+NULL = 1e-8  # share of the largest eigenvalue of a correlation matrix below which a direction is none, as on a simplex
 BULK = 0.99
 OUTSIDE = 0.2  # share of the result outside the bulk of an expert from which on it rests on extrapolated tails
 DOUBT = 4.0  # standard errors of a variance of draws below which what is left of it is in doubt
@@ -52,13 +56,15 @@ class Agreement:
     Attributes:
         names: the posteriors, as they print.
         tension: (i, j, sigmas) of each pair that shares parameters; NaN where the prior decides what the pair has in common.
+        at_least: whether that is a lower bound, the prior being unknown but for its density: it draws no samples, and counts as wide.
         outside: the share of the combined draws outside the bulk (99 %) of each posterior's own draws; NaN where it cannot draw.
         pareto_k: of the weights that would turn each posterior's own draws into the result: above 0.7 they cannot; NaN likewise.
         ensemble: error bar (one sd) of the mean of each number of the event, flattened: its spread over retrained copies of posteriors
             that are geometric ensembles, `poe.product(copies, powers=1/n)`; empty where none is. It is not divided by √n: copies on
             bootstrap samples spread as one fit does from sample to sample, and that is in common to all of them.
-        baselines: "Gaussian product" of means and covariances, the prior counted once; "consensus Monte Carlo", own draws averaged with
-            weights C_i⁻¹, which counts the prior n times; and "reweighting" of the own draws of the nearest posterior.
+        baselines: simpler answers, where nothing but the combination was drawn: "Gaussian product" of means and covariances, the
+            prior counted once; "consensus Monte Carlo", own draws averaged with weights C_i⁻¹, which counts the prior n times; and
+            "reweighting" of the own draws of the nearest posterior.
     """
 
     names: tuple[str, ...]
@@ -67,15 +73,29 @@ class Agreement:
     pareto_k: tuple[float, ...]
     ensemble: tuple[float, ...]
     baselines: dict[str, Baseline]
+    at_least: bool = False
 
     @property
     def tensions(self) -> list[str]:
         """Pairs that hardly speak of the same parameters."""
         return [
-            f"{self.names[i]} and {self.names[j]} are in tension by {sigmas:.1f} sigmas: they hardly speak of the same parameters; "
-            "try each alone, or look for what one of them leaves out"
+            f"{self.names[i]} and {self.names[j]} are in tension by {self._bound}{sigmas:.1f} sigmas: they hardly speak of the same "
+            "parameters; try each alone, or look for what one of them leaves out"
             for i, j, sigmas in self.tension
             if sigmas >= TENSE
+        ]
+
+    @property
+    def _bound(self) -> str:
+        return "at least " if self.at_least else ""
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Posteriors of which nobody knows whether they agree with the others."""
+        return [
+            f"{name} draws no samples, so that nobody checked how it agrees with the others; poe.fit_density(draws of it) would"
+            for name, share in zip(self.names, self.outside, strict=True)
+            if math.isnan(share)
         ]
 
     @property
@@ -91,7 +111,7 @@ class Agreement:
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Agreement:
         """From the plain values that a file holds."""
-        lists: dict[str, Any] = {name: _tuples(facts[name]) for name in facts if name != "baselines"}
+        lists: dict[str, Any] = {name: _tuples(fact) for name, fact in facts.items() if name != "baselines"}
         baselines = {name: Baseline(tuple(mean), tuple(sd)) for name, (mean, sd) in facts["baselines"].items()}
         return cls(**lists, baselines=baselines)
 
@@ -99,7 +119,7 @@ class Agreement:
         """The lines of a report."""
         found = []
         for i, j, sigmas in self.tension:
-            known = "unknown: the prior decides, not the data," if math.isnan(sigmas) else f"{sigmas:.1f} sigmas"
+            known = "unknown: the prior decides, not the data," if math.isnan(sigmas) else f"{self._bound}{sigmas:.1f} sigmas"
             found.append(f"  tension        {known} between {self.names[i]} and {self.names[j]}")
         for name, share, k in zip(self.names, self.outside, self.pareto_k, strict=True):
             known = (
@@ -114,12 +134,15 @@ class Agreement:
 
 
 class _Part(NamedTuple):
-    """A posterior that draws: itself, the positions of the event that it is about, its own draws (n, positions), its mean and
-    covariance, exact ones or theirs, and log weights that make them draws of the whole, where it is about the whole event."""
+    """A posterior that draws: itself, the positions of the event that it is about, the same over those alone, its own draws
+    (n, positions) and how many they count for, its mean and covariance, exact ones or theirs, and log weights that make them draws of
+    the whole, where it is about the whole event."""
 
     energy: Energy
     index: Tensor
+    inner: Energy
     x: Tensor
+    size: float
     mean: Tensor
     covariance: Tensor
     log_weights: Tensor | None
@@ -128,19 +151,19 @@ class _Part(NamedTuple):
 
 def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreement | None:  # (n, *event)
     """How the parts of a combined energy agree, beside its draws; None for an energy that `poe.combine` did not make."""
-    known: Combination | None = getattr(energy, "combination", None)
+    known = combined(energy)
     if known is None or not len(x) or sets.is_discrete(energy.support):
         return None
     n, posteriors = energy.event_shape.numel(), known.posteriors
     parts = [_part(posterior, energy, generator) for posterior in posteriors]
-    priors = [(_part(prior, energy, generator), count) for prior, count in known.priors]
+    priors = [(_part(prior, energy, generator), count) for prior, count in known.priors if not prior.flat]
     wide = _precision([(part, 1) for part, _ in priors], n)
+    exact = all(part is not None and part.exact for part, _ in priors)
     pairs = [
         (i, j, sigmas)
         for i in range(len(parts))
         for j in range(i + 1, len(parts))
-        if (sigmas := _tension(parts[i], parts[j], wide, exact=all(part is not None and part.exact for part, _ in priors)))
-        is not None
+        if (sigmas := _tension(parts[i], parts[j], wide, exact=exact)) is not None
     ]
     return Agreement(
         tuple(str(posterior) for posterior in posteriors),
@@ -148,29 +171,59 @@ def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreemen
         tuple(math.nan if part is None else _outside(part, energy, x) for part in parts),
         tuple(math.nan if part is None or part.log_weights is None else pareto_k(part.log_weights) for part in parts),
         _ensemble(posteriors, x),
-        _baselines(parts, priors, n),
+        _baselines(parts, priors, n) if _is_all(known, energy) else {},
+        bool(pairs) and wide is None,
     )
 
 
+def _is_all(known: Combination, energy: Energy) -> bool:
+    """Whether nothing was multiplied with the combination afterwards."""
+    while isinstance(energy, Shifted):
+        energy = energy.energy
+    factors, counts = [factor for factor, _ in known.priors], [count for _, count in known.priors]
+    made = product([*known.posteriors, *factors], [1.0] * len(known.posteriors) + [1.0 - count for count in counts])
+    each = [{(id(t.energy), t.power) for t in e.terms} if isinstance(e, Product) else {(id(e), 1.0)} for e in (made, energy)]
+    return each[0] == each[1]
+
+
 def _part(posterior: Energy, energy: Energy, generator: torch.Generator) -> _Part | None:
-    """What is known of a part from its own draws; None where it has none."""
-    inner, index = posterior, torch.arange(energy.event_shape.numel())
-    if isinstance(posterior, Pullback) and isinstance(posterior.function, Select):
-        inner, index = posterior.energy, posterior.function.index.cpu()
-    closed = simplify(inner)
-    copies = [closed] if closed.can(Samples) else _copies(inner)  # an ensemble lies where its copies lie
-    if not copies or not all(part.can(Samples) for part in copies):
-        return None
+    """What is known of a part from its own draws, weighed ones where it has no others; None where it has none."""
+    on_part = isinstance(posterior, Pullback) and isinstance(posterior.function, Select)
+    index = posterior.function.index.tolist() if on_part else sorted(places(posterior))  # type: ignore[union-attr]
+    inner = part_on(posterior, index)
     with torch.no_grad():
-        each = [part.sample(DRAWS // len(copies), generator=generator) for part in copies]  # type: ignore[operator]
-        x = torch.cat(each).to(energy._like())
+        known = _own(inner, generator)
+        if known is None:
+            return None
+        x, size, closed = known
+        x = x.to(energy._like())
         flat, logs = _flat(x), None
-        if len(copies) == 1 and inner is posterior:
+        if inner is posterior and size == len(x) and not _copies(inner):
             logs = (posterior(x) - energy(x)).double().cpu()
             logs = torch.where(logs.isnan(), -math.inf, logs)
         exact = closed.can(Moments)
         mean, covariance = closed.moments() if exact else (flat.mean(0), flat.T.cov())  # type: ignore[operator]
-    return _Part(posterior, index, flat, mean.double().cpu(), covariance.double().cpu().reshape(len(index), -1), logs, exact)
+    covariance = covariance.double().cpu().reshape(len(index), -1)
+    if not bool(covariance.isfinite().all()):
+        return None
+    return _Part(posterior, torch.tensor(index), inner, flat, size, mean.double().cpu(), covariance, logs, exact)
+
+
+def _own(inner: Energy, generator: torch.Generator) -> tuple[Tensor, float, Energy] | None:  # -> (n, *event)
+    """Draws of a posterior, how many they count for, and its closed form; None where none can be had cheaply."""
+    closed = simplify(inner)
+    copies = [closed] if closed.can(Samples) else _copies(inner)  # an ensemble lies where its copies lie
+    if copies and all(part.can(Samples) for part in copies):
+        x = torch.cat([part.sample(DRAWS // len(copies), generator=generator) for part in copies])  # type: ignore[operator]
+        return x, len(x), closed
+    start = nearest(candidates(inner), inner, generator)
+    if start is None:
+        return None
+    start = weigh(start.density, inner, generator, 4 * DRAWS)
+    if not start.pareto_k <= PARETO_LIMIT or start.ess < ENOUGH:
+        return None
+    weights = start.log_weights.softmax(0)
+    return start.x[weights.multinomial(DRAWS, replacement=True, generator=generator)], min(start.ess, DRAWS), inner
 
 
 def _flat(x: Tensor) -> Tensor:  # (n, *event) -> (n, numbers)
@@ -183,8 +236,24 @@ def _precision(parts: Sequence[tuple[_Part | None, int]], n: int) -> Tensor | No
     for part, times in parts:
         if part is None:
             return None
-        total[part.index.unsqueeze(1), part.index] += times * torch.linalg.pinv(part.covariance)
+        total[part.index.unsqueeze(1), part.index] += times * _inverse(part.covariance)
     return total
+
+
+def _axes(matrix: Tensor) -> tuple[Tensor, Tensor]:  # (n, n) -> (n, r), (r, n)
+    """A and W with A Aᵀ the matrix and W A = 1, along the r directions in which it is more than rounding: all, but on a simplex."""
+    scale = matrix.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(scale > 0, scale, 1)
+    values, axes = torch.linalg.eigh(matrix / scale / scale.unsqueeze(1))
+    there = values > NULL * values.max().clamp(min=0)
+    axes, root = axes[:, there], values[there].sqrt()
+    return scale.unsqueeze(1) * axes * root, axes.T / root.unsqueeze(1) / scale
+
+
+def _inverse(matrix: Tensor) -> Tensor:  # (n, n)
+    """The inverse along those directions."""
+    white = _axes(matrix)[1]
+    return white.T @ white
 
 
 def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None, *, exact: bool) -> float | None:
@@ -198,19 +267,16 @@ def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None, *, exact: b
     first, second = (torch.tensor(side) for side in zip(*shared, strict=True))
     difference = a.mean[first] - b.mean[second]
     c, d = a.covariance[first][:, first], b.covariance[second][:, second]
-    root, failed = torch.linalg.cholesky_ex(c + d)  # along its columns c + d is 1
-    if failed:
-        return None
-    variance = torch.eye(len(shared)).to(root)
+    white = _axes(c + d)[1]  # white (c + d) whiteᵀ is 1
+    variance = torch.eye(len(white)).to(white)
     if prior is not None:
         places = a.index[first]
-        known = torch.linalg.pinv(torch.linalg.pinv(prior)[places][:, places])  # of the prior's marginal law
+        known = _inverse(_inverse(prior)[places][:, places])  # of the prior's marginal law
         both = c @ known @ d
-        inward = torch.linalg.solve_triangular(root, both + both.T, upper=False)
-        variance = variance - torch.linalg.solve_triangular(root, inward.T, upper=False)
+        variance = variance - white @ (both + both.T) @ white.T
     values, axes = torch.linalg.eigh((variance + variance.T) / 2)
-    along = axes.T @ torch.linalg.solve_triangular(root, difference.unsqueeze(1), upper=False).squeeze(1)
-    told = values > (1e-6 if exact and a.exact and b.exact else DOUBT * math.sqrt(2 * len(shared) / DRAWS))
+    along = axes.T @ white @ difference
+    told = values > (1e-6 if exact and a.exact and b.exact else DOUBT * math.sqrt(2 * len(shared) / min(a.size, b.size)))
     return _sigmas(float((along.square() / values)[told].sum()), int(told.sum()))
 
 
@@ -229,11 +295,9 @@ def _sigmas(q: float, degrees: int) -> float:
 
 
 def _outside(part: _Part, energy: Energy, x: Tensor) -> float:
-    posterior = part.energy
-    inner = posterior.energy if isinstance(posterior, Pullback) else posterior
     with torch.no_grad():
-        edge = inner(part.x.to(energy._like()).reshape(-1, *inner.event_shape)).double().quantile(BULK)
-        return float((posterior(x).double() > edge).double().mean())
+        edge = part.inner(part.x.to(energy._like()).reshape(-1, *part.inner.event_shape)).double().quantile(BULK)
+        return float((part.energy(x).double() > edge).double().mean())
 
 
 def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
@@ -241,7 +305,7 @@ def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
     summed over the ensembles."""
     flat, total = _flat(x).to(x.device), None
     for posterior in posteriors:
-        copies = _copies(posterior)
+        copies = _copies(posterior, cut=True)
         if not copies:
             continue
         with torch.no_grad():
@@ -252,33 +316,47 @@ def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
     return () if total is None else tuple(total.sqrt().tolist())
 
 
-def _copies(posterior: Energy) -> list[Energy]:
-    """The members of a geometric ensemble Π p_k^(1/n); none where it is no such."""
-    if not isinstance(posterior, Product) or len(posterior.terms) < 2:
+def _copies(posterior: Energy, *, cut: bool = False) -> list[Energy]:
+    """The members of a geometric ensemble Π p_k^(1/n), also on part of an event, shifted, or, where that is asked for, `cut` by flat
+    factors; none where it is no such."""
+    if isinstance(posterior, Pullback) and isinstance(posterior.function, Select):
+        index = posterior.function.index
+        return [on(copy, index, posterior.event_shape) for copy in _copies(posterior.energy, cut=cut)]
+    if isinstance(posterior, Shifted):
+        return _copies(posterior.energy, cut=cut)
+    if not isinstance(posterior, Product):
         return []
-    n = len(posterior.terms)
-    alike = all(abs(term.power - 1 / n) < 1e-6 for term in posterior.terms)
-    return [term.energy for term in posterior.terms] if alike else []
+    terms = [term for term in posterior.terms if not (cut and term.energy.flat)]
+    alike = all(abs(term.power - 1 / len(terms)) < 1e-6 for term in terms)
+    return [term.energy for term in terms] if alike and len(terms) > 1 else []
 
 
 def _baselines(parts: Sequence[_Part | None], priors: Sequence[tuple[_Part | None, int]], n: int) -> dict[str, Baseline]:
-    known = [part for part in parts if part is not None]
     signed = [*((part, 1) for part in parts), *((part, 1 - count) for part, count in priors)]
-    precision, found = _precision(signed, n), {}
-    if precision is None:
+    if any(part is None for part, _ in signed):
         return {}
-    if float(torch.linalg.eigvalsh(precision).min()) > 0:
-        pull = torch.zeros(n, dtype=torch.float64)
-        for part, times in signed:
-            if part is not None:
-                pull[part.index] += times * torch.linalg.pinv(part.covariance) @ part.mean
-        covariance = torch.linalg.inv(precision)
-        found["Gaussian product"] = _baseline(covariance @ pull, covariance.diagonal().sqrt())
+    known = [part for part in parts if part is not None]
+    inverses, found = [_inverse(part.covariance) for part in known], {}
+    spread, near = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    for part in known[::-1]:
+        spread[part.index.unsqueeze(1), part.index] += part.covariance
+        near[part.index] = part.mean
+    axes = _axes(spread)[0]  # answers are near + axes @ coordinates
+    pull, precision = torch.zeros(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+    for part, times in signed:
+        assert part is not None
+        inverse = times * _inverse(part.covariance)
+        precision[part.index.unsqueeze(1), part.index] += inverse
+        pull[part.index] += inverse @ (part.mean - near[part.index])
+    inward = axes.T @ precision @ axes
+    if float(torch.linalg.eigvalsh(inward).min()) > 0:
+        covariance = axes @ torch.linalg.inv(inward) @ axes.T
+        found["Gaussian product"] = _baseline(near + covariance @ pull, covariance.diagonal().sqrt())
     whole = [part for part in known if part.log_weights is not None]
     if len(whole) == len(parts):
-        inverses = [torch.linalg.pinv(part.covariance) for part in whole]
-        pooled = torch.stack([inverse @ part.x.T for inverse, part in zip(inverses, whole, strict=True)]).sum(0)
-        consensus = torch.linalg.solve(torch.stack(inverses).sum(0), pooled).T
+        pooled = torch.stack([(part.x - near) @ inverse for inverse, part in zip(inverses, whole, strict=True)]).sum(0)
+        total = axes.T @ torch.stack(inverses).sum(0) @ axes
+        consensus = near + pooled @ axes @ torch.linalg.inv(total) @ axes.T
         found["consensus Monte Carlo"] = _baseline(consensus.mean(0), consensus.std(0))
     possible = [part for part in whole if bool((part.log_weights > -math.inf).any())]  # type: ignore[operator]
     if possible:

@@ -1078,7 +1078,14 @@ def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None =
         else:
             inner = energy.terms if isinstance(energy, Product) else (_Term(energy, 1.0),)
             terms += [term.scaled(_checked_power(power, energy)) for term in inner]
-    return _flat(terms)
+    result = _flat(terms)
+    known = [
+        combined(energy) for energy, power in zip(energies, powers, strict=True) if not isinstance(power, Tensor) and power == 1
+    ]
+    known = [combination for combination in known if combination is not None]
+    if len(known) == 1 and isinstance(result, Product) and not any(result is energy for energy in energies):
+        vars(result)["combination"] = known[0]
+    return result
 
 
 def _flat(terms: Sequence[_Term]) -> Energy:
@@ -1152,20 +1159,22 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
 
     Posteriors of some of the parameters are written `poe.on(posterior, index, event_shape)`. Then the prior is a product of factors
     over parameters that go together, `poe.on(prior_1, ...) & poe.on(prior_2, ...)`, and each factor is divided out as often as
-    posteriors beyond the first contain it; what no posterior contains stays. Draws report how the parts agree (`draws.agreement`).
+    posteriors beyond the first contain it; what no posterior contains stays. Draws report how the parts agree (`draws.agreement`), also
+    of a product of the result with more factors, and of the result shifted or normalised.
 
     Raises ValueError where a posterior's support does not match the prior's, or it is about some parameters of a factor only.
     """
     posteriors = _energies(posteriors, "combine")
     _energies([posteriors[0], prior], "combine")
+    split = isinstance(prior, Product) and any(len(places(t.energy)) < prior.event_shape.numel() for t in prior.terms)
+    factors = [_alone(term) for term in prior.terms] if isinstance(prior, Product) and split else [prior]
     for posterior in posteriors:
-        if sets.covers(prior.support, posterior.support) is False:
+        foreign = [factor.support for factor in factors if not places(factor) & places(posterior)]
+        if sets.covers(prior.support, sets.intersect([posterior.support, *foreign])) is False:
             raise ValueError(
                 f"the support of {posterior}, {posterior.support!r}, is not inside that of the prior {prior}, {prior.support!r}: "
                 "a posterior lives where its prior does; restrict it, or give the prior it was made with"
             )
-    split = isinstance(prior, Product) and any(len(places(t.energy)) < prior.event_shape.numel() for t in prior.terms)
-    factors = [term.energy for term in prior.terms] if isinstance(prior, Product) and split else [prior]
     counts = []
     for factor in factors:
         own, count = places(factor), 0
@@ -1217,10 +1226,41 @@ class Combination(NamedTuple):
 
 
 def places(energy: Energy) -> set[int]:
-    """The positions of the flattened event that an energy is about: those of `poe.on`, else all."""
+    """The positions of the flattened event that an energy is about: those of `poe.on`, and of all parts of a composition; else all."""
     if isinstance(energy, Pullback) and isinstance(energy.function, Select):
-        return set(energy.function.index.tolist())
+        index = energy.function.index.tolist()
+        return {index[place] for place in places(energy.energy)}
+    if isinstance(energy, (Product, Mixture, Contrast, Shifted)):
+        return set().union(*(places(part) for part in energy.parts))
     return set(range(energy.event_shape.numel()))
+
+
+def part_on(energy: Energy, index: Sequence[int]) -> Energy:
+    """The same over the numbers at these positions alone, as a vector or as `poe.on` had them, of an energy that is about no others."""
+    if list(index) == list(range(energy.event_shape.numel())):
+        return energy
+    at = {place: i for i, place in enumerate(index)}
+
+    def within(part: Energy) -> Energy:
+        if isinstance(part, Pullback) and isinstance(part.function, Select):
+            there = [at[place] for place in part.function.index.tolist()]
+            whole = there == list(range(len(at))) and part.energy.event_shape == (len(at),)
+            return part.energy if whole else on(part.energy, there, (len(at),))
+        return part.rebuild([within(inner) for inner in part.parts])
+
+    if isinstance(energy, Pullback) and isinstance(energy.function, Select) and energy.function.index.tolist() == list(index):
+        return energy.energy
+    return within(energy)
+
+
+def combined(energy: Energy) -> Combination | None:
+    """What `combine` put together in an energy, which may be shifted, or multiplied by more factors; None where it did not."""
+    known = vars(energy).get("combination")
+    return combined(energy.energy) if known is None and isinstance(energy, Shifted) else known
+
+
+def _alone(term: _Term) -> Energy:
+    return term.energy if term.coefficient == 1 and term.parameter is None else Product([term])
 
 
 def pullback(energy: Energy, function: Callable[[Tensor], Tensor], event_shape: Sequence[int] | None = None) -> Energy:

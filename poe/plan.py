@@ -243,7 +243,7 @@ def sample(
     parts = agreement(energy, result.x, streams(seed, 1, energy.device)[0])
     if parts is not None:
         result = replace(result, agreement=parts).warned(*parts.extrapolations)
-        result = result.warned(*parts.tensions, given="the posteriors speak of the same parameters")
+        result = result.warned(*parts.tensions, *parts.unchecked, given="the posteriors speak of the same parameters")
     if energy.proper is None:
         note = f"nobody knows whether {energy} has finite mass (proper is unknown); if it has not, these draws mean nothing"
         warnings.warn(note, ImproperWarning, stacklevel=2)

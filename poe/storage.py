@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from poe import registry
-from poe.energy import Combination, Energy, Fill, Product, Pullback, Select, _energies, _function_name
+from poe.energy import Combination, Energy, Fill, Product, Pullback, Select, Shifted, _energies, _function_name, combined
 from poe.expression import parse
 
 FORMAT = 1
@@ -206,9 +206,12 @@ def _parts(energy: Energy) -> dict[str, Any]:
 
 def _composed(node: Energy, labels: Mapping[int, str]) -> dict[str, Any]:
     """The expression of a composition, and what `poe.combine` put together in it."""
-    known: Combination | None = getattr(node, "combination", None)
+    known = combined(node)
     entry: dict[str, Any] = {"expression": _text(node, labels)}
-    if known is not None and not node.learnable:  # type: ignore[union-attr]
+    inner = node
+    while isinstance(inner, Shifted):
+        inner = inner.energy
+    if known is not None and not inner.learnable:  # type: ignore[union-attr]
         entry["combination"] = {
             "posteriors": [_within(part, labels) for part in known.posteriors],
             "priors": [[_within(part, labels), count] for part, count in known.priors],

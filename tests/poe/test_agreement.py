@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest, norm
 from torch import Tensor
+from torch import distributions as td
 
 import poe
 from experts import Normal
@@ -173,3 +174,133 @@ def test_what_was_combined_leaves_its_parts_alone_and_is_saved(tmp_path) -> None
     before, after = (poe.sample(e, 500, seed=0) for e in (both, poe.load(tmp_path / "both.safetensors")))
     assert before.agreement is not None and "tension" in before.report() and str(after.agreement) == str(before.agreement)
     assert after.verdict == before.verdict and not after.trusted
+
+
+def uniform(low: float, high: float, name: str) -> poe.Energy:
+    return poe.as_energy(td.Uniform(torch.tensor(low), torch.tensor(high)), name=name)
+
+
+@pytest.mark.filterwarnings("ignore:nobody knows whether")
+def test_factors_of_a_split_prior_keep_their_powers() -> None:
+    """Eight shards with prior^(1/8) each: two of them divide one eighth of it out."""
+    over = [poe.on(Normal([0.0], [1.0], name=f"w{i}"), [i], (2,)) for i in range(2)]
+    shards = [Normal([1.0, 1.0], [0.8, 0.8], name=f"s{i}") for i in range(2)]
+    for prior in (poe.product(over) ** (1 / 8), poe.product(over, [1 / 8, 1 / 8]), Normal([0.0, 0.0], [1.0, 1.0]) ** (1 / 8)):
+        draws = poe.sample(poe.combine(shards, prior=prior), 4000, seed=0)
+        precision = 2 / 0.64 - 1 / 8
+        assert torch.allclose(draws.x.mean(0), torch.tensor(2 / 0.64 / precision), atol=4 / math.sqrt(4000 * precision))
+        assert draws.agreement is not None and draws.agreement.baselines["Gaussian product"].mean == pytest.approx(
+            [2 / 0.64 / precision] * 2,
+            rel=5e-3,  # the covariance of the prior is that of 10,000 draws
+        )
+    with pytest.raises(ValueError, match="about some parameters of the prior's factor"):
+        poe.combine([poe.on(shards[0], [0, 1], (3,)), Normal(torch.zeros(3), 1.0)], prior=Normal(torch.zeros(3), 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:nobody knows whether")
+def test_what_a_posterior_is_about_shows_through_powers_and_shifts() -> None:
+    event = (3,)
+    w = Normal([0.0], [1.0], name="w")
+    prior = poe.product([poe.on(w, [i], event) for i in range(3)])
+    a, again, b = (Normal([1.0, 1.0], [0.7, 0.7], name=name) for name in ("a", "again", "b"))
+    ensemble = poe.product([poe.on(a, [0, 1], event), poe.on(again, [0, 1], event)], powers=0.5)
+    x = torch.randn(20, 3)
+    right = a(x[:, :2]) + b(x[:, ::2]) - w(x[:, :1])
+    for first in (ensemble, poe.shift(poe.on(a, [0, 1], event), 0.5), poe.on(poe.on(a, [0, 1], (2,)), [0, 1], event)):
+        energy = poe.combine([first, poe.on(b, [0, 2], event)], prior=prior)
+        known = energy(x) - right
+        assert torch.allclose(known, known[:1].expand(20), atol=1e-5)
+    assert poe.combine([ensemble, poe.on(b, [0, 2], event)], prior=prior).event_shape == event
+
+
+def test_posteriors_cut_to_a_box_are_checked() -> None:
+    """4 / (.3 √2) = 9.4 sigmas; parts that do not draw are drawn by weights."""
+    prior, a, b = uniform(-3.0, 3.0, "prior"), Normal(-2.0, 0.3, name="a"), Normal(2.0, 0.3, name="b")
+    draws = poe.sample(poe.combine([a & prior, b & prior], prior=prior), 1000, seed=0)
+    assert draws.agreement is not None
+    ((_, _, sigmas),) = draws.agreement.tension
+    assert sigmas == pytest.approx(4 / (0.3 * math.sqrt(2)), rel=0.03)
+    assert any("in tension by" in warning for warning in draws.warnings) and not draws.trusted
+    near = poe.sample(poe.combine([a & prior, Normal(-1.9, 0.3, name="c") & prior], prior=prior), 1000, seed=0)
+    assert near.agreement is not None and near.agreement.tension[0][2] < 1 and near.trusted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_tension_on_a_simplex_has_one_direction_less(dtype: torch.dtype) -> None:
+    """Against the same in two of the three numbers, from the moments of Dirichlet laws."""
+    first, second, scale = torch.tensor([60.0, 40.0, 40.0], dtype=dtype), torch.tensor([40.0, 60.0, 40.0], dtype=dtype), 1.0
+
+    def moments(a: Tensor) -> tuple[Tensor, Tensor]:
+        a = a.double()
+        mean = a / a.sum()
+        return mean[:2], ((mean.diag() - mean.outer(mean)) / (a.sum() + 1))[:2, :2]
+
+    (m, c), (n, d), (_, p) = (moments(scale * a) for a in (first, second, torch.ones(3)))
+    v = c + d - c @ torch.linalg.solve(p, d) - d @ torch.linalg.solve(p, c)
+    q = float((m - n) @ torch.linalg.solve(v, m - n))
+    expected = norm.isf(chi2.sf(q, 2) / 2)
+    dirichlets = [poe.as_energy(td.Dirichlet(a)) for a in (first, second, torch.ones(3, dtype=dtype))]
+    for seed in range(3):
+        draws = poe.sample(poe.combine(dirichlets[:2], prior=dirichlets[2]), 1000, seed=seed)
+        assert draws.agreement is not None
+        assert draws.agreement.tension[0][2] == pytest.approx(expected, rel=0.1)
+        for baseline in draws.agreement.baselines.values():
+            assert sum(baseline.mean) == pytest.approx(1, abs=1e-4)
+            assert baseline.mean == pytest.approx(draws.x.mean(0).tolist(), abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:nobody knows whether")
+def test_error_bars_of_ensembles_on_part_of_the_parameters_and_in_a_box() -> None:
+    copies = [Normal([0.3 * i, 0.0], [1.0, 1.0]) for i in range(3)]
+    ensemble, other, w = poe.product(copies, powers=1 / 3), Normal([0.0, 1.0], [1.0, 1.0]), Normal([0.0], [9.0])
+    whole = poe.combine([ensemble, other], prior=poe.product([poe.on(w, [i], (2,)) for i in range(2)]))
+    parted = poe.combine(
+        [poe.on(ensemble, [0, 1], (3,)), poe.on(other, [0, 2], (3,))], prior=poe.product([poe.on(w, [i], (3,)) for i in range(3)])
+    )
+    box = poe.product([poe.on(uniform(-9.0, 9.0, f"u{i}"), [i], (2,)) for i in range(2)])
+    boxed = poe.combine([ensemble & box, other & box], prior=box)
+    for energy in (whole, parted, boxed):
+        known = poe.sample(energy, 4000, seed=0).agreement
+        assert known is not None and known.ensemble[0] == pytest.approx(0.15, rel=0.15)  # a copy's move of .3, halved
+
+
+@pytest.mark.filterwarnings("ignore:nobody knows whether")
+def test_a_prior_that_does_not_draw_bounds_the_tension() -> None:
+    """Posteriors N(±1.4, 1/2) of a prior N(0, 1): V is 1/2, and 1 without what the prior has in both."""
+    a, b = (Normal([m], [math.sqrt(0.5)], name=name) for m, name in ((1.4, "a"), (-1.4, "b")))
+    silent = poe.as_energy(lambda x: x.square().sum(-1) / 2, event_shape=(1,), bounded=True, name="silent")
+    for prior, sigmas, said in (
+        (Normal([0.0], [1.0]), 2.8 / math.sqrt(0.5), "by 4.0"),
+        (silent, 2.8, "tension        at least 2.8 sigmas"),
+    ):
+        draws = poe.sample(poe.combine([a, b], prior=prior), 1000, seed=0)
+        assert draws.agreement is not None and draws.agreement.tension[0][2] == pytest.approx(sigmas, rel=0.03)
+        assert said in draws.report() and draws.agreement.at_least == (prior is silent)
+
+
+def test_the_evidence_follows_the_combination(tmp_path) -> None:
+    a, b, wide = Normal([-2.0], [0.3], name="a"), Normal([2.0], [0.3], name="b"), Normal([0.0], [10.0])
+    k = poe.combine([a, b], prior=wide)
+    poe.save(poe.shift(k, 1.0), tmp_path / "k.safetensors")
+    more = Normal([0.0], [5.0])
+    for energy in (k, poe.shift(k, 1.0), poe.normalize(k), k & more, more & k, poe.load(tmp_path / "k.safetensors")):
+        draws = poe.sample(energy, 1000, seed=0)
+        assert draws.agreement is not None and draws.agreement.tension[0][2] == pytest.approx(9.4, rel=0.02) and not draws.trusted
+        assert bool(draws.agreement.baselines) == (len(getattr(energy, "terms", ())) < 4)
+    assert poe.sample(k & k, 10, seed=0).agreement is None
+
+
+@pytest.mark.filterwarnings("ignore:nobody knows whether")
+def test_bounded_parameters_can_be_shared_in_part() -> None:
+    flat = [uniform(-3.0, 3.0, f"u{i}") for i in range(3)]
+    prior = poe.product([poe.on(u, [i], (3,)) for i, u in enumerate(flat)])
+    a, b = Normal([0.5, 0.0], [0.5, 0.6], name="a"), Normal([0.0, 1.0], [0.5, 0.6], name="b")
+    cut = [poe.product([n, *(poe.on(uniform(-3.0, 3.0, "box"), [i], (2,)) for i in range(2))]) for n in (a, b)]
+    energy = poe.combine([poe.on(cut[0], [0, 1], (3,)), poe.on(cut[1], [0, 2], (3,))], prior=prior)
+    draws = poe.sample(energy, 4000, seed=0)
+    assert draws.agreement is not None and draws.agreement.tension[0][2] == pytest.approx(0.5 / math.sqrt(0.5), rel=0.05)
+    for place, mean in enumerate((0.25, 0.0, 1.0)):
+        assert draws.x[:, place].mean().item() == pytest.approx(mean, abs=0.05)
+    outside = poe.on(Normal([0.0, 0.0], [0.5, 0.6]), [0, 1], (3,))
+    with pytest.raises(ValueError, match="is not inside that of the prior"):
+        poe.combine([outside, poe.on(cut[1], [0, 2], (3,))], prior=prior)
