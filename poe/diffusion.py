@@ -13,9 +13,10 @@ to x with density N(x; x', δ), so that on pairs (x, x') the weight
 turns what was drawn into the law exp(-E_k(x')) / Z_k of x', whatever the levels are, and has mean Z_k / Z_{k-1}. A product of noised
 densities is not the noised product, and its score leads to neither: the weights put that right, and Metropolis moves at each level
 forget where resampled particles came from. Where δ is not positive, particles stay and log w = E_{k-1}(x) - E_k(x). In many dimensions
-networks are too wrong by value for these weights, and what energies gain on the way follows from scores (`poe.scores`). Where those are
-not the gradients of any energy at hand (`Scored`), there are no moves but at the last level, more levels, and less resampling: weights
-err at each level, and most of that cancels on the way.
+networks can be too wrong by value for these weights. Of experts that say so (`Scored`, `Rough`) what energies gain on the way follows
+from scores (`poe.scores`), draws are of the densities behind those, and the report says it. Where those are not the gradients of any
+energy at hand (`Scored`), there are no moves but at the last level, more levels, and less resampling: weights err at each level, and
+most of that cancels on the way.
 
 References: Del Moral, Doucet and Jasra 2006, J. R. Statist. Soc. B 68(3) (weights on pairs, section 3.3); Ho, Jain and Abbeel 2020,
 NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023, NeurIPS, and Du et al. 2023, ICML (particles and MCMC for compositions).
@@ -32,8 +33,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from poe import support as sets
-from poe.capabilities import NoiseConditional
-from poe.energy import Contrast, Energy, Mixture, Product, Pullback, Shifted
+from poe.capabilities import NoiseConditional, Rough, Scored
+from poe.energy import Contrast, Energy, Mixture, Product, Pullback, Shifted, leaves
 from poe.gaussians import MOST_DIMENSIONS
 from poe.kernels import Kernel, Langevin
 from poe.path import Geometric, StandardNormal, noise_levels, noise_range, take
@@ -247,9 +248,9 @@ def dear(target: Energy) -> bool:
 
 
 def by_scores(target: Energy) -> bool:
-    """Whether weights follow from scores: in many dimensions, where values of networks are too wrong to weigh by, of compositions for
-    which `poe.scores.diffuses` holds."""
-    if not dear(target):
+    """Whether weights follow from scores: in many dimensions, of compositions for which `poe.scores.diffuses` holds, with an expert
+    that says that its values are too wrong to weigh by (`Scored`, `Rough`). The weights of others are those of their energies."""
+    if not dear(target) or not any(leaf.can(Scored) or leaf.can(Rough) for leaf in leaves(target)):
         return False
     (low, high) = noise_range(target)
     return all(diffuses(target.at(sigma), spread(target.at(sigma), sigma) or math.inf) for sigma in (low, high))

@@ -271,7 +271,7 @@ def annealed(job: Job) -> Draws:
         energies=job.weighed + moved.energy.numel() * (1 + tuned.schedule.energies) + tuned.energies,
         seconds=time.perf_counter() - started,
     )  # fmt: skip
-    if isinstance(path, Noised) and path.guided:
+    if isinstance(path, Noised) and path.by_scores:
         result = replace(
             result, method="annealed particles that follow scores (log Z: of the densities behind those, as far as they agree)"
         )

@@ -117,7 +117,7 @@ def noise_levels(energy: Energy) -> list[Energy] | None:
     if not any(part.can(NoiseConditional) for part in leaves(energy)):
         return None
     low, high = noise_range(energy)
-    sigmas = [high * (low / high) ** (k / (NOISE_LEVELS - 1)) for k in range(NOISE_LEVELS)]
+    sigmas = [high, *(high * (low / high) ** (k / (NOISE_LEVELS - 1)) for k in range(1, NOISE_LEVELS - 1)), low]  # no end rounded
     levels = [energy.at(sigma) for sigma in sigmas]
     return [*levels, energy.at(0.0)] if all(level.proper for level in levels) else None
 

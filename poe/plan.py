@@ -27,7 +27,7 @@ from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
 from poe.path import noise_levels
 from poe.rules import is_empty, simplify
-from poe.run import streams
+from poe.run import branch, streams
 from poe.sequential import line
 from poe.sites import box_of
 from poe.spaces import MOST_STATES, enumerable
@@ -270,7 +270,8 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         d = result.diagnostics
         d = replace(d, gradients=d.gradients + gradients, energies=d.energies + energies, seconds=d.seconds + seconds)
         broken = d.nonfinite > 0 and len(result.reasons) == 1  # an expert fails somewhere: it will for any method
-        if last or result.partial or result.trusted or broken:
+        lone = job.chains == 1 and all(reason.startswith("R-hat needs") for reason in result.reasons)  # as it would by any method
+        if last or result.partial or result.trusted or broken or lone:
             words = result.method or (chosen.reason if name == chosen.method else chosen.words(name))
             words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
             return replace(result, diagnostics=d, method=words)
@@ -314,7 +315,7 @@ def _part(job: Job, index: int, draws: int) -> Draws:
     part = job.energy.parts[index]
     chosen = plan(part)
     of = replace(job, energy=chosen.target if chosen.method == "exact" else part, starts=chosen.starts, draws=draws)
-    return _follow(chosen, replace(of, seed=job.seed + 1 + index, found=None))
+    return _follow(chosen, replace(of, seed=branch(job.seed, index), found=None))
 
 
 def _nothing(chosen: Plan, job: Job) -> Draws:

@@ -63,6 +63,11 @@ def streams(seed: int, shards: int, device: torch.device) -> list[torch.Generato
     return [torch.Generator(device).manual_seed(number) for number in numbers]
 
 
+def branch(seed: int, index: int) -> int:
+    """A seed for a part of a job, whose streams are those of no other part, nor of another seed."""
+    return int(np.random.SeedSequence(seed, spawn_key=(index, 0)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def run(
     kernel: Kernel,
     energy: Energy,

@@ -11,8 +11,10 @@ from scipy.stats import binomtest, chisquare
 from torch import Tensor
 
 import poe
+from experts import Denoiser, NoiseSchedule
 from poe import diffusion, scores
 from poe.diffusion import Noised, by_scores, dear, descend, falls, spread
+from poe.path import noise_levels
 from poe.run import streams
 from poe.smc import anneal, estimate
 from tests.poe.targets import Gauss, Raw
@@ -21,9 +23,11 @@ D, SIGMA = 64, 0.1
 
 
 class Points(poe.Energy):
-    """The law of equally likely points under noise: exact at every level, normalised. Points lie many σ apart at the lowest."""
+    """The law of equally likely points under noise: exact at every level, normalised. Points lie many σ apart at the lowest. They say
+    that their values are not to be trusted, so that weights follow from scores."""
 
     sigma_range = (SIGMA, 8.0)
+    rough_below = 0.0
 
     def __init__(self, points: Tensor, sigma: float = SIGMA, name: str | None = None) -> None:
         super().__init__(points.shape[1:], name=name)
@@ -313,3 +317,70 @@ def test_values_that_are_said_to_be_rough_are_not_compared():
     state = diffusion._at_rest(path.level(2.0)[0], torch.randn(16, D, generator=generator))
     fallen, logs = diffusion._fall(path, state, 2.0, 1.5, generator)
     assert not torch.allclose(logs, tilt(state.x).double() - tilt(fallen.x).double(), atol=1e-2)
+
+
+@pytest.mark.parametrize("d", [2, 48])
+def test_energies_that_do_not_say_otherwise_are_what_is_drawn(d):
+    """Two modes of an energy-parameterised denoiser, in few dimensions and in many: shares and log Z by quadrature over the first
+    number, times a normal in each of the others."""
+    axis, odds = torch.eye(d)[0], 0.5 * math.log(0.95 / 0.05)
+    net = lambda u, t: torch.tanh(u[:, :1] / t[:, None] ** 2 + odds) * axis  # noqa: E731 - of data at axis (.95) and -axis (.05)
+    schedule = NoiseSchedule.exploding(0.1, 5.0)
+    target = Denoiser(net, (d,), schedule=schedule, predicts="denoised", energy="denoised", bounded=True)
+    grid = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    x = torch.zeros(len(grid), d, dtype=torch.float64)
+    x[:, 0] = grid
+    logs = -target(x.float()).double() + (d - 1) / 2 * math.log(2 * math.pi * 0.01)
+    log_z = float(logs.logsumexp(0) + (grid[1] - grid[0]).log())
+    share = float(logs.softmax(0)[grid > 0].sum())
+    draws = poe.sample(target, 1000, seed=0)
+    assert abs(float((draws.x[:, 0] > 0).double().mean()) - share) < 5 * math.sqrt(
+        share * (1 - share) / draws.diagnostics.ess_bulk
+    )
+    assert draws.log_z is not None and abs(draws.log_z.value - log_z) < 4 * draws.log_z.standard_error
+    assert "follow scores" not in draws.method
+
+
+def test_parts_of_a_mixture_have_streams_of_their_own():
+    def part(place: float) -> poe.Energy:
+        net = lambda u, t: torch.full_like(u, place)  # noqa: E731
+        made = Denoiser(
+            net, (1,), schedule=NoiseSchedule.exploding(1.0, 5.0), predicts="denoised", energy="denoised", bounded=True
+        )
+        return poe.normalize(made, log_z=poe.Estimate(math.log(2 * math.pi) / 2))
+
+    both = poe.mixture([part(0.0), part(10.0)], weights=[0.5, 0.5])
+    nested = poe.mixture(
+        [part(-10.0), poe.mixture([part(0.0), part(10.0)], weights=[0.5, 0.5]), part(20.0)], weights=[0.5, 0.25, 0.25]
+    )
+    pieces = []
+    for energy, seed in ((both, 0), (both, 1), (nested, 2)):
+        x = poe.sample(energy, 800, seed=seed).x.flatten()
+        pieces += [x[(x - place).abs() < 5] - place for place in (-10.0, 0.0, 10.0, 20.0)]
+    pieces = [piece for piece in pieces if len(piece)]
+    for i, a in enumerate(pieces):
+        for b in pieces[:i]:
+            assert (a[:, None] - b).abs().min(1).values.lt(1e-6).double().mean() < 0.05
+
+
+def test_a_lone_chain_is_not_sought_again_for_want_of_others():
+    target = Points(torch.tensor([[-1.0], [1.0]])) & Points(torch.tensor([[-1.0], [1.2]]))
+    draws = poe.sample(target, 400, chains=1, seed=0)
+    assert len(draws.reasons) == 1 and "R-hat needs at least two chains" in draws.reasons[0]
+    assert draws.log_z is not None
+
+
+def test_ends_of_a_range_are_not_rounded():
+    for low, high in ((0.01, 5.1), (0.02, 5.1), (0.03, 1.1), (0.03, 2.2)):
+
+        class Strict(Points):
+            sigma_range = (low, high)
+
+            def at(self, sigma: float) -> Strict:
+                assert sigma == 0 or self.sigma_range[0] <= sigma <= self.sigma_range[1]
+                level = Strict(self.points)
+                level.sigma = sigma
+                return level
+
+        levels = noise_levels(Strict(torch.zeros(1, 2)))
+        assert levels is not None and levels[0].sigma == high and levels[-2].sigma == low
