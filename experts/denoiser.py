@@ -41,7 +41,7 @@ from torch import Tensor
 
 from poe.bindings import Bindings
 from poe.capabilities import Conditional, NoiseConditional, ScoreOnly
-from poe.energy import Energy
+from poe.energy import Energy, checked_level
 from poe.registry import near, register
 
 PREDICTIONS = ("noise", "score", "denoised", "velocity")
@@ -196,6 +196,8 @@ class Denoiser(Energy):
             raise ValueError(f"energy is None, for a score alone, or 'denoised', not {energy!r}")
         if not callable(network):
             raise TypeError(f"a Denoiser takes a network (u, t) -> prediction, not {network!r}")
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"a schedule is a NoiseSchedule, such as NoiseSchedule.exploding(0.01, 10.0), not {schedule!r}")
         self.network, self.schedule, self.predicts, self.energy = network, schedule, predicts, energy
         self.context: Any = None
         self.takes_context, self._bounded = conditional, bounded
@@ -325,7 +327,7 @@ class Denoiser(Energy):
 
     def at(self, sigma: float) -> Denoiser:
         """The same at level sigma (units of x); at 0, and at the lowest level, the target. Raises ValueError outside the range."""
-        return self._other(self.sigma_range[0] if sigma == 0 else float(sigma), self.context, self._levels)
+        return self._other(checked_level(self, sigma) or self.sigma_range[0], self.context, self._levels)
 
     def given(self, context: Any) -> Denoiser:
         """The same with a context for the network; `given(None)` is the unconditional one. Raises TypeError where it takes none."""

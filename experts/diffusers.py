@@ -29,11 +29,16 @@ class UNet(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, u: Tensor, t: Tensor, context: Any = None) -> Tensor:  # (n, *event), (n) -> (n, *event)
+        classes, name = self.model.config.get("num_class_embeds"), type(self.model).__name__
+        if context is None and classes is not None:
+            raise ValueError(f"this {name} knows {classes} classes and nothing without one: bind one, .given(0)")
         if context is None:
             return self.model(u, t).sample
+        if classes is not None and (isinstance(context, str) or (isinstance(context, int) and not 0 <= context < classes)):
+            raise ValueError(f"the classes of this {name} are 0 to {classes - 1}, not {context!r}")
         if isinstance(context, Tensor) and context.is_floating_point():
             return self.model(u, t, encoder_hidden_states=context).sample
         labels = context if isinstance(context, Tensor) else torch.full((len(u),), int(context), device=u.device)

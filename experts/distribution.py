@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributions as td
+from torch.distributions import constraints
 
 from poe import support as sets
 from poe.energy import Density
@@ -194,6 +195,10 @@ def _support(dist: td.Distribution) -> sets.Constraint:
     one.
     """
     shape = dist.batch_shape + dist.event_shape
+    if (
+        type(dist) is td.VonMises
+    ):  # torch says all reals, over which a periodic density has no finite mass; its draws lie in one period
+        return sets.canonical(constraints.interval(-math.pi, math.pi), shape)
     if isinstance(dist, td.Independent):
         return sets.canonical(_support(dist.base_dist), shape)
     if isinstance(dist, td.MixtureSameFamily):

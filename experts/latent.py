@@ -371,7 +371,7 @@ class Discriminator(Locked):
         if not 0 < limit < math.inf:
             raise ValueError(f"limit bounds |logit D| in nats: a finite number > 0, not {limit}")
         self._config = {"event_shape": list(event_shape), "hidden": list(hidden), "dropout": dropout, "limit": limit}
-        self.limit = limit
+        self.limit, self._own = limit, network is None
         self.network = perceptron([self.event_shape.numel(), *hidden, 1], dropout) if network is None else network
         self.eval()
 
@@ -381,7 +381,10 @@ class Discriminator(Locked):
     def logit(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         """log D(x) / (1 - D(x))."""
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        found = self.network(x.reshape(math.prod(batch), self.event_shape.numel())).reshape(batch)
+        found = self.network(x.reshape(math.prod(batch), self.event_shape.numel()))
+        if found.numel() != math.prod(batch):
+            raise ValueError(f"the network of {self} gives one number for each x, (n, 1), and not {tuple(found.shape)}")
+        found = found.reshape(batch)
         return self.limit * torch.tanh(found / self.limit)
 
     @property
@@ -397,6 +400,10 @@ class Discriminator(Locked):
         return 0.0
 
     def config(self) -> dict[str, Any]:
+        if not self._own:
+            raise TypeError(
+                f"{self} wraps a network object, which no file describes: store its weights, and wrap it again after loading them"
+            )
         return self._config
 
 

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from poe.capabilities import Conditional
-from poe.energy import Energy
+from poe.energy import Energy, checked_level
 from poe.registry import near, register
 
 MOST_ROWS = (
@@ -213,6 +213,10 @@ class ConceptNetwork(nn.Module):
             raise ValueError(f"events have shape (channels, height, width) with sides divisible by 4, not {shape}")
         if not 0 < low < high < math.inf:
             raise ValueError(f"sigma_range must be (low, high) with 0 < low < high, not {sigma_range}")
+        if isinstance(concepts, str):
+            raise ValueError(f"concepts is a list of names and of factors, such as [{concepts!r}], not one text")
+        if not 0 < spread < math.inf:
+            raise ValueError(f"spread is that of the data, a number above 0 in units of x, not {spread}")
         groups = [(group,) if isinstance(group, str) else tuple(group) for group in concepts]
         names = [name for group in groups for name in group]
         if len(set(names)) != len(names):
@@ -223,6 +227,11 @@ class ConceptNetwork(nn.Module):
             frequencies = [1 / max(len(group), 2) for group in groups for _ in group]
         if len(frequencies) != len(names) or not all(0 < p < 1 for p in frequencies):
             raise ValueError(f"frequencies must be {len(names)} numbers between 0 and 1, one for each concept, not {frequencies}")
+        shares = iter(frequencies)
+        for group in groups:
+            total = sum(next(shares) for _ in group)
+            if len(group) > 1 and not math.isclose(total, 1, rel_tol=1e-3):
+                raise ValueError(f"frequencies of the values of a factor sum to 1, and those of {', '.join(group)} to {total:g}")
         if set(placed) - set(names):
             raise ValueError(f"placed must be some of the concepts {names}, not {list(placed)}")
         self.event_shape, self.concepts, self.sigma_range = shape, tuple(names), (float(low), float(high))
@@ -329,7 +338,7 @@ class NoiseConditional(Energy):
     ) -> None:
         network = ConceptNetwork(**network) if isinstance(network, dict) else network
         low, high = network.sigma_range
-        if concept is not None and concept not in network.concepts:
+        if concept is not None and concept not in network.concepts:  # nor is anything else than a name
             known = near(str(concept), network.concepts) or f"; it knows {', '.join(network.concepts) or 'none'}"
             raise ValueError(f"the network has not learned the concept {concept!r}{known}")
         if sigma is not None and not low <= sigma <= high:
@@ -380,11 +389,13 @@ class NoiseConditional(Energy):
 
     def given(self, context: str | None) -> NoiseConditional:
         """The energy of a concept at this level; `given(None)` is the unconditional one."""
+        if context is not None and not isinstance(context, str):
+            raise ValueError(f"a concept is a name, not {context!r}; of several at once poe.conjunction makes the product")
         return self._other(context, self.sigma, self._scored)
 
     def at(self, sigma: float) -> NoiseConditional:
         """The energy at level sigma (units of x); at 0, and at the lowest level, the target's."""
-        return self._other(self.concept, self.sigma_range[0] if sigma == 0 else float(sigma), self._scored)
+        return self._other(self.concept, checked_level(self, sigma) or self.sigma_range[0], self._scored)
 
     def _other(self, concept: str | None, sigma: float, scored: bool) -> NoiseConditional:
         key = concept, sigma, scored
@@ -405,6 +416,8 @@ class NoiseConditional(Energy):
         rows, shape = x.reshape(-1, *self.event_shape), (len(energies), *self._batch_shape(x))
         if not len(rows):
             return x.new_zeros(shape)
+        if not torch.is_grad_enabled() and len(rows) > MOST_ROWS:
+            return torch.cat([self.fused(energies, part) for part in rows.split(MOST_ROWS)], 1).reshape(shape)
         values = {}
         for (sigma, _), concepts in _by_level(energies).items():
             level = rows.new_full((len(rows),), sigma)
@@ -466,6 +479,8 @@ class NoiseConditional(Energy):
         return value[0], slope[0]
 
     def config(self) -> dict[str, Any]:
+        if self._scored:
+            raise TypeError(f"no file says that {self} has scores for gradients: save the energy itself, whose `scored` this is")
         return {"network": self.network.arguments, "concept": self.concept, "sigma": self.sigma}
 
 

@@ -6,12 +6,13 @@ import argparse
 import io
 import json
 import math
+import os
 import re
 import sys
 import warnings
 from collections import ChainMap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ def _energy(arguments: argparse.Namespace) -> Energy:
             return poe.load(text)
         bound = {}
         for name, path in arguments.expert:
+            if name in bound:
+                raise Failure(f"--expert {name}= is given twice: give each expert a name of its own")
             bound[name] = poe.load(path)
             bound[name].name = name
         return poe.parse(text, ChainMap(bound, Zoo()))  # type: ignore[arg-type]
@@ -177,6 +180,10 @@ def _output(text: str) -> Path:
 def _sample(arguments: argparse.Namespace) -> int:
     if any(path.suffix.lower() in PICTURES for path in arguments.out):
         plotting.require()
+    read = {os.path.abspath(path) for path in (arguments.expression, *(path for _, path in arguments.expert))}
+    for path in arguments.out:
+        if os.path.abspath(path) in read:
+            raise Failure(f"{path} is read by this command: write the draws to another file")
     energy = _energy(arguments)
     tell(f"drawing {arguments.draws:,} of {energy}")
     with warnings.catch_warnings():
@@ -228,6 +235,7 @@ def _evidence(draws: Draws) -> dict[str, Any]:
         "conditions": draws.conditions,
         "trusted": draws.trusted,
         "verdict": draws.verdict,
+        "agreement": None if draws.agreement is None else asdict(draws.agreement),
     }
 
 
@@ -245,6 +253,7 @@ def _logz(arguments: argparse.Namespace) -> int:
     tell(f"estimating log Z of {energy}")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", EstimateWarning)
+        warnings.simplefilter("ignore", ImproperWarning)  # said below
         try:
             found = poe.log_z(
                 energy, draws=arguments.draws, method=arguments.method, seed=arguments.seed, progress=sys.stderr.isatty()

@@ -21,6 +21,7 @@ from __future__ import annotations
 import keyword
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -54,6 +55,10 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.6g}" + (f" ± {self.standard_error:.2g}" if self.standard_error else " (exact)")
+
+
+class ImproperWarning(UserWarning):
+    """Nobody knows whether the target has finite mass."""
 
 
 class Energy(nn.Module, ABC):
@@ -277,9 +282,9 @@ class Energy(nn.Module, ABC):
 
         Raises ValueError for a level that is no finite number of at least 0.
         """
-        if not isinstance(sigma, (Real, Tensor)) or not 0 <= float(sigma) < math.inf:
-            raise ValueError(f"a level of noise is a finite number of at least 0, in units of x; {self} got {sigma!r}")
-        return self.rebuild([part.at(sigma) for part in self.parts])
+        checked_level(self, sigma)
+        parts = [part.at(sigma) for part in self.parts]
+        return self if all(a is b for a, b in zip(parts, self.parts, strict=True)) else self.rebuild(parts)
 
     def config(self) -> dict[str, Any]:
         """Plain JSON arguments from which `from_config` rebuilds an expert of this shape, to be filled by `load_state_dict`."""
@@ -408,6 +413,13 @@ class Energy(nn.Module, ABC):
         from poe import html  # notebooks alone ask for it
 
         return html.of_energy(self)
+
+
+def checked_level(energy: Energy, sigma: Any) -> float:
+    """A level of noise. Raises ValueError for what is no finite number of at least 0."""
+    if not isinstance(sigma, (Real, Tensor)) or isinstance(sigma, bool) or not 0 <= float(sigma) < math.inf:
+        raise ValueError(f"a level of noise is a finite number of at least 0, in units of x; {energy} got {sigma!r}")
+    return float(sigma)
 
 
 class Density(Energy):
@@ -715,7 +727,12 @@ class _Term(NamedTuple):
         return torch.where(void, math.inf, torch.where(void, 0, energy) * power)
 
     def scaled(self, factor: float) -> _Term:
-        return self._replace(coefficient=self.coefficient * factor)
+        coefficient = self.coefficient * factor
+        if not math.isfinite(coefficient):
+            raise ValueError(
+                f"(({self.energy}) ** {self.coefficient:g}) ** {factor:g}: a power must be finite, and these multiply"
+            )
+        return self._replace(coefficient=coefficient)
 
     def format(self, label: dict[int, str], *, divided: bool = False) -> tuple[str, int]:
         child, coefficient = _child(self.energy, label), self.coefficient
@@ -753,6 +770,8 @@ class Mixture(Energy):
         """The mixture at noise level sigma. Where a part's log Z is unknown there, the parts of a weighted mixture keep the factors
         w_i / Z_i that they have here, and the mixture's log Z is unknown."""
         parts = [part.at(sigma) for part in self.parts]
+        if all(a is b for a, b in zip(parts, self.parts, strict=True)):
+            return self
         if self.weights is None or all(part.log_z is not None for part in parts):
             return self.rebuild(parts)
         return mixture([shift(e, -w) for w, e in zip(self.log_weights, parts, strict=True) if w > -math.inf])
@@ -1552,7 +1571,7 @@ def _checked_power(power: Any, energy: Energy) -> float:
             power = power.item()
     if isinstance(power, bool) or not isinstance(power, Real):
         raise TypeError(f"{written}: a power is a number or an nn.Parameter; for a product of energies write `a & b`")
-    if not math.isfinite(power):
+    if not abs(power) <= sys.float_info.max:  # type: ignore[operator]
         raise ValueError(f"{written}: a power must be finite")
     return float(power)
 

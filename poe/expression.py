@@ -161,7 +161,7 @@ class _Reader:
         self.fail(f"`{ast.get_source_segment(self.line, node)}` cannot stand here: {_ALLOWED}", node)
 
     def constant(self, number: int | float | None, node: ast.Constant) -> int | float | None:
-        if number is not None and not (math.isfinite(number) and abs(number) < 1e300):
+        if number is not None and not abs(number) < 1e300:
             self.fail("numbers must be finite", node)
         return number
 
@@ -198,7 +198,7 @@ class _Reader:
             self.fail(str(error), node, error)
         except OverflowError:
             value = math.inf
-        if isinstance(value, complex) or not math.isfinite(value):
+        if isinstance(value, complex) or not abs(value) < 1e300:
             self.fail("numbers must be real and finite", node)
         return value
 

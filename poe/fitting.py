@@ -22,6 +22,7 @@ HELD = 0.1  # share of the samples that decide when training stops, others for e
 EPOCHS, PATIENCE, BATCH, RATE = 150, 12, 512, 2e-3
 AVERAGE = 0.98  # of the weights, a step: what is held is their moving average
 FEWEST = 100  # samples
+RESOLVED = 0.01  # rounding, in standard deviations, from which on samples are too coarse
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,15 @@ def fit_density(
         seed: of weights, splits and batches.
         architecture: of the flows, as `experts.Flow` takes it.
 
-    Raises ValueError for fewer than 100 samples, samples outside the support or not finite, weights of another length or sign.
+    Raises TypeError for what is no array of real numbers; ValueError for fewer than 100 samples, or weighed ones that count for fewer,
+    samples outside the support, not finite, or nearer to each other than the default dtype resolves, weights of another length or sign.
     """
-    x = torch.as_tensor(samples)
-    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    x, w = _real(samples, "samples"), None if weights is None else _real(weights, "weights")
     x = x.unsqueeze(-1) if x.ndim == 1 else x
-    w = torch.ones(len(x)) if weights is None else torch.as_tensor(weights, dtype=torch.get_default_dtype())
+    w = torch.ones(len(x)) if w is None else w.to(torch.get_default_dtype())
     low, high = _bounds(support, x.shape[1:])
     _check(x, w, low, high, copies)
-    x = x.to(torch.get_default_dtype())
+    x, w = x[w > 0].to(torch.get_default_dtype()), w[w > 0]
     generators = streams(seed, copies, torch.device("cpu"))
     found, nats, epochs, held = [], [], [], None
     with tqdm(total=copies * EPOCHS, desc="fitting", disable=not progress, leave=False) as bar:
@@ -218,6 +219,16 @@ def _filled(end: Any, none: float = 0.0) -> Any:
     return [_filled(e, none) for e in end] if isinstance(end, list) else none if end is None else float(end)
 
 
+def _real(values: Any, what: str) -> Tensor:
+    try:
+        x = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{what} are an array of numbers, not {type(values).__name__}: {error}") from error
+    if x.is_complex() or not x.ndim:
+        raise TypeError(f"{what} are an array of real numbers, (n, *event) or (n), not {x.dtype} of shape {tuple(x.shape)}")
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
 def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
     if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
         raise ValueError(f"copies is a whole number of at least 1, got {copies!r}")
@@ -225,8 +236,22 @@ def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
         raise ValueError(f"a density is fitted to at least {FEWEST} samples, got {len(x)} of shape {tuple(x.shape[1:])}")
     if w.shape != (len(x),) or not bool((w >= 0).all() and w.isfinite().all() and w.sum() > 0):
         raise ValueError(f"weights are {len(x)} numbers of at least 0, one a sample; got shape {tuple(w.shape)}")
-    if not bool(x.isfinite().all()):
-        raise ValueError(f"{int((~x.flatten(1).isfinite().all(1)).sum())} of {len(x)} samples are not finite")
+    dtype = torch.get_default_dtype()
+    size = float(w.double().sum() ** 2 / w.double().square().sum())
+    if size < FEWEST:
+        raise ValueError(
+            f"a density is fitted to at least {FEWEST} samples, and by their weights these count for {size:.0f}, (Σ w)² / Σ w²"
+        )
+    finite = x.to(dtype).flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        raise ValueError(f"{int((~finite).sum())} of {len(x)} samples are not finite in {dtype}")
+    wide, rounding = x.double().flatten(1).std(0), torch.finfo(dtype).eps * x.double().flatten(1).abs().amax(0)
+    if bool((rounding > RESOLVED * wide)[wide > 0].any()):
+        at = int((rounding / wide.clamp(min=1e-300)).argmax())
+        raise ValueError(
+            f"number {at} of each sample spreads by {float(wide[at]):.2g} around {float(x.double().flatten(1)[:, at].mean()):.6g}, "
+            f"where {dtype} resolves {float(rounding[at]):.2g}: subtract an offset, or call torch.set_default_dtype(torch.float64)"
+        )
     expert = create("fitted", event_shape=list(x.shape[1:]), low=low, high=high)
     inside = sets.contains(expert.support, x)
     u = expert.unconstrained(x)  # type: ignore[operator]

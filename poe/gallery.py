@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 
 import poe
 from poe import plotting
-from poe.cli import Command, emit, tell, whole
+from poe.cli import PICTURES, Command, Failure, emit, tell, whole
 from poe.draws import Draws
 from poe.energy import Energy
 from poe.html import PRE
@@ -92,9 +93,11 @@ def gallery(out: Path, count: int, seed: int, *, html: Path | None = None, brief
     if html is not None:
         write_whole(html, page(results).encode())
         files.append(html)
-    for path in kept.iterdir():
-        path.unlink()
-    kept.rmdir()
+    for path in kept.glob("*.safetensors"):
+        if re.fullmatch("[0-9a-f]{24}", path.stem):  # rows of this run, and of others
+            path.unlink()
+    if not any(kept.iterdir()):  # what anybody else put there stays
+        kept.rmdir()
     seconds = time.perf_counter() - begun
     facts = [{"section": row.section, "expression": row.expression, "verdict": draws.verdict} for row, draws in results]
     lines = [f"{row.expression}: {draws.verdict}" for row, draws in results]
@@ -185,6 +188,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     plotting.require()
+    if arguments.out.suffix.lower() not in PICTURES:
+        raise Failure(f"{str(arguments.out)!r} does not end in one of {', '.join(PICTURES)}")
     for path in filter(None, (arguments.out, arguments.html)):
         path.parent.mkdir(parents=True, exist_ok=True)
     gallery(

@@ -225,7 +225,7 @@ def _resampled(
     order = order.gather(1, shuffled)
     size = (2 * smooth.logsumexp(1) - (2 * smooth).logsumexp(1)).exp().sum()
     return _population(
-        job, to_x(take(drawn, order)), start.density.log_z, estimate(raw.flatten()),
+        job, to_x(take(drawn, order)), start.log_z, estimate(raw.flatten()),
         pareto_k=k, nonfinite=failed, energies=job.weighed + raw.numel() + order.numel(), gradients=gradients,
         weight_ess=float(size), ancestors=sum(len(row.unique()) for row in order), seconds=time.perf_counter() - seconds,
     )  # fmt: skip

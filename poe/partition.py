@@ -13,7 +13,7 @@ from poe import support as sets
 from poe.capabilities import Samples
 from poe.diagnostics import pareto_k
 from poe.diffusion import FEW, dear
-from poe.energy import Energy, Estimate, _energies, shift
+from poe.energy import Energy, Estimate, ImproperWarning, _energies, shift
 from poe.frozen import frozen
 from poe.run import streams
 from poe.sequential import carry, line, twists
@@ -63,6 +63,7 @@ def log_z(
         ValueError: the energy is improper, or no particle has finite energy.
     Warns:
         EstimateWarning: Pareto k of the final weights is above 0.7, or the populations' estimates differ by more than their mean.
+        ImproperWarning: nobody knows whether the density has finite mass.
     """
     (energy,) = _energies([energy], "log_z")
     if proposal is not None:
@@ -71,6 +72,9 @@ def log_z(
         return energy.log_z
     if energy.proper is False:
         raise ValueError(f"{energy} is improper: its Z is infinite or 0")
+    if energy.proper is None:
+        note = f"nobody knows whether {energy} has finite mass (proper is unknown); if it has not, its log Z means nothing"
+        warnings.warn(note, ImproperWarning, stacklevel=2)
     if method is not None and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; log Z is estimated by {', '.join(METHODS)}")
     draws = (FEW if dear(energy) else DRAWS) if draws is None else draws
@@ -134,6 +138,8 @@ def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) 
     `log_z` states it where it is known; otherwise it is estimated by `poe.log_z`, which takes the other options.
     """
     (energy,) = _energies([energy], "normalize")
+    if log_z is not None and (isinstance(log_z, (int, float)) or len(log_z) != 2 or not 0 <= log_z[1] < math.inf):
+        raise ValueError(f"log_z is a number and its standard error, poe.Estimate(0.0, 0.1), not {log_z!r}")
     known = _estimate(energy, **options) if log_z is None else Estimate(*log_z)
     if energy.log_z is not None and log_z is None:
         return shift(energy, known.value)
@@ -209,7 +215,7 @@ def _importance(energy: Energy, start: Start) -> Estimate:
         raise ValueError(f"no draw of {start.density} has finite energy under {energy}: give a proposal= whose draws do")
     if (k := pareto_k(logs)) > 0.7:
         _warn(f"log Z of {energy} rests on few particles (Pareto k {k:.2f} > 0.7): its standard error is too small")
-    return _plus(estimate(logs), start.density.log_z)
+    return _plus(estimate(logs), start.log_z)
 
 
 def _plus(ratio: Estimate, known: Estimate | None) -> Estimate:

@@ -21,7 +21,7 @@ from poe.checkpoint import Checkpoint
 from poe.diagnostics import diagnose
 from poe.diffusion import dear
 from poe.draws import Draws, first
-from poe.energy import Energy, Mixture, Product, _energies, bracketed, caveats, leaves
+from poe.energy import Energy, ImproperWarning, Mixture, Product, _energies, bracketed, caveats, leaves
 from poe.frozen import frozen
 from poe.kernels import Kernel, Langevin, Tempered
 from poe.methods import Job, NotThisWay
@@ -45,10 +45,6 @@ WORDS = {
     "chains": "chains",
     "tempered": "replica exchange",
 }
-
-
-class ImproperWarning(UserWarning):
-    """Nobody knows whether the target has finite mass."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +236,13 @@ def sample(
         run.write()
     result = replace(result, expression=str(energy), plan=str(chosen), log_z=energy.log_z or result.log_z, target=energy)
     result = result.warned(*caveats(energy), given="raw energies are to be weighed as they stand")
+    for leaf in leaves(energy):
+        if getattr(leaf, "bound", False):
+            note = (
+                f"the energy of {leaf} bounds -log p from above: moved draws follow exp(-E), weighed ones of its own p, and "
+                f"{leaf}.gap(x) says how far they are apart"
+            )
+            result = result.warned(note, given=f"the bound of {leaf} is tight")
     parts = agreement(energy, result.x, streams(seed, 1, energy.device)[0])
     if parts is not None:
         result = replace(result, agreement=parts).warned(*parts.extrapolations)

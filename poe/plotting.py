@@ -81,6 +81,8 @@ def plot(draws: Any, path: str | Path | None = None, *, most: int = 64) -> Any:
     if len(draws) == 0 or event.numel() == 0:
         raise ValueError("there is nothing to plot: no draws, or draws of no numbers; try poe.sample(..., 1000)")
     if is_picture(event):
+        if most < 1:
+            raise ValueError(f"most is the number of pictures that are shown, at least 1, not {most}")
         shown = draws.x[:most]
         figure = rows({draws.expression: shown}, width=min(16, math.ceil(math.sqrt(len(shown)))))
     elif event.numel() <= 2:

@@ -15,7 +15,7 @@ from poe.capabilities import Proposes, Samples, quick
 from poe.checkpoint import Checkpoint
 from poe.diagnostics import pareto_k, weight_ess
 from poe.diffusion import Descent, Noised, dear, descend, falls
-from poe.energy import Contrast, Energy, Mixture, Product, Shifted, leaves, mixture
+from poe.energy import Contrast, Energy, Estimate, Mixture, Product, Shifted, leaves, mixture
 from poe.gaussians import Gaussians
 from poe.kernels import Kernel, Langevin
 from poe.maps import MOST_DIMENSIONS, Triangular
@@ -46,10 +46,15 @@ class Start(NamedTuple):
     failed: int
 
     @property
+    def log_z(self) -> Estimate | None:
+        """log Z of what draws: 0 where the density draws a model whose energy is a bound of its -log p."""
+        return Estimate(0.0) if getattr(self.density, "bound", False) else self.density.log_z
+
+    @property
     def reach(self) -> tuple[float, float]:
         """log Z of the target as the weights have it, `SURE` standard errors less and as many more."""
         error = SURE * math.sqrt(max(1 / self.ess - 1 / len(self.x), 0.0))
-        middle = float(self.log_weights.logsumexp(0)) - math.log(len(self.x)) + float(self.density.log_z)  # type: ignore[arg-type]
+        middle = float(self.log_weights.logsumexp(0)) - math.log(len(self.x)) + float(self.log_z)  # type: ignore[arg-type]
         return middle + (math.log1p(-error) if error < 1 else -math.inf), middle + math.log1p(error)
 
 

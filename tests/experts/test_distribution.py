@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -222,3 +223,21 @@ def test_as_energy_takes_torch_distributions() -> None:
     assert str(expert) == "distribution"
     with pytest.raises(TypeError, match="takes a torch.distributions.Distribution, not float"):
         Distribution(1.0)  # type: ignore[arg-type]
+
+
+def test_a_von_mises_law_is_that_of_one_period() -> None:
+    """times a wide normal, against quadrature over [-π, π]; over all reals a periodic density has no mass"""
+    circle = poe.as_energy(td.VonMises(torch.tensor([0.0]), 1.0))
+    assert repr(circle.support) == "interval[-3.14159, 3.14159](1,)" and circle(torch.tensor([4.0])) == math.inf
+    target = circle & Normal([1.0], [4.0])
+    grid = torch.linspace(-math.pi, math.pi, 20_001, dtype=torch.float64)
+    logs = -target(grid[:, None].float()).double()
+    weights, log_z = logs.softmax(0), float(logs.logsumexp(0) + (grid[1] - grid[0]).log())
+    mean = float(weights @ grid)
+    sd = float(weights @ (grid - mean).square()) ** 0.5
+    for method in (None, "chains"):
+        draws = poe.sample(target, 4000, seed=0, method=method)
+        assert abs(float(draws.x.mean()) - mean) < 5 * sd / draws.diagnostics.ess_bulk**0.5
+        assert float(draws.x.std()) == pytest.approx(sd, rel=0.06)
+    found = poe.log_z(target, seed=0)
+    assert abs(found.value - log_z) < 5 * found.standard_error + 1e-4

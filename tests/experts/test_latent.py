@@ -160,6 +160,24 @@ def test_the_bound_cancels_where_the_vae_is_start_and_factor():
     assert 8 * stats.norm.sf(float(z.mean(1).abs().max()) * draws.diagnostics.ess_bulk**0.5) > LEVEL
 
 
+def test_weights_of_draws_of_the_model_say_log_z_of_the_model():
+    """∫ p f, not ∫ exp(-E) f: by draws through the decoder. Reports say that all rests on the bound."""
+    torch.manual_seed(1)
+    vae = VAE((1,), latent=1, hidden=(8,), samples=2, scale=0.3)
+    with torch.no_grad():
+        for parameter in vae.decoder.network.parameters():
+            parameter.mul_(3)
+    vae.measure_log_z(10_000)
+    factor = Normal(torch.tensor([0.5]), torch.tensor([0.5]))
+    direct = (-factor(vae.sample(400_000))).double()
+    draws = poe.sample(vae & factor, 4000, seed=0, method="importance")
+    assert draws.log_z is not None
+    exact = float(direct.logsumexp(0)) - math.log(len(direct))
+    assert abs(draws.log_z.value - exact) < 4 * draws.log_z.standard_error + 0.005
+    for found in (draws, poe.sample(vae, 10, seed=0)):
+        assert found.verdict.startswith("TRUSTED if the bound of vae is tight") and any("vae.gap(x)" in w for w in found.warnings)
+
+
 class Tilt(nn.Module):
     """f(x) = slope·Σx."""
 
@@ -228,6 +246,12 @@ def test_maps_state_their_event_and_share_the_decoder(tmp_path):
     assert str(loaded) == str(target) == "gan & normal @ generator"
     doubled = found.double()
     assert doubled.generator(u.double()).dtype == torch.float64
+
+
+def test_a_network_of_ones_own_is_not_saved_as_another(tmp_path):
+    own = Discriminator(nn.Sequential(nn.Linear(4, 128), nn.ReLU(), nn.Linear(128, 1)), event_shape=(4,))
+    with pytest.raises(poe.storage.StorageError, match="wraps a network object"):
+        poe.save(own, tmp_path / "d.safetensors")
 
 
 def test_wrong_arguments_say_so():

@@ -398,6 +398,10 @@ def test_fused_in_chunks(monkeypatch):
     monkeypatch.setattr(noise, "MOST_ROWS", 4)
     chunked = e.value_and_grad(x)
     assert any_.network.calls == [4, 4, 2]
+    any_.network.calls.clear()
+    with torch.no_grad():
+        assert torch.allclose(e(x), value, atol=1e-5 * value.abs().max().item())
+    assert any_.network.calls == [4, 4, 2]
     assert torch.allclose(chunked[0], value, atol=1e-5 * value.abs().max().item())
     assert torch.allclose(chunked[1], gradient, atol=1e-5 * gradient.abs().max().item())
 
@@ -500,3 +504,26 @@ def test_draws_of_a_conjunction_are_what_was_asked_for() -> None:
     wanted = int(judged.has("blue", "large").sum())
     assert binomtest(wanted, 64, 0.98, alternative="less").pvalue > 1e-3, wanted  # by chance: an eighth
     assert draws.diagnostics.nonfinite == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda e: e.at("x"), "a level of noise is a finite number"),
+        (lambda e: (e & e.given("red")).at(None), "a level of noise is a finite number"),
+        (lambda e: e.given(["red"]), "a concept is a name, not"),
+        (lambda e: ConceptNetwork((1, 8, 8), concepts="red"), "a list of names"),
+        (lambda e: ConceptNetwork((1, 8, 8), concepts=[("a", "b")], frequencies=[0.9, 0.9]), "of a, b to 1.8"),
+        (lambda e: ConceptNetwork((1, 8, 8), spread=0.0), "spread is that of the data"),
+        (lambda e: poe.normalize(e, log_z=0.0), "a number and its standard error"),
+        (lambda e: poe.normalize(e, log_z=(0.0, -1.0)), "a number and its standard error"),
+    ],
+)
+def test_wrong_levels_and_concepts_say_so(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong(energy())
+
+
+def test_scores_for_gradients_are_not_saved_as_gradients(tmp_path):
+    with pytest.raises(poe.storage.StorageError, match="save the energy itself"):
+        poe.save(energy().scored, tmp_path / "e.safetensors")

@@ -102,11 +102,20 @@ def test_shards_of_a_posterior_multiply_to_the_whole() -> None:
         ({"samples": torch.rand(200, 1) + 0.5, "support": (0.0, 1.0)}, "lie outside the support"),
         ({"samples": torch.rand(200, 1), "support": "box"}, "support is"),
         ({"samples": torch.rand(200, 1), "copies": 0}, "copies is a whole number"),
+        ({"samples": torch.rand(200, 1), "weights": torch.eye(200)[0]}, "by their weights these count for 1"),
+        ({"samples": 1e200 * torch.randn(200, 2).double()}, "200 of 200 samples are not finite in torch.float32"),
+        ({"samples": 2459000.5 + 0.1 * torch.randn(200, 1).double()}, "where torch.float32 resolves .* subtract an offset"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         poe.fit_density(**arguments)
+
+
+@pytest.mark.parametrize("samples", ["abc", None, 3.0, torch.randn(200, 2, dtype=torch.complex64)])
+def test_what_is_no_table_of_numbers_is_said(samples) -> None:
+    with pytest.raises(TypeError, match="samples are an array of"):
+        poe.fit_density(samples)
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])

@@ -66,6 +66,16 @@ def test_an_interrupted_page_goes_on(tmp_path, drawn, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["g.png"]
 
 
+def test_what_others_keep_beside_the_page_stays(tmp_path, drawn, capsys):
+    mine = tmp_path / "g.parts" / "thesis.txt"
+    (tmp_path / "g.parts" / "folder").mkdir(parents=True)
+    mine.write_text("mine")
+    assert main(["gallery", "--out", str(tmp_path / "page"), "--draws", "2"]) == 2 and not drawn  # said before anything is drawn
+    assert "does not end in one of .png" in capsys.readouterr().err
+    assert main(["gallery", "--out", str(tmp_path / "g.png"), "--draws", "2"]) == 0
+    assert mine.read_text() == "mine" and sorted(path.name for path in mine.parent.iterdir()) == ["folder", "thesis.txt"]
+
+
 def test_rows_of_another_seed_are_drawn_anew(tmp_path, drawn):
     names = gallery._names()
     a, b, c = (gallery._digest(ROWS[0], names, *pair) for pair in ((6, 0), (6, 1), (7, 0)))

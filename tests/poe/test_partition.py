@@ -10,7 +10,7 @@ from scipy import integrate
 from torch.distributions import constraints
 
 import poe
-from poe.energy import Estimate
+from poe.energy import Estimate, ImproperWarning
 from poe.partition import EstimateWarning
 from tests.poe.targets import Gauss, Raw
 
@@ -157,3 +157,18 @@ def test_few_populations_have_wider_errors() -> None:
         ratio = pooled(0.1 * torch.randn(3, generator=g, dtype=torch.float64))
         covered += abs(ratio.value - 0.005) < 1.96 * ratio.standard_error  # E exp(0.1 ξ) = exp(0.005)
     assert abs(covered / 2000 - 0.95) < 4.5 * math.sqrt(0.95 * 0.05 / 2000) + 0.01
+
+
+def test_an_integral_that_may_be_infinite_is_warned_of():
+    heavy = [poe.as_energy(torch.distributions.StudentT(torch.tensor([3.0]), place, 1.0)) for place in (-1.0, 1.0)]
+    energy = poe.combine(heavy, prior=poe.create("normal", loc=[0.0], scale=[5.0]))
+    for call in (poe.log_z, poe.normalize):
+        with pytest.warns(ImproperWarning, match="nobody knows whether .* has finite mass"):
+            call(energy, seed=0)
+
+
+def test_the_target_of_a_composition_is_itself():
+    a, b = Gauss(0.0), Gauss(1.0)
+    known = poe.normalize(a & b, log_z=Estimate(1.0, 0.1))
+    for energy in (known, a & b, a | b, a - b, poe.mixture([a, b], [0.3, 0.7])):
+        assert energy.at(0) is energy
