@@ -21,7 +21,6 @@ from __future__ import annotations
 import keyword
 import math
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -1571,9 +1570,13 @@ def _checked_power(power: Any, energy: Energy) -> float:
             power = power.item()
     if isinstance(power, bool) or not isinstance(power, Real):
         raise TypeError(f"{written}: a power is a number or an nn.Parameter; for a product of energies write `a & b`")
-    if not abs(power) <= sys.float_info.max:  # type: ignore[operator]
+    try:
+        number = float(power)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"{written}: a power must be finite")
-    return float(power)
+    return number
 
 
 def _check_parameter(power: nn.Parameter, energy: Energy) -> None:

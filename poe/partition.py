@@ -72,9 +72,6 @@ def log_z(
         return energy.log_z
     if energy.proper is False:
         raise ValueError(f"{energy} is improper: its Z is infinite or 0")
-    if energy.proper is None:
-        note = f"nobody knows whether {energy} has finite mass (proper is unknown); if it has not, its log Z means nothing"
-        warnings.warn(note, ImproperWarning, stacklevel=2)
     if method is not None and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; log Z is estimated by {', '.join(METHODS)}")
     draws = (FEW if dear(energy) else DRAWS) if draws is None else draws
@@ -85,7 +82,11 @@ def log_z(
             return Estimate((-energies(energy)).logsumexp(0).item())
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with frozen(energy):
-        return _estimated(energy, proposal, method, draws, seed, progress)
+        found = _estimated(energy, proposal, method, draws, seed, progress)
+    if energy.proper is None:
+        note = f"nobody knows whether {energy} has finite mass (proper is unknown); if it has not, its log Z means nothing"
+        warnings.warn(note, ImproperWarning, stacklevel=2)
+    return found
 
 
 def _estimated(energy: Energy, proposal: Energy | None, method: str | None, draws: int, seed: int, progress: bool) -> Estimate:
@@ -143,9 +144,7 @@ def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) 
     known = _estimate(energy, **options) if log_z is None else Estimate(*log_z)
     if energy.log_z is not None and log_z is None:
         return shift(energy, known.value)
-    result = shift(energy, known.value, log_z=Estimate(0.0, known.standard_error))
-    result.name = energy.name
-    return result
+    return shift(energy, known.value, log_z=Estimate(0.0, known.standard_error))
 
 
 def bracket(

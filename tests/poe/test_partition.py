@@ -167,6 +167,15 @@ def test_an_integral_that_may_be_infinite_is_warned_of():
             call(energy, seed=0)
 
 
+def test_a_normalised_part_prints_as_what_it_is():
+    """`a | b` would be another density."""
+    a, b = Raw(lambda x: x.square().sum(-1), name="a"), Gauss(0.0)
+    mixed = poe.normalize(a, log_z=Estimate(1.0, 0.1)) | b
+    assert str(mixed) == "poe.shift(a, 1.0, log_z=poe.Estimate(0.0, 0.1)) | gauss"
+    x = torch.randn(5, 2)
+    assert torch.equal(poe.parse(str(mixed), {"a": a, "gauss": b})(x), mixed(x))
+
+
 def test_the_target_of_a_composition_is_itself():
     a, b = Gauss(0.0), Gauss(1.0)
     known = poe.normalize(a & b, log_z=Estimate(1.0, 0.1))
