@@ -195,9 +195,11 @@ def _support(dist: td.Distribution) -> sets.Constraint:
     one.
     """
     shape = dist.batch_shape + dist.event_shape
-    if (
-        type(dist) is td.VonMises
-    ):  # torch says all reals, over which a periodic density has no finite mass; its draws lie in one period
+    if isinstance(dist, td.TransformedDistribution) and isinstance(dist.base_dist, td.VonMises):
+        raise TypeError(
+            "a transformed VonMises is periodic over all reals, where it has no finite mass; poe.create('von-mises', ...)"
+        )
+    if isinstance(dist, td.VonMises):  # torch says all reals, but its draws lie in one period
         return sets.canonical(constraints.interval(-math.pi, math.pi), shape)
     if isinstance(dist, td.Independent):
         return sets.canonical(_support(dist.base_dist), shape)

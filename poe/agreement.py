@@ -29,13 +29,16 @@ from torch import Tensor
 from poe import support as sets
 from poe.capabilities import Moments, Samples
 from poe.diagnostics import PARETO_LIMIT, pareto_k
-from poe.energy import Combination, Energy, Product, Pullback, Select, Shifted, combined, on, part_on, places, product
+from poe.energy import Energy, Product, Shifted, combined, is_on, mixture, on, part_on, places
 from poe.rules import simplify
 from poe.starts import candidates, nearest, weigh
 
 DRAWS = 10_000  # of each posterior
 ENOUGH = 400  # effective draws, at the least, where they are weighed ones
-NULL = 1e-8  # share of the largest eigenvalue of a correlation matrix below which a direction is none, as on a simplex
+WEIGHED = 1_000  # at least so many of a posterior's draws are weighed to the result, and all of 2
+MOST = 256  # numbers of an event whose means and covariances are compared
+NULL = {torch.float32: 1e-10, torch.float64: 1e-13}  # share of the largest eigenvalue of a correlation matrix that is rounding
+HEAVY = 0.6  # Pareto k of the tails of draws from which on their covariance says nothing: from 1/2 on there is none
 BULK = 0.99
 OUTSIDE = 0.2  # share of the result outside the bulk of an expert from which on it rests on extrapolated tails
 DOUBT = 4.0  # standard errors of a variance of draws below which what is left of it is in doubt
@@ -57,6 +60,7 @@ class Agreement:
         names: the posteriors, as they print.
         tension: (i, j, sigmas) of each pair that shares parameters; NaN where the prior decides what the pair has in common.
         at_least: whether that is a lower bound, the prior being unknown but for its density: it draws no samples, and counts as wide.
+        unknown: posteriors that share parameters with others, and of which no tension is known: none was drawn, or none has a variance.
         outside: the share of the combined draws outside the bulk (99 %) of each posterior's own draws; NaN where it cannot draw.
         pareto_k: of the weights that would turn each posterior's own draws into the result: above 0.7 they cannot; NaN likewise.
         ensemble: error bar (one sd) of the mean of each number of the event, flattened: its spread over retrained copies of posteriors
@@ -74,6 +78,7 @@ class Agreement:
     ensemble: tuple[float, ...]
     baselines: dict[str, Baseline]
     at_least: bool = False
+    unknown: tuple[str, ...] = ()
 
     @property
     def tensions(self) -> list[str]:
@@ -93,9 +98,8 @@ class Agreement:
     def unchecked(self) -> list[str]:
         """Posteriors of which nobody knows whether they agree with the others."""
         return [
-            f"{name} draws no samples, so that nobody checked how it agrees with the others; poe.fit_density(draws of it) would"
-            for name, share in zip(self.names, self.outside, strict=True)
-            if math.isnan(share)
+            f"nothing tells whether {name} agrees with the others: it has no draws of its own, or none with a variance"
+            for name in self.unknown
         ]
 
     @property
@@ -123,7 +127,9 @@ class Agreement:
             found.append(f"  tension        {known} between {self.names[i]} and {self.names[j]}")
         for name, share, k in zip(self.names, self.outside, self.pareto_k, strict=True):
             known = (
-                "draws no samples: not checked" if math.isnan(share) else f"{100 * share:.1f} % of the draws are outside its bulk"
+                "no draws of its own: not checked"
+                if math.isnan(share)
+                else f"{100 * share:.1f} % of the draws are outside its bulk"
             )
             found.append(f"  part           {name}: {known}" + ("" if math.isnan(k) else f"; Pareto k {k:.2f} of reweighting it"))
         if self.ensemble:
@@ -134,96 +140,111 @@ class Agreement:
 
 
 class _Part(NamedTuple):
-    """A posterior that draws: itself, the positions of the event that it is about, the same over those alone, its own draws
-    (n, positions) and how many they count for, its mean and covariance, exact ones or theirs, and log weights that make them draws of
-    the whole, where it is about the whole event."""
+    """A posterior that draws: itself, the positions of the event that it is about, in order, its own draws there (n, positions), how
+    many they count for and the energy that few of them exceed, its mean and covariance, exact ones or theirs, and log weights that
+    make the first of its draws such of the whole, where it is about the whole event."""
 
     energy: Energy
     index: Tensor
-    inner: Energy
     x: Tensor
     size: float
+    edge: float
     mean: Tensor
     covariance: Tensor
     log_weights: Tensor | None
     exact: bool
 
 
+class _Own(NamedTuple):
+    """Draws (n, numbers), how many they count for, and the mean and covariance where they are known without them."""
+
+    x: Tensor
+    size: float
+    moments: tuple[Tensor, Tensor] | None
+
+
 def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreement | None:  # (n, *event)
     """How the parts of a combined energy agree, beside its draws; None for an energy that `poe.combine` did not make."""
     known = combined(energy)
-    if known is None or not len(x) or sets.is_discrete(energy.support):
+    if known is None or not len(x):
         return None
-    n, posteriors = energy.event_shape.numel(), known.posteriors
-    parts = [_part(posterior, energy, generator) for posterior in posteriors]
-    priors = [(_part(prior, energy, generator), count) for prior, count in known.priors if not prior.flat]
-    wide = _precision([(part, 1) for part, _ in priors], n)
-    exact = all(part is not None and part.exact for part, _ in priors)
-    pairs = [
-        (i, j, sigmas)
-        for i in range(len(parts))
-        for j in range(i + 1, len(parts))
-        if (sigmas := _tension(parts[i], parts[j], wide, exact=exact)) is not None
-    ]
+    names, n, posteriors = tuple(map(str, known.posteriors)), energy.event_shape.numel(), known.posteriors
+    if sets.is_discrete(energy.support):
+        return Agreement(names, (), (math.nan,) * len(names), (math.nan,) * len(names), (), {}, unknown=names)
+    parts = [_part(posterior, energy, generator, len(names)) for posterior in posteriors]
+    priors = [(_part(prior, energy, generator, len(names)), count) for prior, count in known.priors if not prior.flat]
+    pairs, wide = [], None
+    if n <= MOST:
+        wide = _precision([(part, 1) for part, _ in priors], n)
+        pairs = _tensions(parts, wide, all(part is not None and part.exact for part, _ in priors))
+    told = {i for pair in pairs for i in pair[:2]}
+    about = [places(posterior) for posterior in posteriors]
+    shares = [any(about[i] & other for j, other in enumerate(about) if j != i) for i in range(len(about))]
     return Agreement(
-        tuple(str(posterior) for posterior in posteriors),
+        names,
         tuple(pairs),
-        tuple(math.nan if part is None else _outside(part, energy, x) for part in parts),
+        tuple(math.nan if part is None else _outside(part, x) for part in parts),
         tuple(math.nan if part is None or part.log_weights is None else pareto_k(part.log_weights) for part in parts),
         _ensemble(posteriors, x),
-        _baselines(parts, priors, n) if _is_all(known, energy) else {},
+        _baselines(parts, priors, n) if n <= MOST and known.is_whole(energy) else {},
         bool(pairs) and wide is None,
+        tuple(name for i, name in enumerate(names) if shares[i] and i not in told),
     )
 
 
-def _is_all(known: Combination, energy: Energy) -> bool:
-    """Whether nothing was multiplied with the combination afterwards."""
-    while isinstance(energy, Shifted):
-        energy = energy.energy
-    factors, counts = [factor for factor, _ in known.priors], [count for _, count in known.priors]
-    made = product([*known.posteriors, *factors], [1.0] * len(known.posteriors) + [1.0 - count for count in counts])
-    each = [{(id(t.energy), t.power) for t in e.terms} if isinstance(e, Product) else {(id(e), 1.0)} for e in (made, energy)]
-    return each[0] == each[1]
-
-
-def _part(posterior: Energy, energy: Energy, generator: torch.Generator) -> _Part | None:
-    """What is known of a part from its own draws, weighed ones where it has no others; None where it has none."""
-    on_part = isinstance(posterior, Pullback) and isinstance(posterior.function, Select)
-    index = posterior.function.index.tolist() if on_part else sorted(places(posterior))  # type: ignore[union-attr]
-    inner = part_on(posterior, index)
+def _part(posterior: Energy, energy: Energy, generator: torch.Generator, parts: int) -> _Part | None:
+    """What is known of one of so many parts from its own draws; None where it has none, or no variance."""
+    index = sorted(places(posterior))
+    inner, like = part_on(posterior, index), energy._like()
     with torch.no_grad():
-        known = _own(inner, generator)
-        if known is None:
+        own = _own(inner, generator)
+        if own is None:
             return None
-        x, size, closed = known
-        x = x.to(energy._like())
-        flat, logs = _flat(x), None
-        if inner is posterior and size == len(x) and not _copies(inner):
+        values = inner(own.x.to(like).reshape(-1, *inner.event_shape)).double()
+        edge, logs = float(values[~values.isnan()].quantile(BULK)), None
+        if len(index) == energy.event_shape.numel():
+            x = own.x[: max(WEIGHED, 2 * DRAWS // parts)].to(like).reshape(-1, *energy.event_shape)
             logs = (posterior(x) - energy(x)).double().cpu()
             logs = torch.where(logs.isnan(), -math.inf, logs)
-        exact = closed.can(Moments)
-        mean, covariance = closed.moments() if exact else (flat.mean(0), flat.T.cov())  # type: ignore[operator]
+    mean, covariance = (own.x.mean(0), own.x.T.cov()) if own.moments is None else own.moments
     covariance = covariance.double().cpu().reshape(len(index), -1)
-    if not bool(covariance.isfinite().all()):
+    if not bool(covariance.isfinite().all()) or (own.moments is None and _is_heavy(own.x)):
         return None
-    return _Part(posterior, torch.tensor(index), inner, flat, size, mean.double().cpu(), covariance, logs, exact)
+    return _Part(
+        posterior, torch.tensor(index), own.x, own.size, edge, mean.double().cpu(), covariance, logs, own.moments is not None
+    )  # fmt: skip
 
 
-def _own(inner: Energy, generator: torch.Generator) -> tuple[Tensor, float, Energy] | None:  # -> (n, *event)
-    """Draws of a posterior, how many they count for, and its closed form; None where none can be had cheaply."""
+def _is_heavy(x: Tensor) -> bool:  # (n, numbers)
+    off = (x - x.median(0).values).abs()
+    return pareto_k((off / off.median(0).values.clamp(min=1e-300)).amax(1).log()) > HEAVY
+
+
+def _own(inner: Energy, generator: torch.Generator) -> _Own | None:
+    """Draws of a posterior: exact, or weighed ones where they can be had cheaply, of an ensemble from the mixture of its copies."""
+    if is_on(inner) and len(places(inner)) == inner.event_shape.numel():  # the same numbers in another order
+        own, order = _own(inner.energy, generator), inner.function.index.cpu().argsort()
+        if own is None:
+            return None
+        mean, covariance = own.moments or (None, None)
+        moments = (
+            None if mean is None or covariance is None else (mean[order], covariance.reshape(len(order), -1)[order][:, order])
+        )
+        return _Own(own.x[:, order], own.size, moments)
     closed = simplify(inner)
-    copies = [closed] if closed.can(Samples) else _copies(inner)  # an ensemble lies where its copies lie
-    if copies and all(part.can(Samples) for part in copies):
-        x = torch.cat([part.sample(DRAWS // len(copies), generator=generator) for part in copies])  # type: ignore[operator]
-        return x, len(x), closed
-    start = nearest(candidates(inner), inner, generator)
-    if start is None:
+    if closed.can(Samples):
+        x = closed.sample(DRAWS, generator=generator)  # type: ignore[operator]
+        return _Own(_flat(x), DRAWS, closed.moments() if closed.can(Moments) else None)  # type: ignore[operator]
+    copies = _copies(inner)
+    drawn = bool(copies) and all(copy.can(Samples) and copy.log_z is not None for copy in copies)
+    start = nearest([mixture(copies, [1.0] * len(copies))] if drawn else candidates(inner), inner, generator)
+    if start is None or 4 * DRAWS * start.ess < ENOUGH * len(start.x):  # not worth more evaluations
         return None
     start = weigh(start.density, inner, generator, 4 * DRAWS)
     if not start.pareto_k <= PARETO_LIMIT or start.ess < ENOUGH:
         return None
-    weights = start.log_weights.softmax(0)
-    return start.x[weights.multinomial(DRAWS, replacement=True, generator=generator)], min(start.ess, DRAWS), inner
+    chosen = start.log_weights.softmax(0).multinomial(DRAWS, replacement=True, generator=generator)
+    return _Own(_flat(start.x[chosen]), min(start.ess, DRAWS), None)
 
 
 def _flat(x: Tensor) -> Tensor:  # (n, *event) -> (n, numbers)
@@ -240,12 +261,13 @@ def _precision(parts: Sequence[tuple[_Part | None, int]], n: int) -> Tensor | No
     return total
 
 
-def _axes(matrix: Tensor) -> tuple[Tensor, Tensor]:  # (n, n) -> (n, r), (r, n)
+def _axes(matrix: Tensor, *, exact: bool = False) -> tuple[Tensor, Tensor]:  # (n, n) -> (n, r), (r, n)
     """A and W with A Aᵀ the matrix and W A = 1, along the r directions in which it is more than rounding: all, but on a simplex."""
     scale = matrix.diagonal().clamp(min=0).sqrt()
     scale = torch.where(scale > 0, scale, 1)
     values, axes = torch.linalg.eigh(matrix / scale / scale.unsqueeze(1))
-    there = values > NULL * values.max().clamp(min=0)
+    null = NULL[torch.float64 if exact or torch.get_default_dtype() == torch.float64 else torch.float32]
+    there = values > null * values.max().clamp(min=0)
     axes, root = axes[:, there], values[there].sqrt()
     return scale.unsqueeze(1) * axes * root, axes.T / root.unsqueeze(1) / scale
 
@@ -256,28 +278,38 @@ def _inverse(matrix: Tensor) -> Tensor:  # (n, n)
     return white.T @ white
 
 
-def _tension(a: _Part | None, b: _Part | None, prior: Tensor | None, *, exact: bool) -> float | None:
+def _tensions(parts: Sequence[_Part | None], prior: Tensor | None, exact: bool) -> list[tuple[int, int, float]]:
+    """Of each pair that draws and shares parameters: (i, j, sigmas). `prior` is its precision, `exact` whether from known moments."""
+    found, marginal = [], {}
+    spread = None if prior is None else _inverse(prior)
+    for j, b in enumerate(parts):
+        for i, a in enumerate(parts[:j]):
+            shared = [] if a is None or b is None else sorted(set(a.index.tolist()) & set(b.index.tolist()))
+            if a is None or b is None or not shared:
+                continue
+            if spread is not None and tuple(shared) not in marginal:
+                marginal[tuple(shared)] = _inverse(spread[shared][:, shared])  # the precision of the prior's marginal law
+            known = exact and a.exact and b.exact
+            found.append((i, j, _tension(a, b, torch.tensor(shared), marginal.get(tuple(shared)), exact=known)))
+    return sorted(found)
+
+
+def _tension(a: _Part, b: _Part, shared: Tensor, prior: Tensor | None, *, exact: bool) -> float:
     """Of the difference of the means with variance V = C_i + C_j - 2 C_i P⁻¹ C_j, P the prior's covariance: along the directions in
     which V is more than what the moments of draws leave in doubt. NaN where it is so in none: there the prior decides, not the data."""
-    if a is None or b is None:
-        return None
-    shared = [(i, j) for i, p in enumerate(a.index.tolist()) for j, q in enumerate(b.index.tolist()) if p == q]
-    if not shared:
-        return None
-    first, second = (torch.tensor(side) for side in zip(*shared, strict=True))
+    first, second = torch.searchsorted(a.index, shared), torch.searchsorted(b.index, shared)
     difference = a.mean[first] - b.mean[second]
     c, d = a.covariance[first][:, first], b.covariance[second][:, second]
-    white = _axes(c + d)[1]  # white (c + d) whiteᵀ is 1
-    variance = torch.eye(len(white)).to(white)
+    white = _axes(c + d, exact=exact)[1]  # white (c + d) whiteᵀ is 1
+    less = torch.zeros(len(white), len(white)).to(white)
     if prior is not None:
-        places = a.index[first]
-        known = _inverse(_inverse(prior)[places][:, places])  # of the prior's marginal law
-        both = c @ known @ d
-        variance = variance - white @ (both + both.T) @ white.T
-    values, axes = torch.linalg.eigh((variance + variance.T) / 2)
+        both = c @ prior @ d
+        less = white @ (both + both.T) @ white.T
+    less, axes = torch.linalg.eigh((less + less.T) / 2)
     along = axes.T @ white @ difference
-    told = values > (1e-6 if exact and a.exact and b.exact else DOUBT * math.sqrt(2 * len(shared) / min(a.size, b.size)))
-    return _sigmas(float((along.square() / values)[told].sum()), int(told.sum()))
+    doubt = 0 if exact else DOUBT * math.sqrt(2 * len(shared) / min(a.size, b.size))  # relative, of what the prior takes off
+    told = 1 - less > (doubt * less.abs()).clamp(min=1e-6)
+    return _sigmas(float((along.square() / (1 - less))[told].sum()), int(told.sum()))
 
 
 def _sigmas(q: float, degrees: int) -> float:
@@ -287,39 +319,44 @@ def _sigmas(q: float, degrees: int) -> float:
 
     if not degrees:
         return math.nan
-    if q < 1000:
-        return float(norm.isf(chi2.sf(q, degrees) / 2))
-    half = degrees / 2  # far out log P(χ² >= q) is that of the first two terms of its asymptotic series
-    rare = (half - 1) * math.log(q / 2) - q / 2 - math.lgamma(half) + math.log1p(2 * (half - 1) / q)
-    return float(brentq(lambda s: norm.logsf(s) + math.log(2) - rare, 0, math.sqrt(q) + 1))  # type: ignore[arg-type]
+    rare = float(chi2.sf(q, degrees))
+    if rare > 1e-300:
+        return float(norm.isf(rare / 2))
+    a, x, below = degrees / 2, q / 2, 0.0  # far out log P(χ² >= q) follows from Legendre's continued fraction of Γ(a, x)
+    for k in range(200, 0, -1):
+        below = k * (k - a) / (x + 2 * k + 1 - a - below)
+    log_rare = a * math.log(x) - x - math.lgamma(a) - math.log(x + 1 - a - below)
+    return float(brentq(lambda s: norm.logsf(s) + math.log(2) - log_rare, 0, math.sqrt(q) + 1))  # type: ignore[arg-type]
 
 
-def _outside(part: _Part, energy: Energy, x: Tensor) -> float:
+def _outside(part: _Part, x: Tensor) -> float:
     with torch.no_grad():
-        edge = part.inner(part.x.to(energy._like()).reshape(-1, *part.inner.event_shape)).double().quantile(BULK)
-        return float((part.energy(x).double() > edge).double().mean())
+        return float((part.energy(x).double() > part.edge).double().mean())
 
 
 def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
     """Each ensemble in turn is replaced by each of its copies, by reweighting the draws: the variance of the means over the copies is
-    summed over the ensembles."""
+    summed over the ensembles. NaN where the draws are too far from those of a copy to be weighed to them."""
     flat, total = _flat(x).to(x.device), None
-    for posterior in posteriors:
+    for posterior in {id(posterior): posterior for posterior in posteriors}.values():
         copies = _copies(posterior, cut=True)
         if not copies:
             continue
+        times = sum(other is posterior for other in posteriors)  # what is given again moves with it
         with torch.no_grad():
             each = torch.stack([part(x).double() for part in copies])
-            weights = (each.mean(0) - each).softmax(-1)  # (copies, n)
-        means = weights @ flat
-        total = means.var(0) + (0 if total is None else total)
+            logs = times * (each.mean(0) - each)
+        variance = (logs.softmax(-1) @ flat).var(0)
+        if any(pareto_k(row) > PARETO_LIMIT for row in logs):
+            variance = torch.full_like(variance, math.nan)
+        total = variance + (0 if total is None else total)
     return () if total is None else tuple(total.sqrt().tolist())
 
 
 def _copies(posterior: Energy, *, cut: bool = False) -> list[Energy]:
     """The members of a geometric ensemble Π p_k^(1/n), also on part of an event, shifted, or, where that is asked for, `cut` by flat
     factors; none where it is no such."""
-    if isinstance(posterior, Pullback) and isinstance(posterior.function, Select):
+    if is_on(posterior):
         index = posterior.function.index
         return [on(copy, index, posterior.event_shape) for copy in _copies(posterior.energy, cut=cut)]
     if isinstance(posterior, Shifted):
@@ -332,38 +369,41 @@ def _copies(posterior: Energy, *, cut: bool = False) -> list[Energy]:
 
 
 def _baselines(parts: Sequence[_Part | None], priors: Sequence[tuple[_Part | None, int]], n: int) -> dict[str, Baseline]:
-    signed = [*((part, 1) for part in parts), *((part, 1 - count) for part, count in priors)]
+    signed = [(part, times) for part, times in [*((part, 1) for part in parts), *((part, 1 - count) for part, count in priors)]]
     if any(part is None for part, _ in signed):
         return {}
-    known = [part for part in parts if part is not None]
-    inverses, found = [_inverse(part.covariance) for part in known], {}
+    known, found = [part for part in parts if part is not None], {}
     spread, near = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    for part in known[::-1]:
-        spread[part.index.unsqueeze(1), part.index] += part.covariance
-        near[part.index] = part.mean
+    for part, times in signed[::-1]:
+        if part is not None and times > 0:
+            spread[part.index.unsqueeze(1), part.index] += part.covariance
+            near[part.index] = part.mean
     axes = _axes(spread)[0]  # answers are near + axes @ coordinates
     pull, precision = torch.zeros(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
-    for part, times in signed:
-        assert part is not None
-        inverse = times * _inverse(part.covariance)
-        precision[part.index.unsqueeze(1), part.index] += inverse
-        pull[part.index] += inverse @ (part.mean - near[part.index])
+    inverses = [_inverse(part.covariance) for part, _ in signed if part is not None]
+    for (part, times), inverse in zip(signed, inverses, strict=True):
+        if part is not None:
+            precision[part.index.unsqueeze(1), part.index] += times * inverse
+            pull[part.index] += times * inverse @ (part.mean - near[part.index])
     inward = axes.T @ precision @ axes
     if float(torch.linalg.eigvalsh(inward).min()) > 0:
         covariance = axes @ torch.linalg.inv(inward) @ axes.T
         found["Gaussian product"] = _baseline(near + covariance @ pull, covariance.diagonal().sqrt())
     whole = [part for part in known if part.log_weights is not None]
     if len(whole) == len(parts):
-        pooled = torch.stack([(part.x - near) @ inverse for inverse, part in zip(inverses, whole, strict=True)]).sum(0)
-        total = axes.T @ torch.stack(inverses).sum(0) @ axes
+        total = axes.T @ torch.stack(inverses[: len(parts)]).sum(0) @ axes
+        pooled = torch.stack(
+            [(part.x - near) @ inverse for part, inverse in zip(whole, inverses[: len(parts)], strict=True)]
+        ).sum(0)
         consensus = near + pooled @ axes @ torch.linalg.inv(total) @ axes.T
         found["consensus Monte Carlo"] = _baseline(consensus.mean(0), consensus.std(0))
     possible = [part for part in whole if bool((part.log_weights > -math.inf).any())]  # type: ignore[operator]
     if possible:
         best = min(possible, key=lambda part: pareto_k(part.log_weights))  # type: ignore[arg-type]
         weights = best.log_weights.softmax(0)  # type: ignore[union-attr]
-        mean = weights @ best.x
-        found["reweighting"] = _baseline(mean, (weights @ (best.x - mean).square()).sqrt())
+        x = best.x[: len(weights)]
+        mean = weights @ x
+        found["reweighting"] = _baseline(mean, (weights @ (x - mean).square()).sqrt())
     return found
 
 

@@ -177,12 +177,17 @@ def _output(text: str) -> Path:
     return path
 
 
+def _place(path: str | Path) -> str:
+    """The file itself, links followed; a text that names none as it stands."""
+    return os.path.realpath(path) if os.path.exists(path) else os.path.abspath(path)
+
+
 def _sample(arguments: argparse.Namespace) -> int:
     if any(path.suffix.lower() in PICTURES for path in arguments.out):
         plotting.require()
-    read = {os.path.abspath(path) for path in (arguments.expression, *(path for _, path in arguments.expert))}
+    read = {_place(path) for path in (arguments.expression, *(path for _, path in arguments.expert))}
     for path in arguments.out:
-        if os.path.abspath(path) in read:
+        if _place(path) in read:
             raise Failure(f"{path} is read by this command: write the draws to another file")
     energy = _energy(arguments)
     tell(f"drawing {arguments.draws:,} of {energy}")

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from numbers import Real
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -274,7 +274,12 @@ class Energy(nn.Module, ABC):
         """Binds a context: a composition binds it in every part that takes one. Raises TypeError where none does."""
         if not any(leaf.can(Conditional) for leaf in leaves(self)):
             raise TypeError(f"no expert in {self} takes a context; .given() needs a conditional expert")
-        return self.rebuild([p.given(context) if any(q.can(Conditional) for q in leaves(p)) else p for p in self.parts])
+        bind = lambda part: part.given(context) if any(leaf.can(Conditional) for leaf in leaves(part)) else part  # noqa: E731
+        bound, known = self.rebuild([bind(part) for part in self.parts]), vars(self).get("combination")
+        if known is not None:
+            priors = tuple((bind(factor), count) for factor, count in known.priors)
+            vars(bound)["combination"] = Combination(tuple(bind(posterior) for posterior in known.posteriors), priors)
+        return bound
 
     def at(self, sigma: float) -> Energy:
         """The energy at noise level sigma (units of x). Unnoised experts are the same at every level.
@@ -416,7 +421,9 @@ class Energy(nn.Module, ABC):
 
 def checked_level(energy: Energy, sigma: Any) -> float:
     """A level of noise. Raises ValueError for what is no finite number of at least 0."""
-    if not isinstance(sigma, (Real, Tensor)) or isinstance(sigma, bool) or not 0 <= float(sigma) < math.inf:
+    if isinstance(sigma, Tensor) and sigma.numel() == 1 and not sigma.is_complex():
+        sigma = sigma.item()
+    if not isinstance(sigma, Real) or isinstance(sigma, bool) or not 0 <= float(sigma) < math.inf:
         raise ValueError(f"a level of noise is a finite number of at least 0, in units of x; {energy} got {sigma!r}")
     return float(sigma)
 
@@ -727,9 +734,9 @@ class _Term(NamedTuple):
 
     def scaled(self, factor: float) -> _Term:
         coefficient = self.coefficient * factor
-        if not math.isfinite(coefficient):
+        if not math.isfinite(coefficient) or (coefficient == 0 and self.coefficient and factor):
             raise ValueError(
-                f"(({self.energy}) ** {self.coefficient:g}) ** {factor:g}: a power must be finite, and these multiply"
+                f"(({self.energy}) ** {self.coefficient:g}) ** {factor:g}: these powers multiply to more, or less, than a number holds"
             )
         return self._replace(coefficient=coefficient)
 
@@ -1097,12 +1104,7 @@ def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None =
             inner = energy.terms if isinstance(energy, Product) else (_Term(energy, 1.0),)
             terms += [term.scaled(_checked_power(power, energy)) for term in inner]
     result = _flat(terms)
-    known = [
-        combined(energy) for energy, power in zip(energies, powers, strict=True) if not isinstance(power, Tensor) and power == 1
-    ]
-    known = [combination for combination in known if combination is not None]
-    if len(known) == 1 and isinstance(result, Product) and not any(result is energy for energy in energies):
-        vars(result)["combination"] = known[0]
+    _carry(result, energies, powers)
     return result
 
 
@@ -1131,7 +1133,12 @@ def _flat(terms: Sequence[_Term]) -> Energy:
 
 def _sum(coefficients: Sequence[float]) -> float:
     """The sum, and the round number that was meant where rounding alone separates them: 0.1 + 0.2 - 0.3 is 0."""
-    total = math.fsum(coefficients)
+    try:
+        total = math.fsum(coefficients)
+    except OverflowError as error:
+        raise ValueError(
+            f"powers {', '.join(f'{c:g}' for c in coefficients)} of one energy add to more than a number holds"
+        ) from error
     if len(coefficients) == 1 or not math.isfinite(total):
         return total
     slack = 4 * len(coefficients) * math.ulp(math.fsum(map(abs, coefficients)))
@@ -1186,6 +1193,7 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
     _energies([posteriors[0], prior], "combine")
     split = isinstance(prior, Product) and any(len(places(t.energy)) < prior.event_shape.numel() for t in prior.terms)
     factors = [_alone(term) for term in prior.terms] if isinstance(prior, Product) and split else [prior]
+    posteriors = [each for posterior in posteriors for each in _opened(posterior, factors)]
     for posterior in posteriors:
         foreign = [factor.support for factor in factors if not places(factor) & places(posterior)]
         if sets.covers(prior.support, sets.intersect([posterior.support, *foreign])) is False:
@@ -1242,10 +1250,20 @@ class Combination(NamedTuple):
     posteriors: tuple[Energy, ...]
     priors: tuple[tuple[Energy, int], ...]
 
+    def is_whole(self, energy: Energy) -> bool:
+        """Whether an energy is this combination, up to a constant, and nothing was multiplied with it afterwards."""
+        while isinstance(energy, Shifted):
+            energy = energy.energy
+        powers = [1.0] * len(self.posteriors) + [1.0 - count for _, count in self.priors]
+        return _alike(product([*self.posteriors, *(factor for factor, _ in self.priors)], powers), energy)
+
+    def has_priors(self, factors: Sequence[Energy]) -> bool:
+        return len(factors) == len(self.priors) and all(_alike(a, b) for (a, _), b in zip(self.priors, factors, strict=True))
+
 
 def places(energy: Energy) -> set[int]:
     """The positions of the flattened event that an energy is about: those of `poe.on`, and of all parts of a composition; else all."""
-    if isinstance(energy, Pullback) and isinstance(energy.function, Select):
+    if is_on(energy):
         index = energy.function.index.tolist()
         return {index[place] for place in places(energy.energy)}
     if isinstance(energy, (Product, Mixture, Contrast, Shifted)):
@@ -1253,28 +1271,59 @@ def places(energy: Energy) -> set[int]:
     return set(range(energy.event_shape.numel()))
 
 
+def is_on(energy: Energy) -> TypeGuard[Pullback]:
+    """Whether `on` made it."""
+    return isinstance(energy, Pullback) and isinstance(energy.function, Select)
+
+
 def part_on(energy: Energy, index: Sequence[int]) -> Energy:
-    """The same over the numbers at these positions alone, as a vector or as `poe.on` had them, of an energy that is about no others."""
-    if list(index) == list(range(energy.event_shape.numel())):
+    """The same over the numbers at these positions alone, in their order, of an energy that is about no others."""
+    if not is_on(energy) and len(index) == energy.event_shape.numel():
         return energy
     at = {place: i for i, place in enumerate(index)}
 
     def within(part: Energy) -> Energy:
-        if isinstance(part, Pullback) and isinstance(part.function, Select):
-            there = [at[place] for place in part.function.index.tolist()]
-            whole = there == list(range(len(at))) and part.energy.event_shape == (len(at),)
-            return part.energy if whole else on(part.energy, there, (len(at),))
-        return part.rebuild([within(inner) for inner in part.parts])
+        if not is_on(part):
+            return part.rebuild([within(inner) for inner in part.parts])
+        used = sorted(places(part.energy))
+        inner, there = part_on(part.energy, used), [at[place] for place in part.function.index[used].tolist()]
+        return inner if there == list(range(len(at))) else on(inner, there, (len(at),))
 
-    if isinstance(energy, Pullback) and isinstance(energy.function, Select) and energy.function.index.tolist() == list(index):
-        return energy.energy
     return within(energy)
 
 
 def combined(energy: Energy) -> Combination | None:
     """What `combine` put together in an energy, which may be shifted, or multiplied by more factors; None where it did not."""
-    known = vars(energy).get("combination")
+    known: Combination | None = vars(energy).get("combination")
     return combined(energy.energy) if known is None and isinstance(energy, Shifted) else known
+
+
+def _opened(posterior: Energy, factors: Sequence[Energy]) -> Sequence[Energy]:
+    """The posteriors that were combined before, with the same prior and nothing else; else the one."""
+    known: Combination | None = vars(posterior).get("combination")
+    if known is None or not known.has_priors(factors) or not known.is_whole(posterior):
+        return (posterior,)
+    return known.posteriors
+
+
+def _alike(a: Energy, b: Energy) -> bool:
+    """Whether two energies are the same product of the same factors."""
+    terms = [{(id(t.energy), t.power) for t in e.terms} if isinstance(e, Product) else {(id(e), 1.0)} for e in (a, b)]
+    return terms[0] == terms[1]
+
+
+def _carry(result: Energy, energies: Sequence[Energy], powers: Sequence[Any]) -> None:
+    """What was combined in factors is known of their product, but for posteriors that are divided out again."""
+    signs = [1.0 if isinstance(power, Tensor) else power for power in powers]
+    known = [combined(energy) for energy, sign in zip(energies, signs, strict=True) if sign == 1]
+    found = [combination for combination in known if combination is not None]
+    divided = {id(energy) for energy, sign in zip(energies, signs, strict=True) if sign < 0}
+    if not found or not isinstance(result, Product) or any(result is energy for energy in energies):
+        return
+    priors = [factor for factor, _ in found[0].priors]
+    posteriors = [p for combination in found if combination.has_priors(priors) for p in combination.posteriors]
+    if not divided & set(map(id, posteriors)):
+        vars(result)["combination"] = Combination(tuple(posteriors), found[0].priors)
 
 
 def _alone(term: _Term) -> Energy:

@@ -88,7 +88,7 @@ def fit_density(
     """
     x, w = _real(samples, "samples"), None if weights is None else _real(weights, "weights")
     x = x.unsqueeze(-1) if x.ndim == 1 else x
-    w = torch.ones(len(x)) if w is None else w.to(torch.get_default_dtype())
+    w = torch.ones(len(x)) if w is None else (w.double() / w.double().max().clamp(min=1e-300)).to(torch.get_default_dtype())
     low, high = _bounds(support, x.shape[1:])
     _check(x, w, low, high, copies)
     x, w = x[w > 0].to(torch.get_default_dtype()), w[w > 0]
@@ -246,8 +246,9 @@ def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
     if not bool(finite.all()):
         raise ValueError(f"{int((~finite).sum())} of {len(x)} samples are not finite in {dtype}")
     wide, rounding = x.double().flatten(1).std(0), torch.finfo(dtype).eps * x.double().flatten(1).abs().amax(0)
-    if bool((rounding > RESOLVED * wide)[wide > 0].any()):
-        at = int((rounding / wide.clamp(min=1e-300)).argmax())
+    coarse = (rounding > RESOLVED * wide) & (wide > 0)
+    if bool(coarse.any()):
+        at = int(coarse.nonzero()[0])
         raise ValueError(
             f"number {at} of each sample spreads by {float(wide[at]):.2g} around {float(x.double().flatten(1)[:, at].mean()):.6g}, "
             f"where {dtype} resolves {float(rounding[at]):.2g}: subtract an offset, or call torch.set_default_dtype(torch.float64)"
@@ -267,6 +268,8 @@ def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
         raise ValueError(
             f"number {int(constant.nonzero()[0])} of each sample is always the same: a constant has no density; leave it out"
         )
+    if len(u) <= u.shape[1]:
+        raise ValueError(f"{u.shape[1]} numbers a sample need more than {len(u)} samples: in so few they depend on each other")
     least = float(torch.linalg.eigvalsh(u.T.corrcoef().reshape(u.shape[1], u.shape[1]))[0])
     if least < 1e-10:
         raise ValueError(

@@ -139,7 +139,8 @@ def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) 
     `log_z` states it where it is known; otherwise it is estimated by `poe.log_z`, which takes the other options.
     """
     (energy,) = _energies([energy], "normalize")
-    if log_z is not None and (isinstance(log_z, (int, float)) or len(log_z) != 2 or not 0 <= log_z[1] < math.inf):
+    pair = isinstance(log_z, (tuple, list)) and len(log_z) == 2 and all(isinstance(n, (int, float)) for n in log_z)
+    if log_z is not None and not (pair and 0 <= log_z[1] < math.inf):
         raise ValueError(f"log_z is a number and its standard error, poe.Estimate(0.0, 0.1), not {log_z!r}")
     known = _estimate(energy, **options) if log_z is None else Estimate(*log_z)
     if energy.log_z is not None and log_z is None:

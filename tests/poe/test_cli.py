@@ -175,7 +175,7 @@ def test_check_tells_right_experts_from_wrong_ones(files, capsys):
         (["sample", "a", *bound("a"), "--out", "a.safetensors"], 2, "a.safetensors is read by this command"),
         (["sample", "a.safetensors", "--out", "./a.safetensors"], 2, "a.safetensors is read by this command"),
         (["show", "a", *bound("a"), "--expert", "a=b.safetensors"], 2, "--expert a= is given twice"),
-        (["show", "(a ** 1e200) ** 1e200", *bound("a")], 2, "a power must be finite, and these multiply"),
+        (["show", "(a ** 1e200) ** 1e200", *bound("a")], 2, "these powers multiply to more"),
         (["sample", "a", *bound("a"), "-n", "0"], 2, "at least 1"),
         (["sample", "a", *bound("a"), "--seed", "-1"], 2, "at least 0"),
         (["check", "own:fails"], 2, "own.py:7: RuntimeError: no weights here"),

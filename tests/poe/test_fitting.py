@@ -129,6 +129,13 @@ def test_a_border_of_one_parameter(seed: int) -> None:
     assert fit.copies[0] > max(fit.gaussian, fit.mixture) - 0.01
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1e30])
+def test_weights_count_whatever_their_scale(scale: float) -> None:
+    x = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
+    plain, scaled = (poe.fit_density(x, w, copies=1, seed=0, **QUICK) for w in (None, np.full(300, scale)))
+    assert scaled.fit.samples == plain.fit.samples and torch.equal(plain(x), scaled(x))  # type: ignore[attr-defined]
+
+
 def test_parameters_of_very_different_scales() -> None:
     g = np.random.default_rng(0)
     samples = np.stack([g.normal(2.1e-9, 3e-11, 1000), g.normal(67.0, 0.5, 1000)], -1)
@@ -144,6 +151,7 @@ def test_columns_and_bounds_without_a_density_are_refused() -> None:
         (torch.cat([x, 2 * x[:, :1] + 1], 1), {}, "a linear function of the others"),
         (x, {"support": ([-9.0] * 3, [9.0] * 3)}, r"the samples' shape \(2,\)"),
         (x, {"support": (9.0, -9.0)}, "low < high"),
+        (torch.randn(120, 150), {}, "150 numbers a sample need more than 120 samples"),
     ]:
         with pytest.raises(ValueError, match=said):
             poe.fit_density(samples, **options)
