@@ -201,6 +201,8 @@ def _part(posterior: Energy, energy: Energy, generator: torch.Generator, parts: 
         if own is None:
             return None
         values = inner(own.x.to(like).reshape(-1, *inner.event_shape)).double()
+        if bool(values.isnan().all()):
+            return None
         edge, logs = float(values[~values.isnan()].quantile(BULK)), None
         if len(index) == energy.event_shape.numel():
             x = own.x[: max(WEIGHED, 2 * DRAWS // parts)].to(like).reshape(-1, *energy.event_shape)
