@@ -1287,7 +1287,8 @@ def part_on(energy: Energy, index: Sequence[int]) -> Energy:
             return part.rebuild([within(inner) for inner in part.parts])
         used = sorted(places(part.energy))
         inner, there = part_on(part.energy, used), [at[place] for place in part.function.index[used].tolist()]
-        return inner if there == list(range(len(at))) else on(inner, there, (len(at),))
+        whole = there == list(range(len(at))) and inner.event_shape == (len(at),)
+        return inner if whole else on(inner, there, (len(at),))
 
     return within(energy)
 

@@ -350,6 +350,12 @@ def test_the_order_of_parameters_and_nested_parts_say_the_same(drawn: bool) -> N
         assert set(known.baselines) == set(plain.baselines)
         for name in ("Gaussian product", "consensus Monte Carlo"):
             assert known.baselines[name].mean == pytest.approx(plain.baselines[name].mean, abs=0.05)
+    square = Normal(torch.zeros(2, 2), torch.ones(2, 2))
+    table = poe.on(square, [0, 1, 2, 3], (4,)) & poe.on(Normal([1.0], [1.0]), [2], (4,))
+    known = poe.sample(
+        poe.combine([table, Normal(torch.zeros(4), 1.0)], prior=Normal(torch.zeros(4), 9.0)), 500, seed=0
+    ).agreement
+    assert known is not None and not known.unknown
     nested = poe.on(poe.on(Normal([0.0], [1.0]), [0], (2,)), [0, 1], (3,))
     first, prior = Normal([1.0, 0.0], [1.0, 1.0]), poe.product([poe.on(Normal([0.0], [9.0]), [i], (3,)) for i in range(3)])
     known = poe.sample(poe.combine([nested, poe.on(first, [0, 2], (3,))], prior=prior), 500, seed=0).agreement
