@@ -251,6 +251,7 @@ def test_tension_on_a_simplex_has_one_direction_less(dtype: torch.dtype) -> None
             assert baseline.mean == pytest.approx(draws.x.mean(0).tolist(), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:nobody knows whether")
 def test_error_bars_of_ensembles_on_part_of_the_parameters_and_in_a_box() -> None:
     copies = [Normal([0.3 * i, 0.0], [1.0, 1.0]) for i in range(3)]
@@ -327,7 +328,7 @@ class Drawn(poe.Density):
 
 
 @pytest.mark.filterwarnings("ignore:nobody knows whether")
-@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("drawn", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_order_of_parameters_and_nested_parts_say_the_same(drawn: bool) -> None:
     a, b = Normal([0.0, 5.0], [1.0, 0.5], name="a"), Normal([5.0, 0.0], [0.5, 1.0], name="b")
     p = Normal([0.0, 0.0], [9.0, 9.0], name="p")
@@ -385,6 +386,7 @@ def test_an_ensemble_lies_where_its_product_does() -> None:
     assert draws.agreement.tension[0][2] == pytest.approx(1 / math.hypot(sd, 0.1), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:nobody knows whether")
 def test_tails_without_a_variance_leave_the_tension_unknown() -> None:
     def cauchy(place: float, name: str) -> poe.Energy:
