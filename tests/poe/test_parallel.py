@@ -22,6 +22,7 @@ def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_draws_of_one(tmp_path: Path) -> None:
     whole = long_run(None)  # three shards: one process has two of them
     done = torchrun(2, "-m", "tests.poe.longrun", str(tmp_path), "annealed")

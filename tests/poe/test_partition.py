@@ -33,7 +33,8 @@ def test_importance_estimates_are_within_their_standard_error() -> None:
     assert abs(torch.tensor(z).mean()) < 4.5 / math.sqrt(100)
 
 
-@pytest.mark.parametrize("method", ["annealed", pytest.param("ais", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["annealed", "ais"])
 def test_annealing_takes_over_where_weights_are_uneven(method: str) -> None:
     z = []
     for seed in range(10):

@@ -66,7 +66,7 @@ def test_weights_of_a_start_are_importance_weights() -> None:
     assert start.failed == 0 and 0 < start.ess < 20_000
 
 
-@pytest.mark.parametrize(("function", "d", "map"), [(grid, 2, False), (funnel, 5, True)])
+@pytest.mark.parametrize(("function", "d", "map"), [pytest.param(grid, 2, False, marks=pytest.mark.slow), (funnel, 5, True)])
 def test_a_target_of_which_nothing_is_known_is_reached(function, d: int, map: bool) -> None:
     target = Raw(function, d=d)
     z = []
