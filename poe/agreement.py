@@ -7,7 +7,7 @@ covariances C_i of their own draws, and P that of the prior, the difference of t
 
 under the hypothesis of common parameters (for Gaussians exactly; the last two terms vanish as the prior widens, or is flat). The
 tension is that of Q = (μ_i - μ_j)ᵀ V⁻¹ (μ_i - μ_j), χ² with as many degrees of freedom as V has directions, in sigmas of a normal:
-P(|z| > t) = P(χ² > Q).
+P(|z| > t) = P(χ² > Q). Angles count as numbers on a line, cut where their support ends.
 
 Where the product lies outside the bulk of an expert's own draws, it rests on tails that the expert never saw. The bulk is its region of
 highest density that holds 99 % of its draws.
