@@ -47,9 +47,7 @@ from poe.capabilities import Conditional
 from poe.energy import Energy, checked_level
 from poe.registry import near, register
 
-MOST_ROWS = (
-    512  # pictures in one call of a network whose gradient is asked for: 2 MB each in that of `shapes`, and no faster in more
-)
+MOST_ROWS = 512  # pictures in one call of a network: with gradients .6 MB each in that of `shapes`, and no faster in more
 
 
 class Block(nn.Module):
@@ -338,7 +336,7 @@ class NoiseConditional(Energy):
     ) -> None:
         network = ConceptNetwork(**network) if isinstance(network, dict) else network
         low, high = network.sigma_range
-        if concept is not None and concept not in network.concepts:  # nor is anything else than a name
+        if concept is not None and concept not in network.concepts:
             known = near(str(concept), network.concepts) or f"; it knows {', '.join(network.concepts) or 'none'}"
             raise ValueError(f"the network has not learned the concept {concept!r}{known}")
         if sigma is not None and not low <= sigma <= high:

@@ -368,9 +368,8 @@ def _moved(kernel: Kernel, energy: Energy, at: At, moves: int, generator: torch.
     for _ in range(moves):
         inner, info = kernel.step(energy, inner, kernel.noise(inner, generator))
         seen.append(info)
-        if (
-            isinstance(energy, Followed) and (last := energy.remembered()) is not None
-        ):  # of the proposal, which the step evaluated last
+        # of the proposal, which the step evaluated last
+        if isinstance(energy, Followed) and (last := energy.remembered()) is not None:
             new = zip(last, at[3:], strict=True)
             at = at._replace(**dict(zip(("values", "slope"), (_where(info.accepted, a, b) for a, b in new), strict=True)))
     end = kernel.walkers(inner)

@@ -273,7 +273,9 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         d = result.diagnostics
         d = replace(d, gradients=d.gradients + gradients, energies=d.energies + energies, seconds=d.seconds + seconds)
         broken = d.nonfinite > 0 and len(result.reasons) == 1  # an expert fails somewhere: it will for any method
-        lone = job.chains == 1 and all(reason.startswith("R-hat needs") for reason in result.reasons)  # as it would by any method
+        lone = (
+            job.chains == 1 and len(result.reasons) == 1 and math.isnan(d.rhat) and not d.invalid
+        )  # nor has another way an R-hat
         if last or result.partial or result.trusted or broken or lone:
             words = result.method or (chosen.reason if name == chosen.method else chosen.words(name))
             words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
