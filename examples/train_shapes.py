@@ -143,9 +143,7 @@ def main() -> None:
     model = network().share_memory()
     other = torch.multiprocessing.get_context("spawn").Process(target=train_classifier, args=(model,))
     other.start()
-    model.denoised.to(memory_format=torch.channels_last)
     assert model.guide is not None
-    model.guide.to(memory_format=torch.channels_last)
     train(model, model.denoised, by_denoising, 16_000, seed=0)
     other.join()
     if other.exitcode:

@@ -16,7 +16,8 @@ forget where resampled particles came from. Where δ is not positive, particles 
 networks can be too wrong by value for these weights. Of experts that say so (`Scored`, `Rough`) what energies gain on the way follows
 from scores (`poe.scores`), draws are of the densities behind those, and the report says it. Where those are not the gradients of any
 energy at hand (`Scored`), there are no moves but at the last level, more levels, and less resampling: weights err at each level, and
-most of that cancels on the way.
+most of that cancels on the way. There the weights of the first levels, where it is settled what a particle will show, decide how many
+stay independent; so more particles set out than arrive, as many as the pilot finds are needed.
 
 References: Del Moral, Doucet and Jasra 2006, J. R. Statist. Soc. B 68(3) (weights on pairs, section 3.3); Ho, Jain and Abbeel 2020,
 NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023, NeurIPS, and Du et al. 2023, ICML (particles and MCMC for compositions).
@@ -25,7 +26,7 @@ NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023, NeurIPS, and Du et 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ from poe.gaussians import MOST_DIMENSIONS
 from poe.kernels import Kernel, Langevin
 from poe.path import Geometric, StandardNormal, noise_levels, noise_range, take
 from poe.scores import Followed, diffuses, gain, rest
-from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, systematic, tune
+from poe.smc import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, correlation, resampled, tune
 
 PARTICLES = 64  # of the pilot
 FEW, GROUPS = 1024, 4  # particles where each is dear (at the least 4 for each draw, up to this many), and their populations
@@ -47,6 +48,8 @@ CENTRES = 3  # steps by which the centre of the noisiest level is found, from 64
 MOVES, LAST = 2, 32  # Metropolis moves of a level; of the last one at the most
 STRIDE, LEAST = 0.2, 0.005  # largest and smallest fall of log σ from one level to the next
 FINE = 0.06  # the largest where nothing but reverse diffusion moves particles
+AHEAD = 0.7  # more set out there, until so much of the share that is effective will stay so,
+DEARER = 3  # for at most so many times the cost
 WORN = 0.1  # share of effective particles below which they are resampled there, half elsewhere
 KEEP, EASY = 0.8, 0.92  # share of effective particles that a fall must keep, and that makes the next one longer
 
@@ -113,11 +116,14 @@ class Noised:
 
 @dataclass(frozen=True)
 class Descent:
-    """How particles go down levels of noise: by a schedule from a normal to the noisiest level, then by `rungs`."""
+    """How particles go down levels of noise: by a schedule from a normal to the noisiest level, then by `rungs`. `crowd` times as many
+    set out as arrive, and stay so many for the first `crowded` rungs."""
 
     path: Noised
     approach: Schedule
     rungs: tuple[Rung, ...]
+    crowd: int = 1
+    crowded: int = 0
 
     @property
     def levels(self) -> tuple[Any, ...]:
@@ -125,9 +131,9 @@ class Descent:
 
     @property
     def gradients(self) -> int:
-        """Gradients of the target for one particle."""
-        moves = sum(round(rung.moves * rung.kernel.gradients_per_step) for rung in self.rungs)
-        return self.approach.gradients + moves + len(self.rungs)
+        """Gradients of the target for one particle that arrives."""
+        each = [1 + round(rung.moves * rung.kernel.gradients_per_step) for rung in self.rungs]
+        return self.approach.gradients * self.crowd + sum(each) + (self.crowd - 1) * sum(each[: self.crowded])
 
     @property
     def energies(self) -> int:
@@ -135,35 +141,42 @@ class Descent:
 
     @property
     def work(self) -> int:
-        """Moves and levels, whatever they cost."""
+        """Moves and levels of one that sets out, whatever they cost."""
         return self.approach.work + sum(rung.moves for rung in self.rungs) + len(self.rungs)
 
     def refined(self, times: int) -> Descent:
         """The same with each fall cut into `times`, all moved by the kernel of its end."""
-        rungs, before = [], max(noise_range(self.path.end))
-        for rung in self.rungs:
+        rungs, before, crowded = [], max(noise_range(self.path.end)), 0
+        for index, rung in enumerate(self.rungs):
             if rung.sigma > 0:
                 falls = (before * (rung.sigma / before) ** (i / times) for i in range(1, times))
                 rungs += [rung._replace(sigma=sigma) for sigma in falls]
                 before = rung.sigma
             rungs.append(rung)
-        return Descent(self.path, self.approach.refined(times), tuple(rungs))
+            crowded = len(rungs) if index < self.crowded else crowded
+        return replace(self, approach=self.approach.refined(times), rungs=tuple(rungs), crowded=crowded)
 
     def carry(self, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
-        """Populations (r, n, *event) to the target, as the fields of `Population`."""
+        """Populations (r, n, *event) to the target, as the fields of `Population`; n / `crowd` of each arrive if they are resampled."""
         x, _, logs, log_ratio, ancestors, acceptance, nonfinite, divergent = self.approach.carry(x, generator, resample, bar)
         log_ratio = log_ratio - logs.logsumexp(1) + math.log(x.shape[1])  # what is in the weights is still to be counted
         log_ratio = log_ratio - self.path.mass
         accepted = [acceptance]
         sigma = max(noise_range(self.path.end))
-        state = _at_rest(self.path.level(sigma)[0], x)
+        state, few = _at_rest(self.path.level(sigma)[0], x), x.shape[1] // self.crowd
         for index, rung in enumerate(self.rungs):
             fallen, increment = _fall(self.path, state, sigma, rung.sigma, generator)
             nonfinite += int(increment.isnan().sum())
             logs = logs + torch.where(increment.isnan(), -math.inf, increment)
             if resample:
                 last = index == len(self.rungs) - 1
-                order, logs, gained = resampled(logs, generator, always=last, below=WORN if self.path.guided else 0.5)
+                order, logs, gained = resampled(
+                    logs,
+                    generator,
+                    always=last,
+                    below=WORN if self.path.guided else 0.5,
+                    count=few if index == self.crowded - 1 else None,
+                )
                 fallen, log_ratio = At(*(take(part, order) for part in fallen)), log_ratio + gained
                 ancestors = ancestors.gather(1, order)
             sigma = rung.sigma
@@ -172,7 +185,7 @@ class Descent:
             nonfinite += sum(int(info.nonfinite.sum()) for info in seen)
             divergent += sum(int(info.divergent.sum()) for info in seen)
             bar.update()
-        log_ratio = log_ratio + logs.logsumexp(1) - math.log(x.shape[1])
+        log_ratio = log_ratio + logs.logsumexp(1) - math.log(logs.shape[1])
         return state.x, state.energy, logs, log_ratio, ancestors, sum(accepted) / len(accepted), nonfinite, divergent
 
     def back(self, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)
@@ -193,7 +206,9 @@ class Descent:
 
 def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None = None, progress: bool = False) -> Pilot:
     """Tunes a descent with one population that is resampled at each level: falls of log σ that keep `KEEP` of the effective
-    particles, and kernels whose step size follows their acceptance, in units of the spread of noise.
+    particles, and kernels whose step size follows their acceptance, in units of the spread of noise. Where scores are followed that
+    are no energy's, falls are of `FINE`, whatever they keep, as most of what weights err by cancels later; and for each particle that
+    arrives so many set out that as many are effective at the rung from which on they keep `AHEAD` of that, or what `DEARER` allows.
 
     Raises Stalled where that takes more than `MOST_LEVELS` levels.
     """
@@ -204,6 +219,7 @@ def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None =
     top = path.level(high)[0]
     longest = FINE if path.guided else STRIDE
     log_ratio, sigma, stride, rungs = first.log_ratio - path.mass, high, longest, []
+    logs, worn, kept = torch.zeros(1, PARTICLES, dtype=torch.float64, device=x.device), 1.0, []
     state = _at_rest(top, first.x)
     mover = Langevin() if kernel is None else kernel
     mover = mover.tuned(mover.guess(state.x[0].numel()) if mover.step_size is None else mover.step_size)
@@ -212,26 +228,32 @@ def descend(path: Noised, generator: torch.Generator, *, kernel: Kernel | None =
             aim = sigma * math.exp(-stride)
             aim = 0.0 if sigma <= low else low if aim < low * math.exp(LEAST) else aim
             fallen, increment = _fall(path, state, sigma, aim, generator)
-            logs = torch.where(increment.isnan(), -math.inf, increment).unsqueeze(0)
-            if not bool((logs > -math.inf).any()):
+            weighed = logs + torch.where(increment.isnan(), -math.inf, increment)
+            if not bool((weighed > -math.inf).any()):
                 raise ValueError(f"no particle of {target} has finite energy at noise {aim:g}")
-            share = float((2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()) / PARTICLES
-            if share < KEEP and aim > 0 and stride > LEAST:
+            share = float((2 * weighed.logsumexp(1) - (2 * weighed).logsumexp(1)).exp()) / PARTICLES
+            if not path.guided and share < KEEP and aim > 0 and stride > LEAST:
                 stride = max(LEAST, 0.6 * stride)
                 continue
             if len(rungs) == MOST_LEVELS:
                 raise Stalled(f"more than {MOST_LEVELS} levels of noise to {target}")
             stride = min(longest, 1.3 * stride) if share > EASY else stride
-            log_ratio += float(logs.logsumexp(1)) - math.log(PARTICLES)
-            uniform = torch.rand(1, 2, generator=generator, device=x.device, dtype=torch.float64)
-            order = systematic(logs, uniform)[0]
-            state = At(*(part[order] for part in fallen))
+            kept.append(worn * share)
+            order, logs, gained = resampled(weighed, generator, always=aim == 0 or not path.guided, below=WORN)
+            worn *= share if not logs.any() else 1.0
+            log_ratio += float(gained)
+            state = At(*(part[order[0]] for part in fallen))
             rung, state = _settle(mover, path, aim, state, generator)
             bar.update(math.log(sigma / max(aim, low)) / math.log(high / low))
             mover, sigma = rung.kernel, aim
             rungs.append(rung)
     descent = Descent(path, first.schedule, tuple(rungs))
     spent = first.gradients + (descent.gradients - first.schedule.gradients) * PARTICLES + CENTRES * 64
+    if path.guided:
+        last = next(i for i, share in enumerate(kept) if kept[-1] >= AHEAD * share)
+        twice = replace(descent, crowd=2, crowded=last + 1)
+        most = 1 + (DEARER - 1) * descent.gradients // (twice.gradients - descent.gradients)
+        descent = replace(twice, crowd=min(math.ceil(1 / kept[last]), most))
     return Pilot(descent, state.x, log_ratio, float(spent))
 
 

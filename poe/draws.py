@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poe.agreement import Agreement
-from poe.diagnostics import Diagnostics, standard_errors
+from poe.diagnostics import RHAT_LIMIT, Diagnostics, standard_errors
 from poe.energy import Energy, Estimate
 from poe.storage import StorageError, write_whole
 
@@ -84,7 +84,10 @@ class Draws:
             return f"NOT TRUSTED: {self.reasons[0]}" + (f" (and {others} more, above)" if others else "")
         d = self.diagnostics
         found = [f"{len(self):,} independent draws"] if d.independent else [f"ESS {min(d.ess_bulk, d.ess_tail):,.0f}"]
-        found += [] if d.independent or d.rhat != d.rhat else [f"R-hat {max(d.rhat, d.rhat_energy):.3f}"]
+        if not (d.independent or d.rhat != d.rhat):
+            worst = max(d.rhat, d.rhat_energy)
+            few = f", where so few draws show up to {d.chance:.2f} by chance" if worst > RHAT_LIMIT else ""
+            found.append(f"R-hat {worst:.3f}{few}")
         found += [] if d.stein_pvalue != d.stein_pvalue else [f"Stein test p {d.stein_pvalue:.2g}"]
         conditions = dict.fromkeys(self.conditions.values())
         return "TRUSTED" + (" if " + " and ".join(conditions) if conditions else "") + ": " + ", ".join(found)

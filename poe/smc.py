@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class Schedule:
 
     path: Path
     levels: tuple[Level, ...]
+    crowd: ClassVar[int] = 1  # particles that set out for each one that arrives
 
     @property
     def gradients(self) -> int:
@@ -247,21 +248,22 @@ def anneal(
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Population:
-    """Independent populations over a frozen schedule: `sizes[s]` of them in shard s, each with `particles` particles.
+    """Independent populations over a frozen schedule: `sizes[s]` of them in shard s, each with `particles` particles at the end.
 
     `start(n, generator)` draws n particles of the start of the path. Populations move in batches of about `BATCH` particles; of
     several processes each moves those of its own shards. `checkpoint` takes every batch as a stage. An interrupt (Ctrl-C) of a lone
     process, after the first batch, returns the populations that are there, marked partial.
     """
-    at_once = max(1, BATCH // particles)
+    setting_out = particles * schedule.crowd if resample else particles
+    at_once = max(1, BATCH // setting_out)
     rounds = -(-max(sizes) // at_once)
 
     def batch(shard: int, done: int) -> tuple | None:
         count = min(at_once, sizes[shard] - done)
         if count <= 0:
             return None
-        x = start(count * particles, generators[shard])
-        return schedule.carry(x.unflatten(0, (count, particles)), generators[shard], resample, bar)
+        x = start(count * setting_out, generators[shard])
+        return schedule.carry(x.unflatten(0, (count, setting_out)), generators[shard], resample, bar)
 
     finished: list[list[tuple | None]] = []
     own, partial = len(parallel.share(len(sizes))), False
@@ -321,18 +323,23 @@ def systematic(log_weights: Tensor, uniform: Tensor, count: int | None = None) -
     return torch.searchsorted(edges / edges[..., -1:], at.clamp(max=1 - 1e-12), right=True).clamp(max=n - 1)
 
 
-def resampled(logs: Tensor, generator: torch.Generator, *, always: bool, below: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
-    # (populations, n) -> (populations, n), (populations, n), (populations)
+def resampled(
+    logs: Tensor, generator: torch.Generator, *, always: bool, below: float = 0.5, count: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    # (populations, n) -> (populations, count), (populations, count), (populations)
     """Which particles go on, their log weights from then on, and what log Z gains: populations whose effective share is `below` this
-    are resampled, or all. One without weight has died out: it stays where it is, with Z = 0."""
+    are resampled, or all, and all to `count` particles where that is not n. One without weight has died out: it stays where it is,
+    with Z = 0."""
     populations, n = logs.shape
+    count = n if count is None else count
+    always |= count != n
     size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
     tired = ((size < n * below) | always) & (logs > -math.inf).any(1)
     uniform = torch.rand(populations, 2, generator=generator, device=logs.device, dtype=torch.float64)
-    own = torch.arange(n, device=logs.device)
-    order = torch.where(tired.unsqueeze(1), systematic(logs, uniform), own)
+    own = torch.arange(count, device=logs.device)
+    order = torch.where(tired.unsqueeze(1), systematic(logs, uniform, count), own)
     gained = torch.where(tired, logs.logsumexp(1) - math.log(n), 0)
-    return order, torch.where(tired.unsqueeze(1), 0, logs), gained
+    return order, torch.where(tired.unsqueeze(1), 0, logs[:, :count]), gained
 
 
 def curve(x: Tensor, event: int) -> Tensor:  # (populations, n, *event) -> (populations, n)

@@ -118,7 +118,7 @@ def main() -> None:
         started = time.process_time()
         draws = poe.sample(target, arguments.draws, seed=arguments.seed, thin=arguments.thin)
         d = draws.diagnostics
-        evidence = f"ESS {d.ess_bulk:.0f}, R-hat {d.rhat:.3f}, log Z {draws.log_z}, trusted {draws.trusted}"
+        evidence = f"ESS {d.ess_bulk:.0f}, R-hat {d.rhat:.3f}, log Z {draws.log_z}, {draws.verdict}"
         print("  poe.sample        ", row(case, draws.x, time.process_time() - started, evidence), flush=True)
         if not arguments.baselines:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -110,14 +111,20 @@ def test_gain_of_single_points_is_exact(make):
     assert high.remembered() is low.remembered() is None  # told once: nothing is kept at each of many levels
 
 
-def test_weights_are_unbiased_and_bounded_from_both_sides():
-    """E[Z] = 1 over few populations of few particles, with one move a level; the way back has mean 1/Z."""
+@pytest.mark.parametrize("crowd", [1, 4])
+def test_weights_are_unbiased_and_bounded_from_both_sides(crowd):
+    """E[Z] = 1 over few populations of few particles, with one move a level, of which four times as many may set out; the way back
+    has mean 1/Z."""
     target = Points(torch.tensor([[2.0, 0.0], [-1.0, 1.0], [0.0, -3.0]])) & Points(torch.tensor([[2.2, 0.1], [-1.0, 0.8]]))
     axis = torch.linspace(-6, 6, 2401, dtype=torch.float64)
     log_z = float((-target(torch.cartesian_prod(axis, axis))).logsumexp(0)) + 2 * math.log(float(axis[1] - axis[0]))
     generators = streams(3, 3, torch.device("cpu"))
     schedule = descend(Noised.to(target, generators[0]), generators[0]).schedule
+    schedule = replace(schedule, crowd=crowd, crowded=len(schedule.rungs) // 2)
+    assert schedule.refined(3).crowded == 3 * schedule.crowded
     moved = anneal(schedule, lambda n, g: schedule.path.start.sample(n, generator=g), [300], 32, [generators[1]])
+    assert moved.x.shape == (300, 32, 2) and moved.log_weights.shape == moved.ancestors.shape == (300, 32)
+    assert 20 * crowd < int(moved.ancestors.max()) < 32 * crowd
     found = estimate(moved.log_ratio)
     assert abs(found.value - log_z) < 4 * found.standard_error and found.standard_error < 0.05
     mode = torch.cdist(moved.x.reshape(-1, 2), torch.tensor([[2.0, 0.0], [-1.0, 1.0]])).argmin(1)
@@ -274,6 +281,21 @@ def test_scores_are_followed_where_an_expert_has_better_ones():
     assert abs(draws.log_z.value - exact) < 4 * draws.log_z.standard_error + 0.1
     residual = draws.x - corners(*range(12))[nearest(draws.x)]
     assert float(residual.square().mean()) == pytest.approx(SIGMA**2, rel=0.05)
+
+
+def test_more_set_out_where_weights_leave_few():
+    """A set of points is what its score leads to. The sum of the scores of high powers of two sets hardly finds the common point."""
+    one, other, every = (Guided(corners(*which)) for which in ((0, 1, 2, 3), (0, 4, 5, 6), range(12)))
+    (generator,) = streams(0, 1, torch.device("cpu"))
+    target = one**3 & other**3 / every**5
+    alone, common = (descend(Noised.to(energy, generator), generator).schedule for energy in (one, target))
+    assert alone.crowd == 1 and len(alone.rungs) == len(common.rungs)
+    assert common.crowd > 1 and common.rungs[common.crowded - 1].sigma > 1  # points are about √128 apart
+    assert common.gradients <= diffusion.DEARER * replace(common, crowd=1).gradients
+    draws = poe.sample(target, 200, seed=0)
+    assert draws.trusted and set(nearest(draws.x).tolist()) == {0}
+    assert draws.log_z is not None
+    assert abs(draws.log_z.value - math.log(12**5 / 4**6)) < 4 * draws.log_z.standard_error + 0.1
 
 
 class Concepts(Points):

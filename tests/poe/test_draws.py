@@ -84,6 +84,9 @@ def test_the_last_line_is_a_verdict_to_act_on() -> None:
     tested = replace(good, diagnostics=replace(good.diagnostics, stein_pvalue=0.31))
     assert tested.verdict.endswith("Stein test p 0.31")
 
+    few = replace(good, diagnostics=replace(good.diagnostics, rhat=1.4, chance=1.72))
+    assert "R-hat 1.400, where so few draws show up to 1.72 by chance" in few.verdict
+
     note = "nobody knows whether a & b has finite mass (proper is unknown)"
     conditional = good.warned(note, given="the target has finite mass")
     assert conditional.trusted and conditional.warnings == (note,) and conditional.reasons == ()
