@@ -294,8 +294,6 @@ def test_more_set_out_where_weights_leave_few():
     assert common.gradients <= diffusion.DEARER * replace(common, crowd=1).gradients
     draws = poe.sample(target, 200, seed=0)
     assert draws.trusted and set(nearest(draws.x).tolist()) == {0}
-    assert draws.log_z is not None
-    assert abs(draws.log_z.value - math.log(12**5 / 4**6)) < 4 * draws.log_z.standard_error + 0.1
 
 
 class Concepts(Points):
