@@ -470,7 +470,7 @@ class NoiseConditional(Energy):
         known: dict[int | None, tuple[Tensor, Tensor]] = {None: (value, off / sigma**2)}
         gains = network.gains(rows, level) if concepts - {None} else rows
         for c in [c for c in concepts if c is not None]:
-            unsettled = (network.log_prior[c] + gains[:, c]).exp() < 1 - DOUBT
+            unsettled = ~((network.log_prior[c] + gains[:, c]).exp() >= 1 - DOUBT)  # NaN too
             some = Features(*(part[unsettled] for part in features))
             which = torch.full((len(some.level),), c, device=rows.device)
             shift = torch.zeros_like(off).masked_scatter(

@@ -86,7 +86,7 @@ class Draws:
         found = [f"{len(self):,} independent draws"] if d.independent else [f"ESS {min(d.ess_bulk, d.ess_tail):,.0f}"]
         if not (d.independent or d.rhat != d.rhat):
             worst = max(d.rhat, d.rhat_energy)
-            few = f", where so few draws show up to {d.chance:.2f} by chance" if worst > RHAT_LIMIT else ""
+            few = f", where so few draws show up to {d.chance:.2f} by chance" if RHAT_LIMIT < worst <= d.chance else ""
             found.append(f"R-hat {worst:.3f}{few}")
         found += [] if d.stein_pvalue != d.stein_pvalue else [f"Stein test p {d.stein_pvalue:.2g}"]
         conditions = dict.fromkeys(self.conditions.values())

@@ -307,6 +307,7 @@ def blend(job: Job, shares: Sequence[float], draw: Callable[[int, int], Draws]) 
         acceptance=min(d.acceptance for d in found), divergent=int(total_of("divergent")), nonfinite=int(total_of("nonfinite")),
         gradients=total_of("gradients"), energies=total_of("energies") + energy.numel(), seconds=total_of("seconds"),
         invalid=int((~energy.isfinite()).sum()), independent=all(d.independent for d in found),
+        chance=max(d.chance for d in found),
     )  # fmt: skip
     said = dict.fromkeys(warning for _, result in results for warning in result.warnings)
     conditions = {warning: given for _, result in results for warning, given in result.conditions.items()}

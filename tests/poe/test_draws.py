@@ -86,6 +86,7 @@ def test_the_last_line_is_a_verdict_to_act_on() -> None:
 
     few = replace(good, diagnostics=replace(good.diagnostics, rhat=1.4, chance=1.72))
     assert "R-hat 1.400, where so few draws show up to 1.72 by chance" in few.verdict
+    assert "chance" not in replace(few, diagnostics=replace(few.diagnostics, chance=1.0)).verdict
 
     note = "nobody knows whether a & b has finite mass (proper is unknown)"
     conditional = good.warned(note, given="the target has finite mass")
