@@ -1,7 +1,7 @@
 """Makes docstrings Markdown for the reference: an extension of griffe.
 
-Doctests become code blocks, asterisks stay asterisks, a bar in a cell of a table is no end of the cell, and the shape comment of a
-signature becomes the first line of its docstring.
+Doctests become code blocks, asterisks stay asterisks, a bar in a cell of a table is no end of the
+cell, and the shape comment of a signature becomes the first line of its docstring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ BAR = re.compile(r"`[^`]*`|\\\||(\|)")  # code, an escaped bar, or a bar
 
 
 def escaped(text: str) -> str:
-    """Text with `*` escaped where Markdown would read emphasis: not in code, whether inline, fenced or indented."""
+    """Text with `*` escaped where Markdown would read emphasis: not in code, whether inline, fenced
+    or indented."""
     lines, fenced, base, after_blank, code = [], False, 0, True, False
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
@@ -30,12 +31,17 @@ def escaped(text: str) -> str:
             code = indent >= base + 4 and (after_blank or code)
         after_blank = not line.strip()
         plain = not (fenced or code)
-        lines.append("".join(p if p.startswith("`") else p.replace("*", r"\*") for p in CODE.split(line)) if plain else line)
+        lines.append(
+            "".join(p if p.startswith("`") else p.replace("*", r"\*") for p in CODE.split(line))
+            if plain
+            else line
+        )
     return "\n".join(lines)
 
 
 def tables(text: str) -> str:
-    """Text with bars escaped that stand inside a cell of a table, as in `| p(x | c) |`: all but the nearest to the bars of its rule."""
+    """Text with bars escaped that stand inside a cell of a table, as in `| p(x | c) |`: all but the
+    nearest to the bars of its rule."""
     lines = text.splitlines()
     for number in [i for i, line in enumerate(lines) if RULE.fullmatch(line)]:
         columns = [i for i, character in enumerate(lines[number]) if character == "|"]
@@ -44,8 +50,12 @@ def tables(text: str) -> str:
                 break
             bars = [found.start() for found in BAR.finditer(lines[row]) if found[1]]
             if len(bars) > len(columns):
-                inner = set(bars) - {min(bars, key=lambda bar: abs(bar - column)) for column in columns}
-                lines[row] = "".join(f"\\{c}" if i in inner else c for i, c in enumerate(lines[row]))
+                inner = set(bars) - {
+                    min(bars, key=lambda bar: abs(bar - column)) for column in columns
+                }
+                lines[row] = "".join(
+                    f"\\{c}" if i in inner else c for i, c in enumerate(lines[row])
+                )
     return "\n".join(lines)
 
 

@@ -1,4 +1,5 @@
-"""The pictures and colours of the documentation, made from draws while it is built: a hook of mkdocs."""
+"""The pictures and colours of the documentation, made from draws while it is built: a hook of
+mkdocs."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import poe
 from experts import Normal
-from poe import plotting
+from poe.plotting import figures as plotting
 
 STYLE = """
 .rst-content .codehilite { border: 1px solid #e1e4e5; margin: 1px 0 24px; padding: 0; overflow-x: auto }
@@ -22,7 +23,7 @@ STYLE = """
 .rst-content .codehilite code { border: 0; padding: 0; font-size: 12px; color: inherit }
 .rst-content table.docutils td, .rst-content table td, .rst-content table th { white-space: normal }
 .wy-nav-content { max-width: 960px }
-"""
+"""  # noqa: E501
 
 
 def digits() -> Figure:
@@ -31,7 +32,9 @@ def digits() -> Figure:
     blocks = {}
     for name, trained in names.items():
         method = "annealed" if name == "high" else None
-        blocks[f"{name}, trained on {trained}"] = poe.sample(parts[name], 64, method=method, seed=0).x[::4]
+        blocks[f"{name}, trained on {trained}"] = poe.sample(
+            parts[name], 64, method=method, seed=0
+        ).x[::4]
     target = (parts["even"] & parts["loops"] & parts["high"]) ** (1 / 3)
     blocks["(even & loops & high) ** (1/3)"] = poe.sample(target, 32, seed=0).x[::2]
     return plotting.rows(blocks)
@@ -39,10 +42,16 @@ def digits() -> Figure:
 
 def ring() -> Figure:
     wide = Normal(torch.zeros(2), torch.ones(2), name="wide")
-    ring = poe.as_energy(lambda x: 8 * (x.norm(dim=-1) - 1) ** 2, event_shape=(2,), bounded=True, name="ring")
-    right = poe.as_energy(lambda x: 6 * (-x[..., 0]).relu(), event_shape=(2,), bounded=True, name="right")
+    ring = poe.as_energy(
+        lambda x: 8 * (x.norm(dim=-1) - 1) ** 2, event_shape=(2,), bounded=True, name="ring"
+    )
+    right = poe.as_energy(
+        lambda x: 6 * (-x[..., 0]).relu(), event_shape=(2,), bounded=True, name="right"
+    )
     targets = (wide & ring, wide & ring & right, poe.contrast(wide, ring, 4))
-    return scatter({str(target): {"draws": poe.sample(target, 1000, seed=0).x} for target in targets}, 2.6)
+    return scatter(
+        {str(target): {"draws": poe.sample(target, 1000, seed=0).x} for target in targets}, 2.6
+    )
 
 
 def posteriors() -> Figure:
@@ -53,7 +62,9 @@ def posteriors() -> Figure:
         second = Normal(torch.tensor(loc), torch.tensor([0.5, 0.2]), name="second")
         draws = poe.sample(poe.combine([first, second], prior=prior), 600, seed=0)
         generator = torch.Generator().manual_seed(0)
-        panels[name] = {str(e): e.sample(600, generator=generator) for e in (first, second)} | {"combined": draws.x}
+        panels[name] = {str(e): e.sample(600, generator=generator) for e in (first, second)} | {
+            "combined": draws.x
+        }
     return scatter(panels, 3.0)
 
 
@@ -70,7 +81,11 @@ def scatter(panels: dict[str, dict[str, Tensor]], reach: float) -> Figure:
     return figure
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {"digits": digits, "ring": ring, "posteriors": posteriors}
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "digits": digits,
+    "ring": ring,
+    "posteriors": posteriors,
+}
 made: dict[str, bytes] = {}  # a second build of one process, as `mkdocs serve` makes, draws nothing
 
 

@@ -1,8 +1,10 @@
-"""Which pictures are strange? The likelihood ratio of two experts, no log Z needed: `poe.anomaly_score(x, normal, background)`.
+"""Which pictures are strange? The likelihood ratio of two experts, no log Z needed:
+`poe.anomaly_score(x, normal, background)`.
 
-The normal expert is a restricted Boltzmann machine of binary 8x8 digits (`digits.rbm`); the background knows how often each pixel is
-on and nothing else. Strange are digits whose pixels were scrambled; and, for a machine that learned the zeros alone, the others. AUROC
-is the probability that a strange picture scores higher than a normal one. All pictures that are scored were held out.
+The normal expert is a restricted Boltzmann machine of binary 8x8 digits (`digits.rbm`); the
+background knows how often each pixel is on and nothing else. Strange are digits whose pixels were
+scrambled; and, for a machine that learned the zeros alone, the others. AUROC is the probability
+that a strange picture scores higher than a normal one. All pictures that are scored were held out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 import poe
 from experts import RBM, Bernoulli
-from poe.losses import PersistentContrastiveDivergence
+from poe.training.losses import PersistentContrastiveDivergence
 
 HELD = 360
 STEPS = 100 if os.environ.get("POE_FAST") else 1500
@@ -32,7 +34,10 @@ def learned(x: Tensor) -> RBM:  # (n, 8, 8)
     """A machine of ten hidden units, by persistent contrastive divergence."""
     generator = torch.Generator().manual_seed(0)
     machine = RBM.untrained((8, 8), 10, data=x, generator=generator)
-    loss, optimiser = PersistentContrastiveDivergence(100, generator=generator), torch.optim.Adam(machine.parameters(), 1e-2)
+    loss, optimiser = (
+        PersistentContrastiveDivergence(100, generator=generator),
+        torch.optim.Adam(machine.parameters(), 1e-2),
+    )
     for _ in range(STEPS):
         optimiser.zero_grad()
         loss(machine, x[torch.randint(len(x), (64,), generator=generator)]).backward()
@@ -51,12 +56,19 @@ def main() -> None:
     x, label = (torch.tensor(table.images) >= 8).float(), torch.tensor(table.target)
     seen, held, of_seen, of_held = x[:-HELD], x[-HELD:], label[:-HELD], label[-HELD:]
 
-    scrambled = torch.stack([row[torch.randperm(64)] for row in held.flatten(1)]).reshape(held.shape)
+    scrambled = torch.stack([row[torch.randperm(64)] for row in held.flatten(1)]).reshape(
+        held.shape
+    )
     machine, rates = poe.load("digits.rbm"), base_rates(seen)
     cases = {"digits against scrambled pixels": (machine, rates, held, scrambled)}
     zeros = learned(seen[of_seen == 0])
     cases["zeros against ones"] = (zeros, machine, held[of_held == 0], held[of_held == 1])
-    cases["zeros against all other digits"] = (zeros, machine, held[of_held == 0], held[of_held != 0])
+    cases["zeros against all other digits"] = (
+        zeros,
+        machine,
+        held[of_held == 0],
+        held[of_held != 0],
+    )
     for name, (normal, background, usual, strange) in cases.items():
         ratio = auroc(*(poe.anomaly_score(part, normal, background) for part in (usual, strange)))
         with torch.no_grad():

@@ -1,9 +1,11 @@
-"""A noisy binary picture, made clean by a product: an Ising prior, which likes neighbours alike, & the evidence of each pixel.
+"""A noisy binary picture, made clean by a product: an Ising prior, which likes neighbours alike, &
+the evidence of each pixel.
 
     target = prior & evidence
 
-The most likely picture is searched for by cooled chains (`poe.mode`) and, since all couplings are positive, known exactly as a minimum
-cut (Greig, Porteous & Seheult 1989, J. R. Statist. Soc. B 51(2)). The mean of draws, cut at one half, has the fewest wrong pixels.
+The most likely picture is searched for by cooled chains (`poe.mode`) and, since all couplings are
+positive, known exactly as a minimum cut (Greig, Porteous & Seheult 1989, J. R. Statist. Soc. B
+51(2)). The mean of draws, cut at one half, has the fewest wrong pixels.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ def picture() -> Tensor:  # -> (SIDE, SIDE)
     grey = load_sample_images().images[1].mean(-1)
     block = grey.shape[0] // SIDE
     left = (grey.shape[1] - SIDE * block) // 2
-    grey = grey[: SIDE * block, left : left + SIDE * block].reshape(SIDE, block, SIDE, block).mean((1, 3))
+    grey = (
+        grey[: SIDE * block, left : left + SIDE * block]
+        .reshape(SIDE, block, SIDE, block)
+        .mean((1, 3))
+    )
     return torch.tensor(grey > np.median(grey)).float()
 
 
@@ -46,7 +52,10 @@ def minimum_cut(energy: Ising) -> Tensor:  # -> (SIDE, SIDE)
     up, down = np.flatnonzero(fields > 0), np.flatnonzero(fields < 0)
     rows = np.concatenate([a, b, np.full(len(up), n), down])
     columns = np.concatenate([b, a, up, np.full(len(down), n + 1)])
-    graph = coo_array((np.concatenate([bonds, bonds, fields[up], -fields[down]]), (rows, columns)), shape=(n + 2, n + 2)).tocsr()
+    graph = coo_array(
+        (np.concatenate([bonds, bonds, fields[up], -fields[down]]), (rows, columns)),
+        shape=(n + 2, n + 2),
+    ).tocsr()
     left = graph - maximum_flow(graph, n, n + 1).flow
     left.data[left.data < 0] = 0
     left.eliminate_zeros()
@@ -59,22 +68,40 @@ def minimum_cut(energy: Ising) -> Tensor:  # -> (SIDE, SIDE)
 def main() -> None:
     torch.set_num_threads(1)
     clean = picture()
-    noisy = torch.where(torch.rand(clean.shape, generator=torch.Generator().manual_seed(0)) < FLIPPED, 1 - clean, clean)
+    noisy = torch.where(
+        torch.rand(clean.shape, generator=torch.Generator().manual_seed(0)) < FLIPPED,
+        1 - clean,
+        clean,
+    )
     prior = Ising((SIDE, SIDE), COUPLING, periodic=False, bits=True, name="prior")
-    evidence = Bernoulli(logits=(2 * noisy - 1) * math.log((1 - FLIPPED) / FLIPPED), name="evidence")
+    evidence = Bernoulli(
+        logits=(2 * noisy - 1) * math.log((1 - FLIPPED) / FLIPPED), name="evidence"
+    )
     target = prior & evidence
 
     one = poe.simplify(target)  # a field on each pixel: one Ising model again
     ising = one if isinstance(one, Ising) else one.energy
     best, found = minimum_cut(ising), poe.mode(target, seed=0)
     gap = float(target(found) - target(best))
-    print(f"energy of the mode found {float(target(found)):.2f} nats, {gap:.2f} above the exact minimum")
+    print(
+        f"energy of the mode found {float(target(found)):.2f} nats, {gap:.2f} above the exact "
+        "minimum"
+    )
 
     draws = poe.sample(target, 100 if os.environ.get("POE_FAST") else 400, seed=0)
     print(draws.report())
-    pictures = {"clean": clean, "noisy": noisy, "mode found": found, "minimum cut": best, "mean of draws": draws.mean()}
+    pictures = {
+        "clean": clean,
+        "noisy": noisy,
+        "mode found": found,
+        "minimum cut": best,
+        "mean of draws": draws.mean(),
+    }
     for name, x in pictures.items():
-        print(f"{name:<14} {100 * float(((x > 0.5).float() != clean).float().mean()):5.2f} % of the pixels are wrong")
+        print(
+            f"{name:<14} {100 * float(((x > 0.5).float() != clean).float().mean()):5.2f} % of the "
+            "pixels are wrong"
+        )
 
     from matplotlib import pyplot as plt  # an extra
 

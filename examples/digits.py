@@ -4,8 +4,9 @@ The images are scikit-learn's `load_digits`: 1,797 images, levels 0 to 16. A poi
 
     x = (level - 8) / 8 + 0.2 ε,   ε ~ N(0, 1) in each pixel, event shape (8, 8),
 
-so the data have a smooth density on R^64 (Gaussian dequantisation; every log-likelihood of the zoo is of this
-x, in nats, and fresh ε is drawn whenever an image is used). Image i of the data set belongs to
+so the data have a smooth density on R^64 (Gaussian dequantisation; every log-likelihood of the zoo
+is of this x, in nats, and fresh ε is drawn whenever an image is used). Image i of the data set
+belongs to
 
     i mod 7 in {0, 1, 2, 3}   the experts' training set  (1,028 images)
     i mod 7 in {4, 5}         the judge's training set   (513 images)
@@ -39,11 +40,14 @@ def images(split: str, digits: Iterable[int] = range(10)) -> tuple[Tensor, Tenso
     data = load_digits()
     levels, labels = torch.tensor(data.images, dtype=torch.float32), torch.tensor(data.target)
     index = torch.arange(len(labels))
-    chosen = torch.isin(index % 7, torch.tensor(SPLITS[split])) & torch.isin(labels, torch.tensor(list(digits)))
+    chosen = torch.isin(index % 7, torch.tensor(SPLITS[split])) & torch.isin(
+        labels, torch.tensor(list(digits))
+    )
     return (levels[chosen] - 8) / 8, labels[chosen]
 
 
-def dequantise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (*batch, 8, 8) -> same
+def dequantise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    # (*batch, 8, 8) -> same
     """x = image + 0.2 ε."""
     return images + SIGMA * torch.randn(images.shape, generator=generator)
 
@@ -73,7 +77,9 @@ def fit(
     """AdamW with one warm-up and cosine decay of the rate, and clipped gradients."""
     parameters = list(modules.parameters()) if isinstance(modules, nn.Module) else modules
     optimiser = torch.optim.AdamW(parameters, rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, total_steps=steps + 1, pct_start=0.05
+    )
     for _, batch in batches:
         value = loss(batch)
         optimiser.zero_grad()
@@ -84,11 +90,13 @@ def fit(
 
 
 def mixture_of_gaussians(x: Tensor, components: int, ridge: float = 0.01) -> dict[str, Tensor]:
-    """Weights, means and covariances of a mixture with full covariances fitted by scikit-learn's EM to x (n,
-    8, 8)."""
+    """Weights, means and covariances of a mixture with full covariances fitted by scikit-learn's EM
+    to x (n, 8, 8)."""
     from sklearn.mixture import GaussianMixture
 
-    fitted = GaussianMixture(components, covariance_type="full", reg_covar=ridge, random_state=0, max_iter=50)
+    fitted = GaussianMixture(
+        components, covariance_type="full", reg_covar=ridge, random_state=0, max_iter=50
+    )
     fitted.fit(x.flatten(1).double().numpy())
     return {
         "weights": torch.tensor(fitted.weights_),
@@ -98,8 +106,13 @@ def mixture_of_gaussians(x: Tensor, components: int, ridge: float = 0.01) -> dic
 
 
 def gaussians_by_digit(digits: Iterable[int]) -> dict[str, Tensor]:
-    """One Gaussian with full covariance for each digit, of its training images with eight noises each, weighted by their number."""
-    groups = [(len(x), mixture_of_gaussians(repeated(x, 8, seed=d), 1)) for d in digits for x in [images("experts", [d])[0]]]
+    """One Gaussian with full covariance for each digit, of its training images with eight noises
+    each, weighted by their number."""
+    groups = [
+        (len(x), mixture_of_gaussians(repeated(x, 8, seed=d), 1))
+        for d in digits
+        for x in [images("experts", [d])[0]]
+    ]
     total = sum(count for count, _ in groups)
     return {
         "weights": torch.cat([fitted["weights"] * count / total for count, fitted in groups]),
@@ -138,7 +151,10 @@ def publish(energy: poe.Energy, name: str, **facts: Any) -> None:
         "split": "image index mod 7: experts 0-3, judge 4-5, test 6",
         "parameters": sum(p.numel() for p in energy.parameters()),
         "licence": "Apache-2.0; data: UCI optical recognition of handwritten digits, CC BY 4.0",
-        **{key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()},
+        **{
+            key: round(value, 4) if isinstance(value, float) else value
+            for key, value in facts.items()
+        },
     }
     assert all(math.isfinite(value) for value in card.values() if isinstance(value, float))
     print(json.dumps(card, indent=2))
@@ -149,6 +165,6 @@ def publish(energy: poe.Energy, name: str, **facts: Any) -> None:
 
 def poe_save(energy: poe.Energy, name: str) -> None:
     """One file of weights in the zoo."""
-    from poe.storage import save
+    from poe.io.storage import save
 
     save(energy, ZOO / f"{name}.safetensors")

@@ -1,6 +1,8 @@
-"""One page of pictures: concepts of the zoo, composed. The same as `python -m poe gallery --html out/gallery.html`.
+"""One page of pictures: concepts of the zoo, composed. The same as `python -m poe gallery --html
+out/gallery.html`.
 
-Sixteen pictures of each of 18 expressions take about half an hour on one core; a call that was interrupted goes on where it stopped.
+Sixteen pictures of each of 18 expressions take about half an hour on one core; a call that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from poe.gallery import gallery
+from poe.cli.gallery import gallery
 
 OUT = Path("out")
 

@@ -1,10 +1,13 @@
-"""Two generators as experts: a variational autoencoder & a concept, and an adversarial generator with and without its discriminator.
+"""Two generators as experts: a variational autoencoder & a concept, and an adversarial generator
+with and without its discriminator.
 
-The autoencoder (`digits.vae`) knows all ten digits, and `digits.loops` those with a loop: 0, 6, 8 and 9. With power one half their
-product is what both agree on; with power one it is sharper, and favours the digits that vary least.
+The autoencoder (`digits.vae`) knows all ten digits, and `digits.loops` those with a loop: 0, 6, 8
+and 9. With power one half their product is what both agree on; with power one it is sharper, and
+favours the digits that vary least.
 
-The generator of `digits.gan` draws by itself from its prior; its energy asks the discriminator too. How good pictures are says
-`digits.judge`, a classifier trained on other images: a picture is clear where it gives one digit 90 % or more.
+The generator of `digits.gan` draws by itself from its prior; its energy asks the discriminator too.
+How good pictures are says `digits.judge`, a classifier trained on other images: a picture is clear
+where it gives one digit 90 % or more.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ def clear(judge: poe.Energy, x: Tensor) -> str:  # (n, 8, 8)
     share = (p.amax(-1) >= 0.9).float().mean().item()
     digits = p.mean(0)
     entropy = -(digits * digits.log()).sum().item()
-    return f"{100 * share:.1f} ± {100 * (share * (1 - share) / len(x)) ** 0.5:.1f} % clear, {entropy:.2f} nats of digits (2.30 at most)"
+    return (
+        f"{100 * share:.1f} ± {100 * (share * (1 - share) / len(x)) ** 0.5:.1f} % clear, "
+        f"{entropy:.2f} nats of digits (2.30 at most)"
+    )
 
 
 def main() -> None:

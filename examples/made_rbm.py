@@ -2,8 +2,8 @@
 
     target = (made & rbm) ** 0.5
 
-Sequential Monte Carlo follows the order of the autoregressive factor and lets the machine twist its way; it gives draws and log Z, and
-with that the likelihood of held-out digits under the product.
+Sequential Monte Carlo follows the order of the autoregressive factor and lets the machine twist its
+way; it gives draws and log Z, and with that the likelihood of held-out digits under the product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import poe
-from poe import plotting
+from poe.plotting import figures as plotting
 
 OUT = Path("out") / "made_rbm.png"
 
@@ -28,11 +28,22 @@ def main() -> None:
     target = (made & rbm) ** 0.5
     draws = poe.sample(target, 100 if os.environ.get("POE_FAST") else 1000, seed=0)
     print(draws.report())
-    pictures: dict[str, Tensor] = {"made": made.sample(16), "rbm": rbm.sample(16), "(made & rbm) ** 0.5": draws.x[:16]}
+    pictures: dict[str, Tensor] = {
+        "made": made.sample(16),
+        "rbm": rbm.sample(16),
+        "(made & rbm) ** 0.5": draws.x[:16],
+    }
     with torch.no_grad():
-        for name, energy, log_z in (("made", made, made.log_z), ("rbm", rbm, rbm.log_z), ("product", target, draws.log_z)):
+        for name, energy, log_z in (
+            ("made", made, made.log_z),
+            ("rbm", rbm, rbm.log_z),
+            ("product", target, draws.log_z),
+        ):
             nats = -(energy(held).mean() + float(log_z))
-            print(f"{name:<8} {float(nats):.2f} ± {log_z.standard_error:.2f} nats a held-out picture (± by log Z)")
+            print(
+                f"{name:<8} {float(nats):.2f} ± {log_z.standard_error:.2f} nats a held-out picture "
+                "(± by log Z)"
+            )
     OUT.parent.mkdir(exist_ok=True)
     plotting.rows(pictures, OUT, width=16)
     print(f"{OUT} written")

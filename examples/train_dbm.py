@@ -1,12 +1,16 @@
-"""Train a deep Boltzmann machine, 784-500-1000, on Fashion-MNIST, and draw clothes. About a quarter of an hour; with --fast, seconds.
+"""Train a deep Boltzmann machine, 784-500-1000, on Fashion-MNIST, and draw clothes. About a quarter
+of an hour; with --fast, seconds.
 
-The pictures are those of Debian's package dataset-fashion-mnist, 28x28 pixels, each 1 where its grey level is .3 or more. The layers
-are learned one upon the other first, then all together. What is drawn: pixels' probabilities given the hidden units, at the ends of
-chains that start at independent pixels, and so have never seen a piece of clothing; and of those of the training, which began at some.
-What is printed: the variational bound of the log-likelihood of test pictures, by the log Z that annealed importance sampling finds,
-with its error. That log Z is too small, and the bound too high, where the particles miss modes, which their spread does not tell. So
-another log Z is printed beside it, from annealing back from the chains of the training: one that is too large, as far as these are
-draws of the machine.
+The pictures are those of Debian's package dataset-fashion-mnist, 28x28 pixels, each 1 where its
+grey level is .3 or more. The layers are learned one upon the other first, then all together. What
+is drawn: pixels' probabilities given the hidden units, at the ends of chains that start at
+independent pixels, and so have never seen a piece of clothing; and of those of the training, which
+began at some.
+What is printed: the variational bound of the log-likelihood of test pictures, by the log Z that
+annealed importance sampling finds, with its error. That log Z is too small, and the bound too high,
+where the particles miss modes, which their spread does not tell. So
+another log Z is printed beside it, from annealing back from the chains of the training: one that is
+too large, as far as these are draws of the machine.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from torch import Tensor
 import poe
 from experts import DBM, Bernoulli
 from experts.pretraining import MeanFieldLikelihood, pretrain
-from poe.losses import PersistentContrastiveDivergence
-from poe.plotting import rows
+from poe.plotting.figures import rows
+from poe.training.losses import PersistentContrastiveDivergence
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).resolve().parent.parent / "out"
@@ -37,7 +41,8 @@ def pictures(name: str) -> Tensor:  # -> (n, 784)
 
 
 def learn(machine: DBM, data: Tensor, epochs: int, rate: float = 0.005, batch: int = 100) -> Tensor:
-    """All layers together, by the gradient of the variational bound; where the chains are in the end, (100, units)."""
+    """All layers together, by the gradient of the variational bound; where the chains are in the
+    end, (100, units)."""
     chains = PersistentContrastiveDivergence(chains=100, k=5)
     loss = MeanFieldLikelihood(chains)
     optimiser = torch.optim.SGD(machine.parameters(), rate, momentum=0.5, weight_decay=2e-4)
@@ -50,7 +55,10 @@ def learn(machine: DBM, data: Tensor, epochs: int, rate: float = 0.005, batch: i
             value.backward()
             optimiser.step()
             schedule.step()
-        print(f"epoch {epoch + 1} of {epochs}: F(data) - E(chains) {value.item():.2f} nats", flush=True)
+        print(
+            f"epoch {epoch + 1} of {epochs}: F(data) - E(chains) {value.item():.2f} nats",
+            flush=True,
+        )
     assert chains.points is not None
     return chains.points
 
@@ -59,7 +67,9 @@ def draw(machine: DBM, rates: Tensor) -> Tensor:  # (784) -> (64, units)
     """The ends of 64 chains of Gibbs sweeps from independent pixels."""
     v = rates.expand(64, -1).bernoulli()
     init = torch.cat([v, *(mean.bernoulli() for mean in machine.mean_field(v))], 1)
-    return poe.sample(machine, 64, method="chains", kernel=poe.Gibbs(sweeps=20), init=init, seed=0).x
+    return poe.sample(
+        machine, 64, method="chains", kernel=poe.Gibbs(sweeps=20), init=init, seed=0
+    ).x
 
 
 def shown(machine: DBM, x: Tensor) -> Tensor:  # (n, units) -> (n, 28, 28)
@@ -69,10 +79,15 @@ def shown(machine: DBM, x: Tensor) -> Tensor:  # (n, units) -> (n, 28, 28)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fast", action="store_true", help="a small machine and few pictures: shows that it runs")
+    parser.add_argument(
+        "--fast", action="store_true", help="a small machine and few pictures: shows that it runs"
+    )
     small = parser.parse_args().fast or fast()
     if not FOLDER.exists():
-        print(f"skipped: {FOLDER} is not there; on Debian, apt-get install dataset-fashion-mnist brings it")
+        print(
+            f"skipped: {FOLDER} is not there; on Debian, apt-get install dataset-fashion-mnist "
+            "brings it"
+        )
         return
     setup()
     data, test = pictures("train"), pictures("t10k")
@@ -98,9 +113,13 @@ def main() -> None:
     bound = machine.lower_bound(test, log_z)
     error = (bound.double().var() / len(bound)).sqrt().item()
     print(f"log Z by annealed importance sampling {log_z}; by annealing back at most {upper}")
-    print(f"variational bound of log p(v) over {len(bound)} test pictures, in nats: {bound.mean().item():.2f}")
     print(
-        f"standard errors {log_z.standard_error:.2f} by log Z and {error:.2f} by pictures; by the other log Z the bound is "
+        f"variational bound of log p(v) over {len(bound)} test pictures, in nats: "
+        f"{bound.mean().item():.2f}"
+    )
+    print(
+        f"standard errors {log_z.standard_error:.2f} by log Z and {error:.2f} by pictures; by the "
+        "other log Z the bound is "
         f"{bound.mean().item() + log_z.value - upper.value:.2f}"
     )
 

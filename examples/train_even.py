@@ -1,7 +1,8 @@
-"""Train `digits.even`, an nflows flow of the digits 0, 2, 4, 6 and 8, by maximum likelihood. About a minute.
+"""Train `digits.even`, an nflows flow of the digits 0, 2, 4, 6 and 8, by maximum likelihood. About
+a minute.
 
-Five hundred images are few for a flow, which then fits them too closely. So half of each batch are draws of a
-mixture of Gaussians with full covariances that was fitted to the same images.
+Five hundred images are few for a flow, which then fits them too closely. So half of each batch are
+draws of a mixture of Gaussians with full covariances that was fitted to the same images.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from digits import (
 import poe
 from experts import Flow
 from experts.neural import GaussianBase
-from poe.losses import MaximumLikelihood
+from poe.training.losses import MaximumLikelihood
 
 
-def teacher(x: torch.Tensor, components: int, draws: int) -> torch.Tensor:  # (n, 8, 8) -> (draws, 8, 8)
+def teacher(x: torch.Tensor, components: int, draws: int) -> torch.Tensor:
+    # (n, 8, 8) -> (draws, 8, 8)
     """Draws of a mixture of Gaussians fitted to the images x."""
     base = GaussianBase(64, components)
     base.set(**mixture_of_gaussians(repeated(x, 4), components))
@@ -40,7 +42,9 @@ def main() -> None:
     count = 2 if fast() else 150
     x, _ = images("experts", EVEN)
     pool = teacher(x, components=8, draws=20_000)
-    expert: Flow = poe.create("flow", kind="realnvp", event_shape=(8, 8), layers=6, hidden=96, dropout=0.1)
+    expert: Flow = poe.create(
+        "flow", kind="realnvp", event_shape=(8, 8), layers=6, hidden=96, dropout=0.1
+    )
     expert.flow._transform._transforms[0].standardise(repeated(x, 20).flatten(1))
     likelihood = MaximumLikelihood()
 
@@ -49,14 +53,23 @@ def main() -> None:
         return likelihood(expert, torch.cat([batch, drawn]))
 
     with expert.training_mode():
-        fit(expert, loss, epochs(x, count), steps=count * math.ceil(len(x) / 64), rate=2e-3, decay=0.1)
+        fit(
+            expert,
+            loss,
+            epochs(x, count),
+            steps=count * math.ceil(len(x) / 64),
+            rate=2e-3,
+            decay=0.1,
+        )
     publish(
         expert,
         "digits.even",
         kind="normalizing flow (nflows, affine couplings and learned linear mixing)",
         digits=list(EVEN),
         test_log_likelihood=log_likelihood(expert, EVEN),
-        test_log_likelihood_of="mean log p(x) over the test images of these digits, 5 noises each, nats",
+        test_log_likelihood_of=(
+            "mean log p(x) over the test images of these digits, 5 noises each, nats"
+        ),
         trained_by="examples/train_even.py",
     )
 

@@ -1,8 +1,11 @@
-"""Train `digits.gan`, a generator of all ten digits and its discriminator, adversarially. A few minutes.
+"""Train `digits.gan`, a generator of all ten digits and its discriminator, adversarially. A few
+minutes.
 
-Generator and discriminator meet in the space of the zoo, with its noise in every pixel, so that both laws have densities. Then the
-generator is fixed, and the discriminator goes on learning to tell its pictures from images until it gets no better at images that were
-held out: only near its optimum is its logit the log of a density ratio, which corrects what the generator draws.
+Generator and discriminator meet in the space of the zoo, with its noise in every pixel, so that
+both laws have densities. Then the generator is fixed, and the discriminator goes on learning to
+tell its pictures from images until it gets no better at images that were
+held out: only near its optimum is its logit the log of a density ratio, which corrects what the
+generator draws.
 """
 
 from __future__ import annotations
@@ -21,27 +24,40 @@ import poe
 from experts import GAN, Discriminator
 
 LATENT, HIDDEN, JUDGE, AMPLITUDE = 16, (128, 128), (256, 128), 1.05
-ROUNDS, MORE, HELD = 500, 150, 8  # epochs of the contest, and of the discriminator alone; one image in HELD is not shown to it
+ROUNDS, MORE, HELD = (
+    500,
+    150,
+    8,
+)  # epochs of the contest, and of the discriminator alone; one image in HELD is not shown to it
 
 
-def loss_of(critic: Discriminator, real: Tensor, drawn: Tensor) -> Tensor:  # (n, 8, 8), (m, 8, 8) -> ()
+def loss_of(critic: Discriminator, real: Tensor, drawn: Tensor) -> Tensor:
+    # (n, 8, 8), (m, 8, 8) -> ()
     """Logistic loss, in nats for each pair of pictures; 2 log 2 where nothing is told apart."""
     return softplus(-critic.logit(real)).mean() + softplus(critic.logit(drawn)).mean()
 
 
 def contest(gan: GAN, x: Tensor, rounds: int) -> None:
-    """Alternate steps of both: the discriminator by the logistic loss, the generator by its non-saturating one, at falling rates. The
-    decoder that stays is an average over its last steps."""
+    """Alternate steps of both: the discriminator by the logistic loss, the generator by its
+    non-saturating one, at falling rates. The decoder that stays is an average over its last
+    steps."""
     critic, decoder = gan.discriminator, gan.decoder
     averaged = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-    players = [torch.optim.Adam(part.parameters(), 1e-3, betas=(0.5, 0.99)) for part in (decoder.network, critic)]
+    players = [
+        torch.optim.Adam(part.parameters(), 1e-3, betas=(0.5, 0.99))
+        for part in (decoder.network, critic)
+    ]
     decays = [torch.optim.lr_scheduler.LinearLR(player, 1.0, 0.05, rounds) for player in players]
     for _ in range(rounds):
         for _, batch in epochs(x, 1):
             for player, optimiser in enumerate(players):
                 optimiser.zero_grad()
                 drawn = gan.generator(gan.prior.sample(len(batch)))
-                loss = loss_of(critic, batch, drawn.detach()) if player else softplus(-critic.logit(drawn)).mean()
+                loss = (
+                    loss_of(critic, batch, drawn.detach())
+                    if player
+                    else softplus(-critic.logit(drawn)).mean()
+                )
                 loss.backward()
                 optimiser.step()
             averaged.update_parameters(decoder)
@@ -51,7 +67,8 @@ def contest(gan: GAN, x: Tensor, rounds: int) -> None:
 
 
 def calibrate(gan: GAN, x: Tensor, count: int) -> float:
-    """The discriminator against the fixed generator, of all epochs the one with the least loss on held-out images; returns that."""
+    """The discriminator against the fixed generator, of all epochs the one with the least loss on
+    held-out images; returns that."""
     critic = gan.discriminator
     held, learned = x[::HELD], x[torch.arange(len(x)) % HELD != 0]
     optimiser = torch.optim.AdamW(critic.parameters(), 1e-3, weight_decay=0.1)
@@ -72,7 +89,8 @@ def calibrate(gan: GAN, x: Tensor, count: int) -> float:
 
 
 def judged(x: Tensor) -> tuple[float, float]:  # (n, 8, 8)
-    """The share of pictures of which `digits.judge` is sure to 90 %, and the entropy of the digits in nats."""
+    """The share of pictures of which `digits.judge` is sure to 90 %, and the entropy of the digits
+    in nats."""
     with torch.no_grad():
         p = poe.load("digits.judge").logits(x).softmax(-1)  # type: ignore[operator]
     digits = p.mean(0)
@@ -82,7 +100,12 @@ def judged(x: Tensor) -> tuple[float, float]:  # (n, 8, 8)
 def main() -> None:
     setup()
     x, _ = images("experts")
-    arguments: dict[str, Any] = {"latent": LATENT, "hidden": HIDDEN, "judge": JUDGE, "amplitude": AMPLITUDE}
+    arguments: dict[str, Any] = {
+        "latent": LATENT,
+        "hidden": HIDDEN,
+        "judge": JUDGE,
+        "amplitude": AMPLITUDE,
+    }
     gan: GAN = poe.create("gan", picture_shape=(8, 8), scale=SIGMA, dropout=0.3, **arguments)
     with gan.training_mode():
         contest(gan, x, 2 if fast() else ROUNDS)
@@ -97,20 +120,27 @@ def main() -> None:
     publish(
         gan,
         "digits.gan",
-        kind=f"generative adversarial network, energy over u = ({LATENT} latent numbers, 64 of noise)",
+        kind=(
+            f"generative adversarial network, energy over u = ({LATENT} latent numbers, 64 of "
+            "noise)"
+        ),
         digits=list(range(10)),
         log_z=log_z.value,
         log_z_standard_error=log_z.standard_error,
         log_z_by="importance sampling from the prior; 0 where the discriminator is optimal",
         held_out_loss=loss,
-        held_out_loss_of="logistic loss of the discriminator, nats a pair; 1.386 where nothing is told apart",
+        held_out_loss_of=(
+            "logistic loss of the discriminator, nats a pair; 1.386 where nothing is told apart"
+        ),
         clear=both[0],
         clear_without_discriminator=alone[0],
         clear_of=f"share of {count} draws of which digits.judge is sure to 90 %",
         entropy=both[1],
         entropy_without_discriminator=alone[1],
         entropy_of="digits as judged, nats, log 10 = 2.303 at most",
-        clear_of_test_images=judged(dequantise(images("test")[0], torch.Generator().manual_seed(1)))[0],
+        clear_of_test_images=judged(
+            dequantise(images("test")[0], torch.Generator().manual_seed(1))
+        )[0],
         trained_by="examples/train_gan.py",
     )
 

@@ -1,9 +1,10 @@
 """Train `digits.high`, an unnormalised neural energy of the digits 5 to 9. About a minute.
 
-A convolutional network tilts a mixture with one Gaussian for each digit. It learns by noise-contrastive estimation, with that mixture
-as the noise, and by denoising score matching at the scale of the dequantisation. Half of the points it takes for data are draws of
-the mixture: they keep the tilt small where seven hundred images say little. log Z is unknown to the energy; the card records an
-importance-sampling estimate from the mixture.
+A convolutional network tilts a mixture with one Gaussian for each digit. It learns by
+noise-contrastive estimation, with that mixture as the noise, and by denoising score matching at the
+scale of the dequantisation. Half of the points it takes for data are draws of
+the mixture: they keep the tilt small where seven hundred images say little. log Z is unknown to the
+energy; the card records an importance-sampling estimate from the mixture.
 """
 
 from __future__ import annotations
@@ -11,11 +12,23 @@ from __future__ import annotations
 import math
 
 import torch
-from digits import HIGH, SIGMA, epochs, fast, fit, gaussians_by_digit, images, log_likelihood, publish, repeated, setup
+from digits import (
+    HIGH,
+    SIGMA,
+    epochs,
+    fast,
+    fit,
+    gaussians_by_digit,
+    images,
+    log_likelihood,
+    publish,
+    repeated,
+    setup,
+)
 
 import poe
 from experts import ConvEnergy, Normal
-from poe.losses import DenoisingScoreMatching, NoiseContrastive
+from poe.training.losses import DenoisingScoreMatching, NoiseContrastive
 
 
 def main() -> None:
@@ -25,7 +38,9 @@ def main() -> None:
     gaussians = gaussians_by_digit(HIGH)
     noise = as_density(gaussians)
     pool = noise.sample(40_000)  # type: ignore[operator]
-    expert: ConvEnergy = poe.create("conv-energy", event_shape=(8, 8), base=len(HIGH), channels=(16, 32), hidden=64, limit=40.0)
+    expert: ConvEnergy = poe.create(
+        "conv-energy", event_shape=(8, 8), base=len(HIGH), channels=(16, 32), hidden=64, limit=40.0
+    )
     expert.fit_base(**gaussians)
     expert.standardise(repeated(x, 20), least=0.2)
     contrast, denoise = NoiseContrastive(noise, ratio=4), DenoisingScoreMatching(SIGMA)
@@ -49,7 +64,9 @@ def main() -> None:
         log_z_standard_error=log_z.standard_error,
         log_z_by="importance sampling from the Gaussian mixture of its base, 50,000 draws",
         test_log_likelihood=log_likelihood(expert, HIGH, log_z.value),
-        test_log_likelihood_of="mean -E(x) - log_z over the test images of these digits, 5 noises each, nats",
+        test_log_likelihood_of=(
+            "mean -E(x) - log_z over the test images of these digits, 5 noises each, nats"
+        ),
         trained_by="examples/train_high.py",
     )
 
@@ -64,7 +81,8 @@ def as_density(gaussians: dict[str, torch.Tensor]) -> poe.Energy:
 
 
 def estimate_log_z(energy: poe.Energy, noise: poe.Energy, draws: int) -> poe.Estimate:
-    """log of the mean of exp(-E) / q over draws of q, with its standard error by the delta method."""
+    """log of the mean of exp(-E) / q over draws of q, with its standard error by the delta
+    method."""
     assert noise.log_z is not None
     logs = []
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""Train `digits.judge`, the classifier that judges draws; on images that no expert saw. About half a
-minute."""
+"""Train `digits.judge`, the classifier that judges draws; on images that no expert saw. About half
+a minute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps + 1)
     for _ in range(count):
         for index in torch.randperm(len(x)).split(64):
-            noise = SIGMA * (0.5 + torch.rand(len(index), 1, 1))  # from half to one and a half times that of the space
+            noise = SIGMA * (
+                0.5 + torch.rand(len(index), 1, 1)
+            )  # from half to one and a half times that of the space
             shifted = shift(x[index]) + noise * torch.randn(len(index), 8, 8)
             loss = F.cross_entropy(network(shifted), y[index], label_smoothing=0.02)
             optimiser.zero_grad()

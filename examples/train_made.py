@@ -1,10 +1,14 @@
-"""Train `digits.made`, an autoregressive density of 8x8 binary digits, by maximum likelihood. A minute or two.
+"""Train `digits.made`, an autoregressive density of 8x8 binary digits, by maximum likelihood. A
+minute or two.
 
-A pixel is 1 where its level is 8 or more. The first 1,437 images are learned, the last 360 held out and looked at once. They are by
-other writers, so each image that is learned is drawn anew whenever it is used: turned, slanted, stretched, moved, with a thicker or
-thinner pen. These changes fade away towards the end of the training, and the result is an average over its last steps.
+A pixel is 1 where its level is 8 or more. The first 1,437 images are learned, the last 360 held out
+and looked at once. They are by
+other writers, so each image that is learned is drawn anew whenever it is used: turned, slanted,
+stretched, moved, with a thicker or thinner pen. These changes fade away towards the end of the
+training, and the result is an average over its last steps.
 
-All settings were chosen with `--validate`, which learns the first 1,197 images, says how likely the next 240 are, and writes nothing.
+All settings were chosen with `--validate`, which learns the first 1,197 images, says how likely the
+next 240 are, and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experts import MADE
 from experts.sequential import Autoregressive
-from poe.losses import MaximumLikelihood
+from poe.training.losses import MaximumLikelihood
 
 LEARNED, VALIDATED, BATCH = 1437, 240, 64
 
@@ -39,8 +43,9 @@ def bits(images: Tensor, threshold: float | Tensor = 8.0) -> Tensor:  # (n, 8, 8
 
 
 def redrawn(images: Tensor, strength: float) -> Tensor:  # (n, 8, 8) -> (n, 8, 8)
-    """Bits of the images under random affine maps and thresholds; at strength 1 the standard deviations are 0.15 of the turn (radians),
-    0.2 of the slant, a tenth of both sizes, half a pixel of both shifts and 1.4 levels of the threshold."""
+    """Bits of the images under random affine maps and thresholds; at strength 1 the standard
+    deviations are 0.15 of the turn (radians), 0.2 of the slant, a tenth of both sizes, half a pixel
+    of both shifts and 1.4 levels of the threshold."""
     turn, slant, wider, taller, right, down, pen = strength * torch.randn(7, len(images))
     cos, sin = (0.15 * turn).cos(), (0.15 * turn).sin()
     rows = [
@@ -52,8 +57,11 @@ def redrawn(images: Tensor, strength: float) -> Tensor:  # (n, 8, 8) -> (n, 8, 8
     return bits(moved, 8 + 1.4 * pen.reshape(-1, 1, 1))
 
 
-def trained(expert: Autoregressive, images: Tensor, *, epochs: int, rate: float, decay: float, keep: float) -> Autoregressive:
-    """The expert with weights averaged over the last 1 / (1 - keep) steps of maximum likelihood, roughly."""
+def trained(
+    expert: Autoregressive, images: Tensor, *, epochs: int, rate: float, decay: float, keep: float
+) -> Autoregressive:
+    """The expert with weights averaged over the last 1 / (1 - keep) steps of maximum likelihood,
+    roughly."""
     likelihood = MaximumLikelihood()
     averaged = AveragedModel(expert, multi_avg_fn=get_ema_multi_avg_fn(keep))
 
@@ -68,7 +76,14 @@ def trained(expert: Autoregressive, images: Tensor, *, epochs: int, rate: float,
         return likelihood(expert, batch)
 
     with expert.training_mode():
-        fit(expert, loss, batches(), steps=epochs * math.ceil(len(images) / BATCH), rate=rate, decay=decay)
+        fit(
+            expert,
+            loss,
+            batches(),
+            steps=epochs * math.ceil(len(images) / BATCH),
+            rate=rate,
+            decay=decay,
+        )
     return averaged.module.eval()
 
 
@@ -79,7 +94,8 @@ def mean_log_likelihood(expert: Autoregressive, x: Tensor) -> float:  # (n, 8, 8
 
 
 def train(expert: Autoregressive, name: str, kind: str, **settings: float) -> None:
-    """Fit the expert, and publish it with the likelihood of the held-out images; or validate its settings."""
+    """Fit the expert, and publish it with the likelihood of the held-out images; or validate its
+    settings."""
     if "--validate" in sys.argv:
         images = levels(0, LEARNED)
         fitted = trained(expert, images[:-VALIDATED], **settings)  # type: ignore[arg-type]
@@ -104,7 +120,9 @@ def main() -> None:
     setup()
     expert = MADE((8, 8), hidden=512, layers=1, dropout=0.5)
     kind = "autoregressive density of bits (MADE, 512 hidden units)"
-    train(expert, "digits.made", kind, epochs=2 if fast() else 600, rate=2e-3, decay=0.1, keep=0.999)
+    train(
+        expert, "digits.made", kind, epochs=2 if fast() else 600, rate=2e-3, decay=0.1, keep=0.999
+    )
 
 
 if __name__ == "__main__":

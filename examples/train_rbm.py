@@ -1,7 +1,9 @@
-"""Train `digits.rbm`, a restricted Boltzmann machine of 8x8 binary digits, by persistent contrastive divergence. About a minute.
+"""Train `digits.rbm`, a restricted Boltzmann machine of 8x8 binary digits, by persistent
+contrastive divergence. About a minute.
 
-A pixel is 1 where its level is 8 or more. The first 1,437 images are learned, the last 360 held out and looked at once. With 20 hidden
-units log Z is exact, by a sum over their 2^20 states, and so are the log-likelihoods, which contrastive divergence itself never sees.
+A pixel is 1 where its level is 8 or more. The first 1,437 images are learned, the last 360 held out
+and looked at once. With 20 hidden units log Z is exact, by a sum over their 2^20 states, and so are
+the log-likelihoods, which contrastive divergence itself never sees.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from experts import RBM
-from poe.losses import PersistentContrastiveDivergence
+from poe.training.losses import PersistentContrastiveDivergence
 
 LEARNED, HIDDEN, RATE = 1437, 20, 1e-2
 

@@ -1,8 +1,10 @@
-"""Train `shapes`, the noise-conditional energies of the concept zoo, on pictures drawn as they are needed. An hour and a quarter.
+"""Train `shapes`, the noise-conditional energies of the concept zoo, on pictures drawn as they are
+needed. An hour and a quarter.
 
-Three networks, of 930,000 weights in all, know 13 concepts at all levels of noise from 0.05 to 10: three shapes, four colours, left,
-right, top, bottom, small, large. One learns to denoise pictures, another, in a process of its own, to tell the concepts of noised ones.
-Then a small one learns what each concept adds to what was denoised, from features of the first, which goes on learning with it.
+Three networks, of 930,000 weights in all, know 13 concepts at all levels of noise from 0.05 to 10:
+three shapes, four colours, left, right, top, bottom, small, large. One learns to denoise pictures,
+another, in a process of its own, to tell the concepts of noised ones. Then a small one learns what
+each concept adds to what was denoised, from features of the first, which goes on learning with it.
 Combinations in `shapes.UNSEEN` never occur. What is kept is the running mean of the weights.
 """
 
@@ -21,7 +23,13 @@ from shapes import FACTORS, SIGMA, UNSEEN, combinations, pictures
 from torch import Tensor, nn
 
 import poe
-from experts.noise import ConceptNetwork, NoiseConditional, concept_denoising, concept_matching, denoising
+from experts.noise import (
+    ConceptNetwork,
+    NoiseConditional,
+    concept_denoising,
+    concept_matching,
+    denoising,
+)
 
 ZOO = Path(__file__).resolve().parent.parent / "experts" / "zoo"
 FAST = os.environ.get("POE_FAST") == "1"
@@ -31,7 +39,10 @@ RATE, DECAY, KEEP = 2e-3, 1e-3, 0.999
 def network() -> ConceptNetwork:
     """Untrained; the frequencies of the concepts are those of the combinations that occur."""
     seen = combinations()
-    shares = [torch.bincount(seen[:, i], minlength=len(values)) / len(seen) for i, values in enumerate(FACTORS.values())]
+    shares = [
+        torch.bincount(seen[:, i], minlength=len(values)) / len(seen)
+        for i, values in enumerate(FACTORS.values())
+    ]
     return ConceptNetwork(
         (3, 16, 16),
         concepts=list(FACTORS.values()),
@@ -45,10 +56,16 @@ def network() -> ConceptNetwork:
 def noised(model: ConceptNetwork, n: int, centre: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """n pictures, their factors, noise, and its levels, log-normal about exp(centre)."""
     clean, factors = pictures(n)
-    return clean, factors, torch.randn_like(clean), (1.4 * torch.randn(n) + centre).exp().clamp(*model.sigma_range)
+    return (
+        clean,
+        factors,
+        torch.randn_like(clean),
+        (1.4 * torch.randn(n) + centre).exp().clamp(*model.sigma_range),
+    )
 
 
-def concepts(model: ConceptNetwork, factors: Tensor, which: Tensor) -> Tensor:  # (n, 5), (n, m) -> (n, m)
+def concepts(model: ConceptNetwork, factors: Tensor, which: Tensor) -> Tensor:
+    # (n, 5), (n, m) -> (n, m)
     """The places in `model.concepts` of the values of which factors."""
     first = torch.tensor([0, *model.sizes[:-1]]).cumsum(0)
     return first[which] + factors.gather(1, which)
@@ -67,27 +84,44 @@ def by_guides(model: ConceptNetwork) -> Tensor:  # -> ()
 
 
 def by_shape(model: ConceptNetwork) -> Tensor:  # -> ()
-    """What guides save, shapes more often than other factors, and with more weight on little noise, where those are told."""
+    """What guides save, shapes more often than other factors, and with more weight on little noise,
+    where those are told."""
     clean, factors, noise, sigma = noised(model, 64, 0.2)
-    two = torch.stack([torch.zeros(len(clean), dtype=torch.long), torch.randint(1, len(model.sizes), (len(clean),))], 1)
+    two = torch.stack(
+        [
+            torch.zeros(len(clean), dtype=torch.long),
+            torch.randint(1, len(model.sizes), (len(clean),)),
+        ],
+        1,
+    )
     _, saved = concept_denoising(model, clean, noise, sigma, concepts(model, factors, two))
     return (saved / (1 + (sigma / model.spread).square()).sqrt()).mean()
 
 
 def by_concepts(model: ConceptNetwork) -> Tensor:  # -> ()
     clean, factors, noise, sigma = noised(model, 128, 0.0)
-    return concept_matching(model, clean + sigma[:, None, None, None] * noise, sigma, factors).mean()
+    return concept_matching(
+        model, clean + sigma[:, None, None, None] * noise, sigma, factors
+    ).mean()
 
 
 def train(
-    model: ConceptNetwork, part: nn.Module, loss: Callable[[ConceptNetwork], Tensor], steps: int, seed: int, rate: float = RATE
+    model: ConceptNetwork,
+    part: nn.Module,
+    loss: Callable[[ConceptNetwork], Tensor],
+    steps: int,
+    seed: int,
+    rate: float = RATE,
 ) -> None:
-    """Make the weights of a part the running mean of theirs over so many steps of AdamW, one warm-up and cosine decay of the rate."""
+    """Make the weights of a part the running mean of theirs over so many steps of AdamW, one
+    warm-up and cosine decay of the rate."""
     steps = 20 if FAST else steps
     torch.manual_seed(seed)
     mean, parameters = copy.deepcopy(part), list(part.parameters())
     optimiser = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, total_steps=steps + 1, pct_start=0.05
+    )
     running = 0.0
     for step in range(1, steps + 1):
         value = loss(model)
@@ -102,7 +136,11 @@ def train(
                 kept.lerp_(new, 1 - keep)
         running += value.item()
         if step % 500 == 0:
-            print(f"{loss.__name__}, step {step}: loss {running / 500:.4f}", file=sys.stderr, flush=True)
+            print(
+                f"{loss.__name__}, step {step}: loss {running / 500:.4f}",
+                file=sys.stderr,
+                flush=True,
+            )
             running = 0.0
     part.load_state_dict(mean.state_dict())
 
@@ -123,7 +161,8 @@ def publish(model: ConceptNetwork) -> None:
         "concepts": list(model.concepts),
         "event_shape": list(energy.event_shape),
         "space": "x = 2 rgb - 1 + 0.05 eps, eps ~ N(0, 1), of examples/shapes.py, 3x16x16",
-        "kind": "noise-conditional energy |x - D(x, sigma)|^2 / 2 sigma^2 - log p(c | x; sigma) + log p(c), sigma from 0.05 to 10, "
+        "kind": "noise-conditional energy |x - D(x, sigma)|^2 / 2 sigma^2 - log p(c | x; sigma) "
+        "+ log p(c), sigma from 0.05 to 10, "
         "with the score (E[x0 | x, c] - x) / sigma^2",
         "parameters": sum(p.numel() for p in energy.parameters()),
         "left_out": [list(combination) for combination in UNSEEN],
@@ -141,14 +180,23 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     model = network().share_memory()
-    other = torch.multiprocessing.get_context("spawn").Process(target=train_classifier, args=(model,))
+    other = torch.multiprocessing.get_context("spawn").Process(
+        target=train_classifier, args=(model,)
+    )
     other.start()
     assert model.guide is not None
     train(model, model.denoised, by_denoising, 16_000, seed=0)
     other.join()
     if other.exitcode:
         raise SystemExit("the classifier's process failed; what it printed says why")
-    train(model, nn.ModuleList([model.denoised, model.guide]), by_guides, 9_000, seed=1, rate=0.6 * RATE)
+    train(
+        model,
+        nn.ModuleList([model.denoised, model.guide]),
+        by_guides,
+        9_000,
+        seed=1,
+        rate=0.6 * RATE,
+    )
     model.denoised.requires_grad_(False)
     for seed, steps in ((2, 4_000), (3, 5_000)):
         train(model, model.guide, by_shape, steps, seed, rate=0.75 * RATE)

@@ -1,7 +1,9 @@
-"""Train `digits.vae`, a variational autoencoder of all ten digits, by its importance-weighted bound. A few minutes.
+"""Train `digits.vae`, a variational autoencoder of all ten digits, by its importance-weighted
+bound. A few minutes.
 
-A thousand images are few: half of each batch are draws of a mixture with one Gaussian for each digit, fitted to the same images, as for
-the other experts of this space. The encoder then learns alone for a while, on images and on draws of the decoder, which have the
+A thousand images are few: half of each batch are draws of a mixture with one Gaussian for each
+digit, fitted to the same images, as for the other experts of this space. The encoder then learns
+alone for a while, on images and on draws of the decoder, which have the
 posterior that it is to find: that tightens the bound without changing the model.
 """
 
@@ -10,7 +12,17 @@ from __future__ import annotations
 import math
 
 import torch
-from digits import dequantise, epochs, fast, fit, gaussians_by_digit, images, publish, repeated, setup
+from digits import (
+    dequantise,
+    epochs,
+    fast,
+    fit,
+    gaussians_by_digit,
+    images,
+    publish,
+    repeated,
+    setup,
+)
 from torch import Tensor
 
 import poe
@@ -40,7 +52,13 @@ def main() -> None:
     x, _ = images("experts")
     pool = teacher(40_000)
     vae: VAE = poe.create(
-        "vae", event_shape=(8, 8), latent=LATENT, hidden=HIDDEN, samples=SAMPLES, scale=0.5, amplitude=AMPLITUDE
+        "vae",
+        event_shape=(8, 8),
+        latent=LATENT,
+        hidden=HIDDEN,
+        samples=SAMPLES,
+        scale=0.5,
+        amplitude=AMPLITUDE,
     )
     steps = math.ceil(len(x) / 64)
 
@@ -48,7 +66,14 @@ def main() -> None:
         return torch.cat([batch, pool[torch.randint(len(pool), (len(batch),))]])
 
     with vae.training_mode():
-        fit(vae, lambda batch: bound(vae, mixed(batch), 4), epochs(x, count), steps=count * steps, rate=3e-3, decay=0.01)
+        fit(
+            vae,
+            lambda batch: bound(vae, mixed(batch), 4),
+            epochs(x, count),
+            steps=count * steps,
+            rate=3e-3,
+            decay=0.01,
+        )
 
         def encoding(batch: Tensor) -> Tensor:
             return bound(vae, torch.cat([batch, vae.sample(len(batch))]), 1)
@@ -66,13 +91,20 @@ def main() -> None:
     publish(
         vae,
         "digits.vae",
-        kind=f"variational autoencoder ({LATENT} latent numbers, energy bounded by {SAMPLES} of them)",
+        kind=(
+            f"variational autoencoder ({LATENT} latent numbers, energy bounded by {SAMPLES} of "
+            "them)"
+        ),
         digits=list(range(10)),
         log_z=log_z.value,
         log_z_standard_error=log_z.standard_error,
         log_z_by="exact draws of (x, z), 50,000: Z = E[exp(-E(x)) q(z | x) / p(x, z)]",
         test_log_likelihood=evidence.value.mean().item(),
-        test_log_likelihood_of="mean log p(x) over the test images, one noise each (seed 1), 4,096 points of z, jackknife, nats",
+        test_log_likelihood_of=(
+            "mean log p(x) over the test images, one noise each (seed 1), "
+            "4,096 "
+            "points of z, jackknife, nats"
+        ),
         train_log_likelihood=train.value.mean().item(),
         test_gap=gap.value.mean().item(),
         gap_of_own_draws=own.value.mean().item(),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# at once, so that `experts.function` is the helper whatever has been imported: a module has the same name
+# at once, so that `experts.function` is the helper whatever has been imported: a module has the
+# same name
 from experts.function import Function, function
 
 if TYPE_CHECKING:

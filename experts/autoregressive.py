@@ -1,13 +1,13 @@
 """Autoregressive experts over finitely many values.
 
-| expert     | one pass of                                                   | events                |
-|------------|---------------------------------------------------------------|-----------------------|
-| `MADE`     | a masked network with residual layers                         | any shape, any order  |
-| `PixelCNN` | gated, masked convolutions in two stacks                      | pictures, row by row  |
-| `Causal`   | somebody's model of next-step logits, such as a transformer   | sequences             |
+| expert     | one pass of                                                 | events               |
+|------------|-------------------------------------------------------------|----------------------|
+| `MADE`     | a masked network with residual layers                       | any shape, any order |
+| `PixelCNN` | gated, masked convolutions in two stacks                    | pictures, row by row |
+| `Causal`   | somebody's model of next-step logits, such as a transformer | sequences            |
 
-Events of two levels are floats 0 and 1, those of more are whole numbers (torch.long). `experts.language` has texts,
-`experts.mixture_made` the density over R^n.
+Events of two levels are floats 0 and 1, those of more are whole numbers (torch.long).
+`experts.language` has texts, `experts.mixture_made` the density over R^n.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from experts.mixture_made import MaskedLinear, MixtureMADE
 from experts.pixelcnn import PixelCNN
 from experts.sequential import Autoregressive, log_probabilities, next_step, two_or_more
 from poe.registry import register
-from poe.sites import vectors
+from poe.spaces.sites import vectors
 
 __all__ = ["MADE", "Autoregressive", "Causal", "MixtureMADE", "PixelCNN"]
 
@@ -32,8 +32,9 @@ __all__ = ["MADE", "Autoregressive", "Causal", "MixtureMADE", "PixelCNN"]
 class MADE(Autoregressive):
     """All conditionals by one masked network (Germain, Gregor, Murray & Larochelle, MADE, 2015).
 
-    Hidden units carry degrees 1, ..., n - 1; a weight is kept where the degree does not fall (inside) or rises (into the outputs), so
-    position t of the order depends on positions before it alone. With x = 2 value - 1 of two levels, or one-hot values of more:
+    Hidden units carry degrees 1, ..., n - 1; a weight is kept where the degree does not fall
+    (inside) or rises (into the outputs), so position t of the order depends on positions before it
+    alone. With x = 2 value - 1 of two levels, or one-hot values of more:
 
         h₁ = silu(W₁ x + b₁),  hₗ = hₗ₋₁ + silu(Wₗ hₗ₋₁ + bₗ),  out = V h + U x + c.
 
@@ -59,19 +60,31 @@ class MADE(Autoregressive):
         super().__init__(event_shape, levels, order=order, name=name)
         n, wide = len(self.order), 1 if levels == 2 else levels
         self._architecture = {"hidden": hidden, "layers": layers, "dropout": dropout}
-        position = torch.arange(n) + 1  # when each is generated; the network sees values in this order
+        position = (
+            torch.arange(n) + 1
+        )  # when each is generated; the network sees values in this order
         degree = torch.arange(hidden) * (n - 1) // hidden + 1
-        inputs, outputs = position.repeat_interleave(wide), position.repeat_interleave(wide)[:, None]
+        inputs, outputs = (
+            position.repeat_interleave(wide),
+            position.repeat_interleave(wide)[:, None],
+        )
         self.first = MaskedLinear(degree[:, None] >= inputs)
-        self.inner = nn.ModuleList(MaskedLinear(degree[:, None] >= degree) for _ in range(layers - 1))
+        self.inner = nn.ModuleList(
+            MaskedLinear(degree[:, None] >= degree) for _ in range(layers - 1)
+        )
         self.last = MaskedLinear(outputs > degree)
         self.direct = MaskedLinear(outputs > inputs)
         self.dropout = nn.Dropout(dropout)
         self.eval()
 
-    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, levels)
+    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
+        # (*batch, t) -> (*batch, t + 1 - start, levels)
         t, n, wide = prefix.shape[-1], len(self.order), 1 if self.levels == 2 else self.levels
-        x = 2 * prefix.to(self.dtype) - 1 if self.levels == 2 else F.one_hot(prefix.long(), wide).to(self.dtype).flatten(-2)
+        x = (
+            2 * prefix.to(self.dtype) - 1
+            if self.levels == 2
+            else F.one_hot(prefix.long(), wide).to(self.dtype).flatten(-2)
+        )
         x = F.pad(x, (0, (n - t) * wide))
         h = self.dropout(F.silu(self.first(x)))
         for layer in self.inner:
@@ -81,7 +94,11 @@ class MADE(Autoregressive):
         return two_or_more(out.unflatten(-1, (-1, wide)), self.levels)
 
     def config(self) -> dict[str, Any]:
-        facts = {"event_shape": list(self.event_shape), "levels": self.levels, "order": self.order.tolist()}
+        facts = {
+            "event_shape": list(self.event_shape),
+            "levels": self.levels,
+            "order": self.order.tolist(),
+        }
         return facts | self._architecture
 
 
@@ -89,16 +106,19 @@ class MADE(Autoregressive):
 class Causal(Autoregressive):
     """A sequence model by its next-step logits.
 
-    The model takes tokens (n, t), t >= 1, and returns logits (n, t, levels): those at step s are of the token after it, and depend on
-    steps 0, ..., s alone. It is given `bos` and then the values of x in row-major order, so `bos` may be any token that it knows.
+    The model takes tokens (n, t), t >= 1, and returns logits (n, t, levels): those at step s are of
+    the token after it, and depend on steps 0, ..., s alone. It is given `bos` and then the values
+    of x in row-major order, so `bos` may be any token that it knows.
 
     Arguments:
         model: tokens -> logits; an `nn.Module` is put in eval mode and kept there.
         length: of a sequence; or the shape of an event that is read as one.
-        levels: how many values a position takes. Two: x is float, 0. or 1.; more: whole numbers. Tokens are whole numbers always.
+        levels: how many values a position takes. Two: x is float, 0. or 1.; more: whole numbers.
+            Tokens are whole numbers always.
         bos: the token that stands before the first value.
 
-    Raises ValueError where the model returns another shape. It holds code, so a file cannot hold it.
+    Raises ValueError where the model returns another shape. It holds code, so a file cannot hold
+    it.
 
     >>> fair = Causal(lambda tokens: torch.zeros(*tokens.shape, 2), 3, 2, bos=0)
     >>> round(fair.log_prob(torch.tensor([1.0, 0.0, 1.0])).exp().item(), 6)
@@ -115,7 +135,10 @@ class Causal(Autoregressive):
         name: str | None = None,
     ) -> None:
         if not callable(model):
-            raise TypeError(f"Causal takes a callable tokens (n, t) -> logits (n, t, levels), not {type(model).__name__}")
+            raise TypeError(
+                "Causal takes a callable tokens (n, t) -> logits (n, t, levels), not "
+                f"{type(model).__name__}"
+            )
         super().__init__((length,) if isinstance(length, int) else length, levels, name=name)
         self.model, self.bos = model, bos
         self.eval()
@@ -123,11 +146,15 @@ class Causal(Autoregressive):
     def _values(self, x: Tensor) -> Tensor:
         return vectors(x, len(self.event_shape)).long()
 
-    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, levels)
-        return log_probabilities(next_step(self.model, prefix, self.bos, self.levels)[..., start:, :])
+    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
+        # (*batch, t) -> (*batch, t + 1 - start, levels)
+        return log_probabilities(
+            next_step(self.model, prefix, self.bos, self.levels)[..., start:, :]
+        )
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps code, which a file never holds: derive a class from experts.autoregressive.Autoregressive with a method "
+            f"{self} wraps code, which a file never holds: derive a class from "
+            "experts.autoregressive.Autoregressive with a method "
             "config(), and register it with @poe.register"
         )

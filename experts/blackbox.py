@@ -1,8 +1,9 @@
-"""Log-densities that torch cannot look into: numpy code, compiled simulators, JAX. E(x) = -log p(x) in nats.
+"""Log-densities that torch cannot look into: numpy code, compiled simulators, JAX. E(x) = -log p(x)
+in nats.
 
-With a gradient of log p beside it, such an energy has every kernel. Without one it says so wherever a gradient is asked for (also in
-the backward pass of a composition, which would else leave its share out in silence), and draws come from `kernel=poe.RandomWalk()` or
-by importance.
+With a gradient of log p beside it, such an energy has every kernel. Without one it says so wherever
+a gradient is asked for (also in the backward pass of a composition, which would else leave its
+share out in silence), and draws come from `kernel=poe.RandomWalk()` or by importance.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from poe.energy import Energy, Estimate
+from poe.algebra.energy import Energy, Estimate
 from poe.registry import register
 
 Batched = Callable[[np.ndarray], Any]
 
 
 class External(Energy):
-    """An energy computed outside torch: a subclass gives energies, and gradients where it has them, of numpy rows in float64."""
+    """An energy computed outside torch: a subclass gives energies, and gradients where it has them,
+    of numpy rows in float64."""
 
     reason = "it is computed outside torch"
 
@@ -35,7 +37,8 @@ class External(Energy):
     def gradients(self, rows: np.ndarray) -> Any:  # (n, *event) -> (n, *event)
         """∇E of each row; TypeError where there is none."""
         raise TypeError(
-            f"the energy {self} has no gradient: {self.reason}. Draw with a kernel that needs none, "
+            f"the energy {self} has no gradient: {self.reason}. Draw with a kernel that needs "
+            "none, "
             "poe.sample(..., kernel=poe.RandomWalk())"
         )
 
@@ -46,15 +49,19 @@ class External(Energy):
         gradient = self.called(self.gradients, x, self.event_shape)
         return self.called(self.energies, x, ()), gradient
 
-    def called(self, function: Batched, x: Tensor, each: Sequence[int]) -> Tensor:  # (*batch, *event) -> (*batch, *each)
-        """A numpy function of rows, at x, its results checked and brought to the precision and device of x."""
+    def called(self, function: Batched, x: Tensor, each: Sequence[int]) -> Tensor:
+        # (*batch, *event) -> (*batch, *each)
+        """A numpy function of rows, at x, its results checked and brought to the precision and
+        device of x."""
         batch = self._batch_shape(x)
         rows = x.detach().double().cpu().numpy().reshape(batch.numel(), *self.event_shape)
         found = np.asarray(function(rows.copy())) if len(rows) else np.zeros((0, *each))
         if found.shape != (len(rows), *each):
             raise ValueError(
-                f"the function of {self} returned shape {found.shape} for {len(rows)} rows of event shape {tuple(self.event_shape)}: "
-                f"it must return {(len(rows), *each)}; a loop over rows makes a function of one x take them"
+                f"the function of {self} returned shape {found.shape} for {len(rows)} rows of "
+                f"event shape {tuple(self.event_shape)}: "
+                f"it must return {(len(rows), *each)}; a loop over rows makes a function of one x "
+                "take them"
             )
         return torch.as_tensor(found).to(device=x.device, dtype=x.dtype).reshape((*batch, *each))
 
@@ -73,7 +80,9 @@ class _Through(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         (x,) = ctx.saved_tensors
         gradient = ctx.energy.called(ctx.energy.gradients, x, ctx.energy.event_shape)
-        return upstream[0].reshape(upstream[0].shape + (1,) * len(ctx.energy.event_shape)) * gradient, None
+        return upstream[0].reshape(
+            upstream[0].shape + (1,) * len(ctx.energy.event_shape)
+        ) * gradient, None
 
 
 @register("black-box")
@@ -81,14 +90,17 @@ class BlackBox(External):
     """E(x) = -log p(x) of a numpy function that takes rows.
 
     Arguments:
-        log_prob: (n, *event) -> (n), float64, in nats, up to a constant; -inf where the density is 0.
+        log_prob: (n, *event) -> (n), float64, in nats, up to a constant; -inf where the density is
+            0.
         event_shape: shape of one x.
         gradient: (n, *event) -> (n, *event), ∇ log p; None where there is none.
-        support: where the density may be non-zero; all of R^n by default. The functions see points of it alone.
+        support: where the density may be non-zero; all of R^n by default. The functions see points
+            of it alone.
         log_z: log ∫ exp(log_prob), where it is known: 0 of a normalised density.
         proper, bounded: what the caller knows about the density.
 
-    Raises ValueError where a function returns another shape, TypeError where a gradient is needed and there is none.
+    Raises ValueError where a function returns another shape, TypeError where a gradient is needed
+    and there is none.
 
     >>> bell = BlackBox(lambda x: -(x**2).sum(-1) / 2, (2,), gradient=lambda x: -x)
     >>> bell.score(torch.tensor([1.0, 2.0]))
@@ -110,17 +122,25 @@ class BlackBox(External):
         name: str | None = None,
     ) -> None:
         if not callable(log_prob) or not (gradient is None or callable(gradient)):
-            raise TypeError("a BlackBox takes functions of numpy rows, log_prob and (if there is one) gradient")
+            raise TypeError(
+                "a BlackBox takes functions of numpy rows, log_prob and (if there is one) gradient"
+            )
         super().__init__(event_shape, support=support, name=name)
         self._log_prob, self._gradient = log_prob, gradient
-        self._log_z = log_z if log_z is None or isinstance(log_z, Estimate) else Estimate(float(log_z))
+        self._log_z = (
+            log_z if log_z is None or isinstance(log_z, Estimate) else Estimate(float(log_z))
+        )
         self._proper, self._bounded = True if log_z is not None else proper, bounded
 
     def energies(self, rows: np.ndarray) -> Any:  # (n, *event) -> (n)
         return -np.asarray(self._log_prob(rows), dtype=float)
 
     def gradients(self, rows: np.ndarray) -> Any:  # (n, *event) -> (n, *event)
-        return super().gradients(rows) if self._gradient is None else -np.asarray(self._gradient(rows), dtype=float)
+        return (
+            super().gradients(rows)
+            if self._gradient is None
+            else -np.asarray(self._gradient(rows), dtype=float)
+        )
 
     @property
     def log_z(self) -> Estimate | None:
@@ -135,15 +155,18 @@ class BlackBox(External):
         return super().bounded if self._bounded is None else self._bounded
 
     def config(self) -> dict[str, Any]:
-        raise TypeError(f"{self} wraps code, which a file never holds: save what made it, and wrap it anew")
+        raise TypeError(
+            f"{self} wraps code, which a file never holds: save what made it, and wrap it anew"
+        )
 
 
 @register("jax")
 def from_jax(log_prob: Callable[..., Any], event_shape: Sequence[int], **facts: Any) -> BlackBox:
-    """A JAX function of one x, event -> log p (in nats), with its gradient by `jax.grad`; `facts` as in `BlackBox`.
+    """A JAX function of one x, event -> log p (in nats), with its gradient by `jax.grad`; `facts`
+    as in `BlackBox`.
 
-    It is compiled over rows; batches are filled up to a power of two, so that few sizes are compiled. JAX computes in float32 unless
-    `jax.config.update("jax_enable_x64", True)` was called.
+    It is compiled over rows; batches are filled up to a power of two, so that few sizes are
+    compiled. JAX computes in float32 unless `jax.config.update("jax_enable_x64", True)` was called.
     """
     jax: Any = importlib.import_module("jax")
     value = jax.jit(jax.vmap(log_prob))
@@ -151,7 +174,10 @@ def from_jax(log_prob: Callable[..., Any], event_shape: Sequence[int], **facts: 
     shape = tuple(event_shape)
     found = jax.eval_shape(log_prob, jax.ShapeDtypeStruct(shape, jax.numpy.zeros(()).dtype)).shape
     if found != ():
-        raise ValueError(f"the JAX function returned shape {found} for one x of shape {shape}: it must return one number")
+        raise ValueError(
+            f"the JAX function returned shape {found} for one x of shape {shape}: it must return "
+            "one number"
+        )
 
     def filled(function: Callable[..., Any]) -> Batched:
         def rowwise(rows: np.ndarray) -> np.ndarray:

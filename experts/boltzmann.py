@@ -1,13 +1,13 @@
 """Restricted Boltzmann machines, with binary or Gaussian visible units.
 
-| expert      | event            | E                                                      | log Z exact up to         |
+| expert | event | E | log Z exact to |
 |-------------|------------------|--------------------------------------------------------|---------------------------|
-| RBM         | visible bits     | -b·v - Σ_j softplus(c_j + (vᵀW)_j)                     | 24 units of either layer  |
-| GaussianRBM | visible reals    | Σ_i (v_i - b_i)²/(2σ_i²) - Σ_j softplus(c_j + (vᵀW)_j) | 24 hidden units           |
+| RBM | visible bits | -b·v - Σ_j softplus(c_j + (vᵀW)_j) | 24 units of a layer |
+| GaussianRBM | visible reals | Σ_i (v_i-b_i)²/2σ_i² - Σ_j softplus(c_j + (vᵀW)_j) | 24 hidden units |
 
-Hidden units h are summed out, exp(-E(v)) = Σ_h exp(-E(v, h)); `RBM.joint` keeps them, as a `DBM` (experts.dbm) of two layers.
-In nats; weights in nats per unit of v.
-"""
+Hidden units h are summed out, exp(-E(v)) = Σ_h exp(-E(v, h)); `RBM.joint` keeps them, as a `DBM`
+(experts.dbm) of two layers. In nats; weights in nats per unit of v.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -21,14 +21,23 @@ from torch.nn.functional import linear, softplus
 
 from experts import parameters as param
 from experts.dbm import DBM
-from experts.discrete import MOST_UNITS, Machine, layer_weights, layers_log_z, quadratic_log_z, shared_dtype, unit_vector
+from experts.discrete import (
+    MOST_UNITS,
+    Machine,
+    layer_weights,
+    layers_log_z,
+    quadratic_log_z,
+    shared_dtype,
+    unit_vector,
+)
 from experts.exponential import Bernoulli, Normal
-from poe import support as sets
-from poe.capabilities import Samples
-from poe.energy import Energy, shift
+from poe.algebra import support as sets
+from poe.algebra.capabilities import Samples
+from poe.algebra.energy import Energy
+from poe.algebra.rules import closed_form
+from poe.algebra.shifted import shift
 from poe.registry import converter, register
-from poe.rules import closed_form
-from poe.sites import toss
+from poe.spaces.sites import toss
 
 Factor = tuple[Any, float]
 MOST_DRAWN = 20  # hidden units up to which all their states are listed, for independent draws
@@ -36,7 +45,8 @@ MOST_COPIES = 8  # whole powers up to this one repeat the hidden units
 
 
 class Restricted(Machine):
-    """Hidden bits h_j, independent given the visible units, with log-odds c_j + (vᵀW)_j; `hidden` counts them."""
+    """Hidden bits h_j, independent given the visible units, with log-odds c_j + (vᵀW)_j; `hidden`
+    counts them."""
 
     weights: Tensor
     hidden_bias: Tensor
@@ -48,10 +58,12 @@ class Restricted(Machine):
 
     @property
     def uniforms(self) -> tuple[int, ...]:
-        """How many numbers `sample_block` takes: one for each hidden unit, then one for each visible one."""
+        """How many numbers `sample_block` takes: one for each hidden unit, then one for each
+        visible one."""
         return (self.hidden + self.event_shape.numel(),)
 
-    def draw_hidden(self, x: Tensor, uniforms: Tensor) -> Tensor:  # (*batch, *event), (*batch, H) -> (*batch, H)
+    def draw_hidden(self, x: Tensor, uniforms: Tensor) -> Tensor:
+        # (*batch, *event), (*batch, H) -> (*batch, H)
         """h given v: h_j = 1 where its uniform is below 1/(1 + exp(-c_j - (vᵀW)_j))."""
         with torch.no_grad():
             inputs = self._inputs(x)
@@ -59,17 +71,23 @@ class Restricted(Machine):
 
     def _inputs(self, v: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, H)
         v = self._flat(v)
-        return linear(v if v.is_floating_point() else v.to(self.dtype), self.weights.T, self.hidden_bias)
+        return linear(
+            v if v.is_floating_point() else v.to(self.dtype), self.weights.T, self.hidden_bias
+        )
 
     def _split(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         if uniforms.shape[-1] != self.uniforms[0]:
-            raise ValueError(f"{self} takes {self.uniforms[0]} uniforms a draw, hidden units first, not {uniforms.shape[-1]}")
+            raise ValueError(
+                f"{self} takes {self.uniforms[0]} uniforms a draw, hidden units first, not "
+                f"{uniforms.shape[-1]}"
+            )
         return uniforms[..., : self.hidden], uniforms[..., self.hidden :]
 
 
 @register("rbm")
 class RBM(Restricted):
-    """A restricted Boltzmann machine over its visible bits: E(v) = -b·v - Σ_j softplus(c_j + (vᵀW)_j).
+    """A restricted Boltzmann machine over its visible bits: E(v) = -b·v - Σ_j softplus(c_j +
+    (vᵀW)_j).
 
     Arguments:
         weights: W, (n, H).
@@ -96,7 +114,9 @@ class RBM(Restricted):
         values, shape = _parameters(weights, event_shape, hidden_bias, visible_bias=visible_bias)
         box = sets.Box(torch.zeros(shape), torch.ones(shape), integer=True)
         blocks, structure = [torch.arange(shape.numel())], {"event_shape": list(shape)}
-        super().__init__(values, structure, support=box, blocks=blocks, learnable=learnable, name=name)
+        super().__init__(
+            values, structure, support=box, blocks=blocks, learnable=learnable, name=name
+        )
 
     @classmethod
     def untrained(
@@ -108,8 +128,8 @@ class RBM(Restricted):
         scale: float = 0.01,
         generator: torch.Generator | None = None,
     ) -> RBM:
-        """A learnable machine with weights from N(0, scale²), and visible biases from the base rates of the data (n, *event), half a
-        count added to each side; 0 without data."""
+        """A learnable machine with weights from N(0, scale²), and visible biases from the base
+        rates of the data (n, *event), half a count added to each side; 0 without data."""
         n = torch.Size(event_shape).numel()
         bias = torch.zeros(n)
         if data is not None:
@@ -120,34 +140,48 @@ class RBM(Restricted):
 
     @property
     def joint(self) -> DBM:
-        """E(v, h) = -b·v - c·h - vᵀWh over one vector of visible and then hidden bits. It shares parameters that are learned."""
+        """E(v, h) = -b·v - c·h - vᵀWh over one vector of visible and then hidden bits. It shares
+        parameters that are learned."""
         return DBM([self.weights], [self.visible_bias, self.hidden_bias])
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         inputs = self._inputs(x)
-        return -(self._flat(x).to(inputs.dtype) @ self._visible.to(inputs.dtype)) - softplus(inputs, threshold=40).sum(-1)
+        return -(self._flat(x).to(inputs.dtype) @ self._visible.to(inputs.dtype)) - softplus(
+            inputs, threshold=40
+        ).sum(-1)
 
     def can(self, capability: type) -> bool:
         if capability is Samples:
             return self.hidden <= MOST_DRAWN
         return super().can(capability)
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
-        """Independent draws of a machine of up to 20 hidden units: h from the table of all its states, then v given h. Raises
-        ValueError for more."""
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Independent draws of a machine of up to 20 hidden units: h from the table of all its
+        states, then v given h. Raises ValueError for more."""
         if not self.can(Samples):
             raise ValueError(
-                f"{self} has {self.hidden} hidden units; up to {MOST_DRAWN} are drawn exactly, poe.sample draws more"
+                f"{self} has {self.hidden} hidden units; up to {MOST_DRAWN} are drawn exactly, "
+                "poe.sample draws more"
             )
         shape = (n,) if isinstance(n, int) else tuple(n)
         total = math.prod(shape)
         where = None if generator is None else generator.device
         with torch.no_grad():
             law = self._table().to(where or self.device)
-            number = torch.multinomial(law, max(total, 1), replacement=True, generator=generator)[:total]
-            h = (number.unsqueeze(-1) >> torch.arange(self.hidden, device=number.device) & 1).to(self.device, self.dtype)
+            number = torch.multinomial(law, max(total, 1), replacement=True, generator=generator)[
+                :total
+            ]
+            h = (number.unsqueeze(-1) >> torch.arange(self.hidden, device=number.device) & 1).to(
+                self.device, self.dtype
+            )
             uniforms = torch.rand(
-                total, self.weights.shape[0], generator=generator, dtype=self.dtype, device=where or self.device
+                total,
+                self.weights.shape[0],
+                generator=generator,
+                dtype=self.dtype,
+                device=where or self.device,
             )
             x = toss(self.site_logits(h, self.blocks[0]), uniforms.to(self.device), self.dtype)
         return x.reshape(*shape, *self.event_shape)
@@ -158,7 +192,10 @@ class RBM(Restricted):
         state = [(tensor._version, tensor.data_ptr()) for tensor in tensors]
         if self._law is None or self._law[0] != state:
             n, hidden = self.weights.shape
-            biases = self._exact("hidden_bias").expand(hidden), self._exact("visible_bias").expand(n)
+            biases = (
+                self._exact("hidden_bias").expand(hidden),
+                self._exact("visible_bias").expand(n),
+            )
             self._law = state, layer_weights(self._exact("weights").T, *biases).softmax(0)
         return self._law[1]
 
@@ -170,7 +207,8 @@ class RBM(Restricted):
 
     def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor:
         # (*batch, *event), (*batch, H + n) -> (*batch, *event)
-        """The visible units redrawn by way of the hidden ones: h given x, then v given h. It leaves exp(-E) invariant."""
+        """The visible units redrawn by way of the hidden ones: h given x, then v given h. It leaves
+        exp(-E) invariant."""
         first, second = self._split(uniforms)
         with torch.no_grad():
             logits = self.site_logits(self.draw_hidden(x, first), self.blocks[block])
@@ -188,7 +226,8 @@ class RBM(Restricted):
 
 @register("gaussian-rbm")
 class GaussianRBM(Restricted):
-    """A restricted Boltzmann machine over real visible units: E(v) = Σ_i (v_i - b_i)²/(2σ_i²) - Σ_j softplus(c_j + (vᵀW)_j).
+    """A restricted Boltzmann machine over real visible units: E(v) = Σ_i (v_i - b_i)²/(2σ_i²) - Σ_j
+    softplus(c_j + (vᵀW)_j).
 
     A mixture of 2^H Gaussians with one covariance: v given h is N(b + σ² W h, σ²).
 
@@ -218,7 +257,14 @@ class GaussianRBM(Restricted):
         values, shape = _parameters(weights, event_shape, hidden_bias, loc=loc, scale=scale)
         param.require_positive("scale", values["scale"], "a standard deviation is positive")
         blocks, structure = [torch.arange(shape.numel())], {"event_shape": list(shape)}
-        super().__init__(values, structure, support=sets.real(shape), blocks=blocks, learnable=learnable, name=name)
+        super().__init__(
+            values,
+            structure,
+            support=sets.real(shape),
+            blocks=blocks,
+            learnable=learnable,
+            name=name,
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         residual = (self._flat(x) - self.loc) / self.scale
@@ -235,8 +281,9 @@ class GaussianRBM(Restricted):
 
     def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor:
         # (*batch, *event), (*batch, H + n) -> (*batch, *event)
-        """The visible units redrawn by way of the hidden ones: h given x, then v = b + σ² W h + σ Φ⁻¹(u). It leaves exp(-E)
-        invariant. A uniform u stands for the middle of its interval, 2^-24 wide in float32: |Φ⁻¹(u)| is at most 5.4 there."""
+        """The visible units redrawn by way of the hidden ones: h given x, then v = b + σ² W h + σ
+        Φ⁻¹(u). It leaves exp(-E) invariant. A uniform u stands for the middle of its interval,
+        2^-24 wide in float32: |Φ⁻¹(u)| is at most 5.4 there."""
         first, second = self._split(uniforms)
         with torch.no_grad():
             mean = self.loc + self.scale.square() * linear(self.draw_hidden(x, first), self.weights)
@@ -268,23 +315,37 @@ def _parameters(
     """Weights (n, H), hidden biases (H) and vectors (n), and the event shape."""
     values = param.tensors(weights=weights, hidden_bias=hidden_bias, **others)
     if values["weights"].ndim != 2:
-        raise ValueError(f"weights join visible to hidden units, (n, H); got shape {tuple(values['weights'].shape)}")
+        raise ValueError(
+            "weights join visible to hidden units, (n, H); got shape "
+            f"{tuple(values['weights'].shape)}"
+        )
     n, hidden = values["weights"].shape
     shape = torch.Size([n] if event_shape is None else event_shape)
     if shape.numel() != n:
-        raise ValueError(f"events of shape {tuple(shape)} are {shape.numel()} numbers, and the weights have {n} rows")
+        raise ValueError(
+            f"events of shape {tuple(shape)} are {shape.numel()} numbers, and the weights have {n} "
+            "rows"
+        )
     for key in values.keys() - {"weights"}:
         values[key] = unit_vector(key, values[key], hidden if key == "hidden_bias" else n)
     return values, shape
 
 
 @converter("sklearn.neural_network._rbm.BernoulliRBM")
-def from_sklearn(machine: Any, *, event_shape: Sequence[int] | None = None, name: str | None = None) -> RBM:
+def from_sklearn(
+    machine: Any, *, event_shape: Sequence[int] | None = None, name: str | None = None
+) -> RBM:
     """A fitted scikit-learn BernoulliRBM, in its own precision."""
     try:
-        weights, visible, hidden = machine.components_, machine.intercept_visible_, machine.intercept_hidden_
+        weights, visible, hidden = (
+            machine.components_,
+            machine.intercept_visible_,
+            machine.intercept_hidden_,
+        )
     except AttributeError:
-        raise ValueError(f"{type(machine).__name__} has no weights yet: call its fit(X) first") from None
+        raise ValueError(
+            f"{type(machine).__name__} has no weights yet: call its fit(X) first"
+        ) from None
     return RBM(weights.T.copy(), visible, hidden, event_shape=event_shape, name=name)
 
 
@@ -294,7 +355,8 @@ def from_sklearn(machine: Any, *, event_shape: Sequence[int] | None = None, name
 @closed_form(RBM)
 @closed_form(RBM, Bernoulli)
 def _rbm(factors: Sequence[Factor]) -> Energy | None:
-    """Hidden units side by side, visible biases summed; a Bernoulli field adds its logits, and w Σ softplus(logit) is left.
+    """Hidden units side by side, visible biases summed; a Bernoulli field adds its logits, and w Σ
+    softplus(logit) is left.
 
     A power of an RBM is one only where it is a whole number: so many copies of its hidden units.
     """
@@ -317,11 +379,16 @@ def _rbm(factors: Sequence[Factor]) -> Energy | None:
 @closed_form(GaussianRBM)
 @closed_form(GaussianRBM, Normal)
 def _gaussian_rbm(factors: Sequence[Factor]) -> Energy | None:
-    """Hidden units side by side; precisions λ = Σ wλ_i and λb = Σ wλ_i b_i; ½ Σ (wλ_i b_i² - λb²) is left, and the constants of the
-    normals. A normal with full covariance is none of the family, nor is a λ that is not positive."""
+    """Hidden units side by side; precisions λ = Σ wλ_i and λb = Σ wλ_i b_i; ½ Σ (wλ_i b_i² - λb²)
+    is left, and the constants of the normals. A normal with full covariance is none of the family,
+    nor is a λ that is not positive."""
     machines = [(e, power) for e, power in factors if isinstance(e, GaussianRBM)]
     normals = [(e, power) for e, power in factors if isinstance(e, Normal)]
-    if not machines or not _copies([power for _, power in machines]) or any(e.full for e, _ in normals):
+    if (
+        not machines
+        or not _copies([power for _, power in machines])
+        or any(e.full for e, _ in normals)
+    ):
         return None
     first, offset = machines[0][0], 0.0
     n = first.event_shape.numel()
@@ -333,13 +400,20 @@ def _gaussian_rbm(factors: Sequence[Factor]) -> Energy | None:
             loc, scale = (value.expand(first.event_shape).flatten() for value in (loc, scale))
             offset += power * float((scale.log() + 0.5 * math.log(2 * math.pi)).sum())
         weight = power / scale.square()
-        precision, slope, rest = precision + weight, slope + weight * loc, rest + weight * loc.square()
+        precision, slope, rest = (
+            precision + weight,
+            slope + weight * loc,
+            rest + weight * loc.square(),
+        )
     if not bool((precision > 0).all()):
         return None
     weights, hidden = _side_by_side(machines)
     loc = slope / precision
     merged = GaussianRBM(weights, loc, precision.rsqrt(), hidden, event_shape=first.event_shape)
-    return shift(merged.to(first.device, shared_dtype(factors)), offset + 0.5 * float((rest - slope * loc).sum()))
+    return shift(
+        merged.to(first.device, shared_dtype(factors)),
+        offset + 0.5 * float((rest - slope * loc).sum()),
+    )
 
 
 def _copies(powers: Sequence[float]) -> bool:
@@ -348,6 +422,10 @@ def _copies(powers: Sequence[float]) -> bool:
 
 def _side_by_side(machines: Sequence[Factor]) -> tuple[Tensor, Tensor]:
     """The weights and biases of all hidden units, as often as each power says."""
-    weights = torch.cat([e.weights.detach().double().repeat(1, int(power)) for e, power in machines], 1)
-    biases = [e.hidden_bias.detach().double().expand(e.hidden).repeat(int(power)) for e, power in machines]
+    weights = torch.cat(
+        [e.weights.detach().double().repeat(1, int(power)) for e, power in machines], 1
+    )
+    biases = [
+        e.hidden_bias.detach().double().expand(e.hidden).repeat(int(power)) for e, power in machines
+    ]
     return weights, torch.cat(biases)

@@ -1,7 +1,8 @@
 """Classifiers as energies: E(x) = -log p(y ∈ labels | x), in nats, a factor that asks for a class.
 
-It says nothing about how likely x itself is, so it is no density on its own (`prior & Classifier(...)` is
-one; Dhariwal & Nichol, Diffusion models beat GANs, 2021, section 4). E >= 0, so the factor never exceeds 1.
+It says nothing about how likely x itself is, so it is no density on its own (`prior &
+Classifier(...)` is one; Dhariwal & Nichol, Diffusion models beat GANs, 2021, section 4). E >= 0, so
+the factor never exceeds 1.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.registry import register
 
 
 @register("classifier")
 class Classifier(Energy):
-    """E(x) = logsumexp_{all y} l_y(x) / T - logsumexp_{y in labels} l_y(x) / T with logits l of a network.
+    """E(x) = logsumexp_{all y} l_y(x) / T - logsumexp_{y in labels} l_y(x) / T with logits l of a
+    network.
 
     Arguments:
-        network: takes (n, *input_shape) and returns logits, (n, classes); None builds a small convolutional one.
+        network: takes (n, *input_shape) and returns logits, (n, classes); None builds a small
+            convolutional one.
         labels: the wanted class, or several of which any will do.
         event_shape: shape of one x.
         input_shape: the shape in which the network takes one x; by default the event shape.
         temperature: T > 0; above 1 the factor is softer.
-        classes, channels, hidden, dropout: of the network that is built where none is given; events are then
-            (height, width) or (planes, height, width) with sides divisible by 2.
+        classes, channels, hidden, dropout: of the network that is built where none is given; events
+            are then (height, width) or (planes, height, width) with sides divisible by 2.
 
-    The network stays in eval mode, whatever a parent does (dropout would make the energy random); train it
-    before it is wrapped. Raises ValueError for labels that the network has no logit for.
+    The network stays in eval mode, whatever a parent does (dropout would make the energy random);
+    train it before it is wrapped. Raises ValueError for labels that the network has no logit for.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Classifier(Energy):
             raise ValueError(f"temperature must be positive, not {temperature}")
         labels = [labels] if isinstance(labels, int) else [int(label) for label in labels]
         if not labels or len(set(labels)) < len(labels) or min(labels) < 0:
-            raise ValueError(f"labels must be one class or several distinct ones, counted from 0, not {labels}")
+            raise ValueError(
+                f"labels must be one class or several distinct ones, counted from 0, not {labels}"
+            )
         self._config: dict[str, Any] | None = None
         if network is None:
             network = build(event_shape, **architecture)
@@ -61,24 +66,35 @@ class Classifier(Energy):
                 **architecture,
             }
         elif architecture:
-            raise TypeError(f"{', '.join(architecture)} describe a new network, but one is given: leave either away")
+            raise TypeError(
+                f"{', '.join(architecture)} describe a new network, but one is given: leave either "
+                "away"
+            )
         self.labels = tuple(labels)
         self.temperature = temperature
         self._input_shape = torch.Size(self.event_shape if input_shape is None else input_shape)
         if self._input_shape.numel() != self.event_shape.numel():
-            raise ValueError(f"events of shape {tuple(self.event_shape)} do not fill inputs of shape {tuple(self._input_shape)}")
+            raise ValueError(
+                f"events of shape {tuple(self.event_shape)} do not fill inputs of shape "
+                f"{tuple(self._input_shape)}"
+            )
         self.network = network
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         logits = self.logits(x) / self.temperature
         if max(self.labels) >= logits.shape[-1]:
-            raise ValueError(f"{self} asks for the labels {self.labels}, but its network has {logits.shape[-1]} classes")
+            raise ValueError(
+                f"{self} asks for the labels {self.labels}, but its network has {logits.shape[-1]} "
+                "classes"
+            )
         if len(self.labels) == logits.shape[-1]:
             return logits.sum(-1) * 0  # any class will do; NaN stays NaN
         others = [y for y in range(logits.shape[-1]) if y not in self.labels]
         # log(1 + odds against): exact where p(labels | x) is near 1
-        return nn.functional.softplus(logits[..., others].logsumexp(-1) - logits[..., list(self.labels)].logsumexp(-1))
+        return nn.functional.softplus(
+            logits[..., others].logsumexp(-1) - logits[..., list(self.labels)].logsumexp(-1)
+        )
 
     def logits(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, classes)
         """What the network returns, before the temperature."""
@@ -116,8 +132,10 @@ class Classifier(Energy):
     def config(self) -> dict[str, Any]:
         if self._config is None:
             raise TypeError(
-                "Classifier wraps a network object, whose architecture has no plain description: build it "
-                'with poe.create("classifier", labels=..., event_shape=..., classes=...) and load_state_dict '
+                "Classifier wraps a network object, whose architecture has no plain description: "
+                "build it "
+                'with poe.create("classifier", labels=..., event_shape=..., classes=...) and '
+                "load_state_dict "
                 "the weights"
             )
         return self._config
@@ -131,13 +149,15 @@ def build(
     hidden: int = 48,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """A small convolutional network for images: two 3x3 convolutions, pooling by 2, a third one, then the
-    logits."""
+    """A small convolutional network for images: two 3x3 convolutions, pooling by 2, a third one,
+    then the logits."""
     shape = tuple(event_shape)
     if len(shape) not in (2, 3) or shape[-1] % 2 or shape[-2] % 2 or len(channels) != 2:
         raise ValueError(
-            f"events of shape {shape} do not suit the network that Classifier builds, which takes images "
-            "(height, width) or (planes, height, width) with even sides and two channel counts; pass a "
+            f"events of shape {shape} do not suit the network that Classifier builds, which takes "
+            "images "
+            "(height, width) or (planes, height, width) with even sides and two channel counts; "
+            "pass a "
             "network of your own"
         )
     first, second = channels

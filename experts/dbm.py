@@ -13,21 +13,24 @@ from torch.nn.functional import linear, softplus
 from experts import parameters as param
 from experts.discrete import Machine, layers_log_z, shared_dtype, unit_vector
 from experts.exponential import Bernoulli
-from poe import support as sets
-from poe.energy import Energy, Estimate, shift
+from poe.algebra import support as sets
+from poe.algebra.energy import Energy, Estimate
+from poe.algebra.rules import closed_form
+from poe.algebra.shifted import shift
 from poe.registry import register
-from poe.rules import closed_form
 
 Factor = tuple[Any, float]
 
 
 @register("dbm")
 class DBM(Machine):
-    """A deep Boltzmann machine over the bits of all its layers, in one vector x = (x_0, x_1, ...), x_0 the visible ones:
+    """A deep Boltzmann machine over the bits of all its layers, in one vector x = (x_0, x_1, ...),
+    x_0 the visible ones:
 
         E(x) = -Σ_l b_l·x_l - Σ_l x_lᵀ W_l x_{l+1}.
 
-    Layers of even number are independent given those of odd number, and the other way round: two blocks for Gibbs.
+    Layers of even number are independent given those of odd number, and the other way round: two
+    blocks for Gibbs.
 
     Arguments:
         weights: W_l, (n_l, n_{l+1}), one less than there are layers.
@@ -46,9 +49,16 @@ class DBM(Machine):
         name: str | None = None,
     ) -> None:
         matrices = [param.as_tensor(w) for w in weights]
-        if not matrices or any(w.ndim != 2 for w in matrices) or any(a.shape[1] != b.shape[0] for a, b in pairwise(matrices)):
+        if (
+            not matrices
+            or any(w.ndim != 2 for w in matrices)
+            or any(a.shape[1] != b.shape[0] for a, b in pairwise(matrices))
+        ):
             shapes = [tuple(w.shape) for w in matrices]
-            raise ValueError(f"weights lead from each layer to the next, (n_0, n_1), (n_1, n_2), ...; got {shapes}")
+            raise ValueError(
+                "weights lead from each layer to the next, (n_0, n_1), (n_1, n_2), ...; got "
+                f"{shapes}"
+            )
         sizes = [matrices[0].shape[0], *(w.shape[1] for w in matrices)]
         given = [0.0] * len(sizes) if biases is None else list(biases)
         if len(given) != len(sizes):
@@ -79,7 +89,9 @@ class DBM(Machine):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch)
         layers = self.layers(x if x.is_floating_point() else x.to(self.dtype))
-        energy = -sum(layer @ bias.to(layer.dtype) for layer, bias in zip(layers, self.biases, strict=True))
+        energy = -sum(
+            layer @ bias.to(layer.dtype) for layer, bias in zip(layers, self.biases, strict=True)
+        )
         for (lower, upper), weights in zip(pairwise(layers), self.weights, strict=True):
             energy = energy - (linear(lower, weights.T) * upper).sum(-1)
         return energy  # type: ignore[return-value]
@@ -89,57 +101,74 @@ class DBM(Machine):
         layers = self.layers(x if x.is_floating_point() else x.to(self.dtype))
         for parity, block in enumerate(self.blocks):
             if sites is block:
-                return torch.cat([self._layer_inputs(layers, k) for k in range(parity, len(layers), 2)], -1)
-        return torch.cat([self._layer_inputs(layers, k) for k in range(len(layers))], -1)[..., sites]
+                return torch.cat(
+                    [self._layer_inputs(layers, k) for k in range(parity, len(layers), 2)], -1
+                )
+        return torch.cat([self._layer_inputs(layers, k) for k in range(len(layers))], -1)[
+            ..., sites
+        ]
 
     def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor:
         # (*batch, n), (*batch, len(block)) -> (*batch, n)
-        """x with all layers of even (block 0) or odd number redrawn from their exact conditionals."""
+        """x with all layers of even (block 0) or odd number redrawn from their exact
+        conditionals."""
         with torch.no_grad():
             return self._redrawn(x, block, self.site_logits(x, self.blocks[block]), uniforms)
 
     # ---- the variational bound
 
-    def mean_field(self, v: Tensor, *, iterations: int = 50, tolerance: float = 1e-4) -> tuple[Tensor, ...]:
+    def mean_field(
+        self, v: Tensor, *, iterations: int = 50, tolerance: float = 1e-4
+    ) -> tuple[Tensor, ...]:
         # (*batch, n_0) -> (*batch, n_l) each, l >= 1
-        """Means μ_l of the hidden layers under the factorial law q(h) that is near to p(h | v): a fixed point of
+        """Means μ_l of the hidden layers under the factorial law q(h) that is near to p(h | v): a
+        fixed point of
 
             μ_l = 1/(1 + exp(-b_l - W_{l-1}ᵀ μ_{l-1} - W_l μ_{l+1})),     μ_0 = v,
 
-        layers of odd and of even number in turn. Each update is the best one given the other layers, so that `lower_bound` never falls,
-        and damping is not needed. They start from one pass upwards, in which inputs from below count twice, for those from above that
-        are still missing; and end once no mean changes by more than `tolerance`. Without a graph.
+        layers of odd and of even number in turn. Each update is the best one given the other
+        layers, so that `lower_bound` never falls, and damping is not needed. They start from one
+        pass upwards, in which inputs from below count twice, for those from above that are still
+        missing; and end once no mean changes by more than `tolerance`. Without a graph.
         """
         if v.ndim < 1 or v.shape[-1] != self.sizes[0]:
             raise ValueError(
-                f"v of shape {tuple(v.shape)} are no visible units: {self} has {self.sizes[0]}, (*batch, {self.sizes[0]})"
+                f"v of shape {tuple(v.shape)} are no visible units: {self} has {self.sizes[0]}, "
+                f"(*batch, {self.sizes[0]})"
             )
         top = len(self.sizes) - 1
         with torch.no_grad():
             layers = [v.to(self.dtype)]
             for k in range(1, top + 1):
                 double = 1 if k == top else 2
-                layers.append(linear(double * layers[-1], self.weights[k - 1].T, self.biases[k]).sigmoid())
+                layers.append(
+                    linear(double * layers[-1], self.weights[k - 1].T, self.biases[k]).sigmoid()
+                )
             for _ in range(iterations):
                 change = 0.0
                 for k in (*range(1, top + 1, 2), *range(2, top + 1, 2)):
                     old, layers[k] = layers[k], self._layer_inputs(layers, k).sigmoid()
-                    change = max(change, float((layers[k] - old).abs().max()) if old.numel() else 0.0)
+                    change = max(
+                        change, float((layers[k] - old).abs().max()) if old.numel() else 0.0
+                    )
                 if change <= tolerance:
                     break
         return tuple(layers[1:])
 
     def free_energy(self, v: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
         # (*batch, n_0), (*batch, n_l) each -> (*batch)
-        """E(v, μ) - H(μ) of a factorial law of the hidden layers, by default `mean_field(v)`, in nats: an upper bound of
-        -log Σ_h exp(-E(v, h)). Its graph leads to the parameters alone: at the fixed point μ adds nothing to the gradient."""
+        """E(v, μ) - H(μ) of a factorial law of the hidden layers, by default `mean_field(v)`, in
+        nats: an upper bound of -log Σ_h exp(-E(v, h)). Its graph leads to the parameters alone: at
+            the fixed point μ adds nothing to the gradient."""
         means = self.mean_field(v) if means is None else [mean.detach() for mean in means]
         entropy = sum((torch.special.entr(m) + torch.special.entr(1 - m)).sum(-1) for m in means)
         return self.forward(torch.cat([v.to(self.dtype), *means], -1)) - entropy
 
-    def lower_bound(self, v: Tensor, log_z: Estimate | float | None = None) -> Tensor:  # (*batch, n_0) -> (*batch)
-        """-E(v, μ) + H(μ) - log Z <= log p(v), in nats. log Z is that of the whole machine; by default its own, where it is exact.
-        An estimate with a standard error makes a bound with the same one.
+    def lower_bound(self, v: Tensor, log_z: Estimate | float | None = None) -> Tensor:
+        # (*batch, n_0) -> (*batch)
+        """-E(v, μ) + H(μ) - log Z <= log p(v), in nats. log Z is that of the whole machine; by
+        default its own, where it is exact. An estimate with a standard error makes a bound with the
+        same one.
 
         Raises ValueError where nobody knows log Z, or v are no bits: then it bounds nothing.
         """
@@ -147,7 +176,9 @@ class DBM(Machine):
             raise ValueError("visible units are bits, 0 or 1, and the bound is one for them alone")
         log_z = self.log_z if log_z is None else log_z
         if log_z is None:
-            raise ValueError(f'log Z of {self} is unknown: give log_z=poe.log_z({self}, method="ais")')
+            raise ValueError(
+                f'log Z of {self} is unknown: give log_z=poe.log_z({self}, method="ais")'
+            )
         return -self.free_energy(v) - float(log_z)
 
     def _layer_inputs(self, layers: Sequence[Tensor], k: int) -> Tensor:
@@ -162,11 +193,18 @@ class DBM(Machine):
     def _sum(self, patient: bool) -> float | None:
         weights = [w.detach().double().cpu() for w in self.weights]
         biases = [b.detach().double().cpu() for b in self.biases]
-        zero = [[torch.zeros(a, b, dtype=torch.float64) for b in self.sizes[1::2]] for a in self.sizes[::2]]
-        for k, w in enumerate(weights):  # from an even layer up to an odd one, or from an odd one up to an even one
+        zero = [
+            [torch.zeros(a, b, dtype=torch.float64) for b in self.sizes[1::2]]
+            for a in self.sizes[::2]
+        ]
+        for k, w in enumerate(
+            weights
+        ):  # from an even layer up to an odd one, or from an odd one up to an even one
             zero[(k + 1) // 2][k // 2] = w.T if k % 2 else w
         matrix = torch.cat([torch.cat(row, 1) for row in zero])
-        return layers_log_z(matrix, torch.cat(biases[::2]), torch.cat(biases[1::2]), patient=patient)
+        return layers_log_z(
+            matrix, torch.cat(biases[::2]), torch.cat(biases[1::2]), patient=patient
+        )
 
     @classmethod
     def _rebuilt(cls, values: dict[str, Tensor], structure: dict[str, Any]) -> Machine:
@@ -181,7 +219,8 @@ def _named(key: str, values: Sequence[Any]) -> dict[str, Any]:
 @closed_form(DBM)
 @closed_form(DBM, Bernoulli)
 def _dbm(factors: Sequence[Factor]) -> Energy | None:
-    """Weights and biases of machines with equal layers add up, to any power; so do Bernoulli fields."""
+    """Weights and biases of machines with equal layers add up, to any power; so do Bernoulli
+    fields."""
     machines = [(e, power) for e, power in factors if isinstance(e, DBM)]
     if not machines or len({e.sizes for e, _ in machines}) > 1:
         return None

@@ -1,7 +1,8 @@
-"""Denoising networks that somebody trained, whatever they predict and on whatever schedule, as experts at a level of noise.
+"""Denoising networks that somebody trained, whatever they predict and on whatever schedule, as
+experts at a level of noise.
 
-Here x = x₀ + σ ε, ε ~ N(0, 1) in each coordinate. A network sees u = αx = αx₀ + sε, s = ασ, and a time t; α' and s' are the rates at
-which its own path changes, scaled so that αs' - sα' = 1:
+Here x = x₀ + σ ε, ε ~ N(0, 1) in each coordinate. A network sees u = αx = αx₀ + sε, s = ασ, and a
+time t; α' and s' are the rates at which its own path changes, scaled so that αs' - sα' = 1:
 
 | schedule   | α           | s           | α'  | s' | velocity  |
 |------------|-------------|-------------|-----|----|-----------|
@@ -9,7 +10,8 @@ which its own path changes, scaled so that αs' - sα' = 1:
 | preserving | 1/√(1+σ²)   | σ/√(1+σ²)   | -s  | α  | αε - sx₀  |
 | flow       | 1/(1+σ)     | σ/(1+σ) = t | -1  | 1  | ε - x₀    |
 
-What it returns, `out`, says what the clean point is, D = E[x₀ | x], and what the noise is, e = (x - D)/σ = E[ε | x]; the score is -e/σ.
+What it returns, `out`, says what the clean point is, D = E[x₀ | x], and what the noise is, e = (x -
+D)/σ = E[ε | x]; the score is -e/σ.
 
 | predicts   | out              | D               | e               |
 |------------|------------------|-----------------|-----------------|
@@ -18,12 +20,14 @@ What it returns, `out`, says what the clean point is, D = E[x₀ | x], and what 
 | "denoised" | E[x₀ | x]        | out             | (x - out)/σ     |
 | "velocity" | s'E[ε] + α'E[x₀] | s'αx - s out    | α out - α'αx    |
 
-Nothing is divided by α, by s or by 1 - t. At σ = 0 D is x; e holds there too, but of a network that predicts D, which does not say it,
-and one that predicts the score gives it even there, as α out. What rounding by a share r costs: D of "noise" and "score" σr, which
-matters at large σ, and e of "denoised" r|x|/σ, at small σ. The networks do not know these better.
+Nothing is divided by α, by s or by 1 - t. At σ = 0 D is x; e holds there too, but of a network that
+predicts D, which does not say it, and one that predicts the score gives it even there, as α out.
+What rounding by a share r costs: D of "noise" and "score" σr, which matters at large σ, and e of
+"denoised" r|x|/σ, at small σ. The networks do not know these better.
 
-References: Vincent 2011, Neural Computation 23(7); Song, Sohl-Dickstein, Kingma et al. 2021, ICLR (both SDEs); Salimans and Ho 2022,
-ICLR (velocities that preserve variance); Liu, Gong and Liu 2023, ICLR (rectified flow); Karras et al. 2022, NeurIPS (σ for all).
+References: Vincent 2011, Neural Computation 23(7); Song, Sohl-Dickstein, Kingma et al. 2021, ICLR
+(both SDEs); Salimans and Ho 2022, ICLR (velocities that preserve variance); Liu, Gong and Liu 2023,
+ICLR (rectified flow); Karras et al. 2022, NeurIPS (σ for all).
 """
 
 from __future__ import annotations
@@ -39,16 +43,17 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from poe.bindings import Bindings
-from poe.capabilities import Conditional, NoiseConditional, ScoreOnly
-from poe.energy import Energy, checked_level
+from poe.algebra.bindings import Bindings
+from poe.algebra.capabilities import Conditional, NoiseConditional, ScoreOnly
+from poe.algebra.energy import Energy, checked_level
 from poe.registry import near, register
 
 PREDICTIONS = ("noise", "score", "denoised", "velocity")
 
 
 class Coefficients(NamedTuple):
-    """α, s, α' and s' of a schedule at one level; finite for every σ from 0 to infinity, both included, but s of "exploding"."""
+    """α, s, α' and s' of a schedule at one level; finite for every σ from 0 to infinity, both
+    included, but s of "exploding"."""
 
     alpha: float
     s: float
@@ -58,7 +63,8 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How a network was shown noise: made by `exploding`, `preserving`, `linear`, `discrete` and `flow`.
+    """How a network was shown noise: made by `exploding`, `preserving`, `linear`, `discrete` and
+    `flow`.
 
     Arguments:
         kind: "exploding", "preserving" or "flow".
@@ -75,7 +81,10 @@ class NoiseSchedule:
             raise ValueError(f"a schedule is exploding, preserving or flow, not {self.kind!r}")
         low, high = self.sigma_range
         if not 0 < low < high < math.inf:
-            raise ValueError(f"sigma_range must be (low, high) with 0 < low < high, finite, not {self.sigma_range}")
+            raise ValueError(
+                "sigma_range must be (low, high) with 0 < low < high, finite, not "
+                f"{self.sigma_range}"
+            )
 
     @classmethod
     def exploding(cls, low: float, high: float, *, log: bool = False) -> NoiseSchedule:
@@ -89,10 +98,13 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, low: float = 0.1, high: float = 20.0, *, first: float = 1e-3) -> NoiseSchedule:
-        """The variance-preserving diffusion whose rate goes from `low` to `high`, for t from `first` to 1: log(1 + σ²) = low·t +
-        (high - low)t²/2."""
+        """The variance-preserving diffusion whose rate goes from `low` to `high`, for t from
+        `first` to 1: log(1 + σ²) = low·t + (high - low)t²/2."""
         if not (0 < low <= high and 0 < first < 1):
-            raise ValueError(f"the rates rise from low > 0 to high, and 0 < first < 1, not {low}, {high} and {first}")
+            raise ValueError(
+                f"the rates rise from low > 0 to high, and 0 < first < 1, not {low}, {high} and "
+                f"{first}"
+            )
 
         def time(sigma: float) -> float:
             grown = 2 * math.log1p(sigma**2)
@@ -103,10 +115,14 @@ class NoiseSchedule:
 
     @classmethod
     def discrete(cls, alphas_cumprod: Sequence[float] | Tensor) -> NoiseSchedule:
-        """A table of α², for t = 0, 1, 2, ...; between two entries t is linear in log σ. The range is that of the table."""
+        """A table of α², for t = 0, 1, 2, ...; between two entries t is linear in log σ. The range
+        is that of the table."""
         table = torch.as_tensor(alphas_cumprod).detach().double().flatten().tolist()
         if len(table) < 2 or not all(0 < b < a < 1 for a, b in pairwise(table)):
-            raise ValueError("alphas_cumprod must be a table of two or more numbers that fall, all above 0 and below 1")
+            raise ValueError(
+                "alphas_cumprod must be a table of two or more numbers that fall, all above 0 and "
+                "below 1"
+            )
         logs = [math.log1p(-a) / 2 - math.log(a) / 2 for a in table]
 
         def time(sigma: float) -> float:
@@ -142,34 +158,43 @@ class Denoiser(Energy):
     """A denoising network at one level of noise, as a score, or as an energy of its own.
 
     Arguments:
-        network: takes u, (n, *event), and t, (n), and returns something of the shape of u; with `conditional` a context comes third.
-            An `nn.Module` is put in eval mode and kept there.
+        network: takes u, (n, *event), and t, (n), and returns something of the shape of u; with
+            `conditional` a context comes third. An `nn.Module` is put in eval mode and kept there.
         event_shape: shape of one x.
         schedule: how it was shown noise.
         predicts: "noise", "score", "denoised" or "velocity".
         energy: None, or "denoised" for E(x) = ‖x - D‖² / 2σ² = ‖e‖² / 2.
         sigma: the level, in units of x; the lowest by default, which is the target.
-        conditional: whether the network takes a context: None, unless `given` binds one; a tensor is one context, repeated for each x,
-            (n, *context), and anything else is passed on as it is.
-        bounded: whether D is known to be bounded, as for a network that ends in tanh: E then grows as |x|²/2σ².
+        conditional: whether the network takes a context: None, unless `given` binds one; a tensor
+            is one context, repeated for each x, (n, *context), and anything else is passed on as it
+            is.
+        bounded: whether D is known to be bounded, as for a network that ends in tanh: E then grows
+            as |x|²/2σ².
 
-    By default only the score is known, -e/σ, and `score` gives it; there is no energy, calling the expert raises TypeError, and
-    `value_and_grad` has NaN for the value. Products of it and of anything else are drawn by `poe.LineIntegral`; where modes lie apart,
-    from the noisiest level down, each from the draws of the one before (of e, over levels of noise, with x from a normal that wide):
+    By default only the score is known, -e/σ, and `score` gives it; there is no energy, calling the
+    expert raises TypeError, and `value_and_grad` has NaN for the value. Products of it and of
+    anything else are drawn by `poe.LineIntegral`; where modes lie apart, from the noisiest level
+    down, each from the draws of the one before (of e, over levels of noise, with x from a normal
+    that wide):
 
         for sigma in levels:
             x = poe.sample(e.at(sigma), len(x), kernel=poe.LineIntegral(), init=x).x
 
-    These carry no weights: a product of noised densities is not the noised product, and only moves at the last levels put that right.
+    These carry no weights: a product of noised densities is not the noised product, and only moves
+    at the last levels put that right.
 
-    With energy="denoised" the expert has all that energies have: exact tests, mixtures, contrasts. Its density has -∇E for a score,
-    which is -e/σ for a network that was trained by that (Du et al. 2023, ICML); one that was fitted to x₀ by least squares stands for
-    another density than p_σ: if the data are N(0, τ²), for one of variance (σ² + τ²)²/σ², not σ² + τ².
+    With energy="denoised" the expert has all that energies have: exact tests, mixtures, contrasts.
+    Its density has -∇E for a score, which is -e/σ for a network that was trained by that (Du et al.
+    2023, ICML); one that was fitted to x₀ by least squares stands for
+    another density than p_σ: if the data are N(0, τ²), for one of variance (σ² + τ²)²/σ², not σ² +
+    τ².
 
-    Raises ValueError for an unknown prediction, a level outside the range, and a network that returns another shape or NaN.
+    Raises ValueError for an unknown prediction, a level outside the range, and a network that
+    returns another shape or NaN.
 
     >>> net = lambda u, t: u / (1 + t[:, None] ** 2)  # D, where the data are N(0, 1)
-    >>> e = Denoiser(net, (2,), schedule=NoiseSchedule.exploding(0.1, 10.0), predicts="denoised", name="data")
+    >>> schedule = NoiseSchedule.exploding(0.1, 10.0)
+    >>> e = Denoiser(net, (2,), schedule=schedule, predicts="denoised", name="data")
     >>> e.at(0.5).score(torch.ones(2))
     tensor([-0.8000, -0.8000])
     """
@@ -190,15 +215,24 @@ class Denoiser(Energy):
         super().__init__(event_shape, name=name)
         if predicts not in PREDICTIONS:
             raise ValueError(
-                f"networks predict {', '.join(map(repr, PREDICTIONS))}, not {predicts!r}{near(predicts, PREDICTIONS)}"
+                f"networks predict {', '.join(map(repr, PREDICTIONS))}, not "
+                f"{predicts!r}{near(predicts, PREDICTIONS)}"
             )
         if energy not in (None, "denoised"):
             raise ValueError(f"energy is None, for a score alone, or 'denoised', not {energy!r}")
         if not callable(network):
             raise TypeError(f"a Denoiser takes a network (u, t) -> prediction, not {network!r}")
         if not isinstance(schedule, NoiseSchedule):
-            raise TypeError(f"a schedule is a NoiseSchedule, such as NoiseSchedule.exploding(0.01, 10.0), not {schedule!r}")
-        self.network, self.schedule, self.predicts, self.energy = network, schedule, predicts, energy
+            raise TypeError(
+                "a schedule is a NoiseSchedule, such as NoiseSchedule.exploding(0.01, 10.0), not "
+                f"{schedule!r}"
+            )
+        self.network, self.schedule, self.predicts, self.energy = (
+            network,
+            schedule,
+            predicts,
+            energy,
+        )
         self.context: Any = None
         self.takes_context, self._bounded = conditional, bounded
         self.sigma = self._checked(self.sigma_range[0] if sigma is None else sigma)
@@ -240,7 +274,9 @@ class Denoiser(Energy):
             return self.takes_context and self.context is None
         if capability is ScoreOnly:
             return self.energy is None
-        if capability is NoiseConditional:  # as those ask who weigh particles by energies on their way down; `at` works without
+        if (
+            capability is NoiseConditional
+        ):  # as those ask who weigh particles by energies on their way down; `at` works without
             return self.energy is not None
         return super().can(capability)
 
@@ -266,15 +302,23 @@ class Denoiser(Energy):
             return out
         if self.predicts == "score":
             return -c.s * out
-        return (x - out) / self.sigma if self.predicts == "denoised" else c.alpha * out - (c.alpha_rate * c.alpha) * x
+        return (
+            (x - out) / self.sigma
+            if self.predicts == "denoised"
+            else c.alpha * out - (c.alpha_rate * c.alpha) * x
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         if self.energy is None:
             raise TypeError(
-                f"{self} has a score and no energy: draw products of it by poe.sample(..., kernel=poe.LineIntegral(), init=points), "
-                "which tests moves by line integrals of scores; or give energy='denoised' to a network trained as one"
+                f"{self} has a score and no energy: draw products of it by poe.sample(..., "
+                "kernel=poe.LineIntegral(), init=points), "
+                "which tests moves by line integrals of scores; or give energy='denoised' to a "
+                "network trained as one"
             )
-        return self.noise(x).unsqueeze(-1).flatten(x.ndim - len(self.event_shape)).square().sum(-1) / 2
+        return (
+            self.noise(x).unsqueeze(-1).flatten(x.ndim - len(self.event_shape)).square().sum(-1) / 2
+        )
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.energy is not None:
@@ -294,12 +338,18 @@ class Denoiser(Energy):
         if not len(rows):
             return x, c
         t = torch.full((len(rows),), self.schedule.time(self.sigma), dtype=x.dtype, device=x.device)
-        out = self.network(c.alpha * rows, t, *self._contexts(rows)) if self.takes_context else self.network(c.alpha * rows, t)
+        out = (
+            self.network(c.alpha * rows, t, *self._contexts(rows))
+            if self.takes_context
+            else self.network(c.alpha * rows, t)
+        )
         if not isinstance(out, Tensor) or out.shape != rows.shape:
             shape = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
-                f"the network of {self} returned {shape} for u of shape {tuple(rows.shape)}, and a prediction has that shape too; a "
-                "model that returns more is wrapped as lambda u, t: model(u, t).sample, or model(u, t)[:, :channels]"
+                f"the network of {self} returned {shape} for u of shape {tuple(rows.shape)}, and a "
+                "prediction has that shape too; a "
+                "model that returns more is wrapped as lambda u, t: model(u, t).sample, or "
+                "model(u, t)[:, :channels]"
             )
         return out.reshape(x.shape), c
 
@@ -310,29 +360,39 @@ class Denoiser(Energy):
         return (context.expand(len(rows), *context.shape),)
 
     def _probe(self) -> None:
-        """Both ends of the range, twice, so that a network that does not fit says so when it is wrapped."""
+        """Both ends of the range, twice, so that a network that does not fit says so when it is
+        wrapped."""
         x = torch.zeros(2, *self.event_shape, dtype=self.dtype, device=self.device)
         for end in map(self.at, self.sigma_range):
             with torch.no_grad():
                 first, second = (end._call(x)[0] for _ in range(2))
             if bool(first.isnan().any()):
-                raise ValueError(f"the network of {self} returns NaN at x = 0 and noise {end.sigma:g}")
+                raise ValueError(
+                    f"the network of {self} returns NaN at x = 0 and noise {end.sigma:g}"
+                )
             if not torch.equal(first, second):
                 raise ValueError(
-                    f"the network of {self} returns two values at one point: a density cannot be random; call its eval() method, and "
+                    f"the network of {self} returns two values at one point: a density cannot be "
+                    "random; call its eval() method, and "
                     "leave out what draws numbers"
                 )
 
     # ---- levels and contexts
 
     def at(self, sigma: float) -> Denoiser:
-        """The same at level sigma (units of x); at 0, and at the lowest level, the target. Raises ValueError outside the range."""
-        return self._other(checked_level(self, sigma) or self.sigma_range[0], self.context, self._levels)
+        """The same at level sigma (units of x); at 0, and at the lowest level, the target. Raises
+        ValueError outside the range."""
+        return self._other(
+            checked_level(self, sigma) or self.sigma_range[0], self.context, self._levels
+        )
 
     def given(self, context: Any) -> Denoiser:
-        """The same with a context for the network; `given(None)` is the unconditional one. Raises TypeError where it takes none."""
+        """The same with a context for the network; `given(None)` is the unconditional one. Raises
+        TypeError where it takes none."""
         if not self.takes_context:
-            raise TypeError(f"{self} takes no context: wrap a network (u, t, context) with conditional=True")
+            raise TypeError(
+                f"{self} takes no context: wrap a network (u, t, context) with conditional=True"
+            )
         if context is None or isinstance(context, (str, int)):
             return self._other(self.sigma, context, self._concepts.setdefault(context, {}))
         lowest = self._other(self.sigma_range[0], context, {})
@@ -351,11 +411,13 @@ class Denoiser(Energy):
         low, high = self.sigma_range
         if not low <= sigma <= high:
             raise ValueError(
-                f"the network knows noise levels from {low:g} to {high:g} (units of x), and 0 for the lowest, not {sigma:g}"
+                f"the network knows noise levels from {low:g} to {high:g} (units of x), and 0 for "
+                f"the lowest, not {sigma:g}"
             )
         return float(sigma)
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps a network object, which no file describes: store its weights, and wrap it again after loading them"
+            f"{self} wraps a network object, which no file describes: store its weights, and wrap "
+            "it again after loading them"
         )

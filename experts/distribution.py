@@ -12,19 +12,24 @@ from torch import Tensor, nn
 from torch import distributions as td
 from torch.distributions import constraints
 
-from poe import support as sets
-from poe.energy import Density
+from poe.algebra import support as sets
+from poe.algebra.energy import Density
 from poe.registry import register
 
 _TYPES: dict[str, type[td.Distribution]] = {
-    name: kind for name in td.__all__ if inspect.isclass(kind := getattr(td, name)) and issubclass(kind, td.Distribution)
+    name: kind
+    for name in td.__all__
+    if inspect.isclass(kind := getattr(td, name)) and issubclass(kind, td.Distribution)
 }
 _ABSTRACT = ("Distribution", "ExponentialFamily", "TransformedDistribution")
 _NESTED = {
     "Independent": ("base_distribution",),
     "MixtureSameFamily": ("mixture_distribution", "component_distribution"),
 }
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)}
+_DTYPES = {
+    str(t).removeprefix("torch."): t
+    for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+}
 
 # whether the density is bounded above, by type; a discrete one always is
 _BOUNDED: dict[str, Callable[[Any], bool]] = dict.fromkeys(
@@ -69,20 +74,21 @@ _FLAT: dict[str, Callable[[Any], bool]] = {
 
 @register("distribution")
 class Distribution(Density):
-    """A `torch.distributions` distribution: log_prob in nats, its batch axes being independent coordinates of
-    the event.
+    """A `torch.distributions` distribution: log_prob in nats, its batch axes being independent
+    coordinates of the event.
 
-    The event shape is `dist.batch_shape + dist.event_shape`: `Normal(torch.zeros(3), 1.0)` is one density on
-    R^3, and the energy sums over its three coordinates. `config()` names a type of torch's public list, never
-    an import path.
+    The event shape is `dist.batch_shape + dist.event_shape`: `Normal(torch.zeros(3), 1.0)` is one
+    density on R^3, and the energy sums over its three coordinates. `config()` names a type of
+    torch's public list, never an import path.
 
-    The parameters become buffers (or, where they are `nn.Parameter`s, parameters), so `.to(device, dtype)`,
-    `state_dict` and training reach them. A type of somebody else's, or one built from transforms, is used as
+    The parameters become buffers (or, where they are `nn.Parameter`s, parameters), so `.to(device,
+    dtype)`, `state_dict` and training reach them. A type of somebody else's, or one built from
+    transforms, is used as
     it is: it is neither moved nor saved.
 
-    torch's distributions take no generator. With one given, draws are made under a fork of torch's global
-    randomness seeded from it; the global state is as before. Without one, draws come from the global
-    randomness.
+    torch's distributions take no generator. With one given, draws are made under a fork of torch's
+    global randomness seeded from it; the global state is as before. Without one, draws come from
+    the global randomness.
 
     >>> Distribution(td.Laplace(0.0, 1.0)).event_shape
     torch.Size([])
@@ -90,12 +96,15 @@ class Distribution(Density):
 
     def __init__(self, dist: td.Distribution, *, name: str | None = None) -> None:
         if not isinstance(dist, td.Distribution):
-            raise TypeError(f"Distribution takes a torch.distributions.Distribution, not {type(dist).__name__}")
+            raise TypeError(
+                f"Distribution takes a torch.distributions.Distribution, not {type(dist).__name__}"
+            )
         try:
             support = _support(dist)
         except NotImplementedError as error:
             raise TypeError(
-                f"{type(dist).__name__} states no support: pass the model that made it (a zuko flow itself, not what calling it gives) "
+                f"{type(dist).__name__} states no support: pass the model that made it (a zuko "
+                "flow itself, not what calling it gives) "
                 "or a function, poe.as_energy(lambda x: -dist.log_prob(x), event_shape=...)"
             ) from error
         super().__init__(dist.batch_shape + dist.event_shape, support=support, name=name)
@@ -113,7 +122,10 @@ class Distribution(Density):
             elif isinstance(value, nn.Parameter):
                 self.register_parameter(path + key, value)
             elif isinstance(value, Tensor):
-                self.register_buffer(path + key, value.detach().clone() if value.is_leaf or not value.requires_grad else value)
+                self.register_buffer(
+                    path + key,
+                    value.detach().clone() if value.is_leaf or not value.requires_grad else value,
+                )
 
     def _tensor(self, key: str) -> Tensor:
         return getattr(self, key)
@@ -137,7 +149,9 @@ class Distribution(Density):
         if x.numel() == 0:  # some of torch's distributions cannot
             return x.new_zeros(x.shape[: x.ndim - len(self.event_shape)], dtype=self.dtype)
         outside = None
-        if not sets.is_real(self.support):  # an open end, such as 0 of a LogNormal, counts as outside
+        if not sets.is_real(
+            self.support
+        ):  # an open end, such as 0 of a LogNormal, counts as outside
             inside = dist.support.check(x)  # type: ignore[union-attr]
             outside = ~inside
             anchor = sets.inside_point(self.support, x, self.event_shape)
@@ -151,7 +165,9 @@ class Distribution(Density):
             logs = logs.masked_fill(outside, -math.inf)
         return logs.flatten(logs.ndim - len(dist.batch_shape)).sum(-1) if dist.batch_shape else logs
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, *event); n an int or a shape."""
         shape = torch.Size([n] if isinstance(n, int) else n)
         if shape.numel() == 0:  # some of torch's distributions cannot draw nothing
@@ -175,29 +191,32 @@ class Distribution(Density):
     def config(self) -> dict[str, Any]:
         if self._spec is None:
             raise TypeError(
-                f"{self} wraps a {type(self._dist).__name__}, which is no plain type of torch.distributions: "
+                f"{self} wraps a {type(self._dist).__name__}, which is no plain type of "
+                "torch.distributions: "
                 "a file cannot hold "
-                "it; build it from one of those, or write a class with config() and register it with "
+                "it; build it from one of those, or write a class with config() and register it "
+                "with "
                 "@poe.register"
             )
         return {"spec": _with_values(self._spec, self.dist)}
 
     @classmethod
     def from_config(cls, *, spec: dict[str, Any]) -> Distribution:
-        """A distribution of these types and shapes, to be filled by `load_state_dict`. Raises ValueError on
-        any other type.
+        """A distribution of these types and shapes, to be filled by `load_state_dict`. Raises
+        ValueError on any other type.
         """
         return cls(_build(_checked(spec), None, ""))
 
 
 def _support(dist: td.Distribution) -> sets.Constraint:
-    """The support of one event, batch axes included; that of a mixture is a box where its components share
-    one.
+    """The support of one event, batch axes included; that of a mixture is a box where its
+    components share one.
     """
     shape = dist.batch_shape + dist.event_shape
     if isinstance(dist, td.TransformedDistribution) and isinstance(dist.base_dist, td.VonMises):
         raise TypeError(
-            "a transformed VonMises is periodic over all reals, where it has no finite mass; poe.create('von-mises', ...)"
+            "a transformed VonMises is periodic over all reals, where it has no finite mass; "
+            "poe.create('von-mises', ...)"
         )
     if isinstance(dist, td.VonMises):  # torch says all reals, but its draws lie in one period
         return sets.canonical(constraints.interval(-math.pi, math.pi), shape)
@@ -209,7 +228,10 @@ def _support(dist: td.Distribution) -> sets.Constraint:
         shared = _support(parts)
         if isinstance(shared, sets.Box):
             low, high = shared.low.select(axis, 0), shared.high.select(axis, 0)
-            if bool((shared.low == low.unsqueeze(axis)).all() and (shared.high == high.unsqueeze(axis)).all()):
+            if bool(
+                (shared.low == low.unsqueeze(axis)).all()
+                and (shared.high == high.unsqueeze(axis)).all()
+            ):
                 return sets.Box(low, high, integer=shared.integer)
     return sets.canonical(dist.support, shape)
 
@@ -220,16 +242,19 @@ def _said(table: dict[str, Callable[[Any], bool]], dist: td.Distribution) -> boo
         return _said(table, dist.base_dist)
     if isinstance(dist, td.MixtureSameFamily):
         return True if table is _BOUNDED and _said(table, dist.component_distribution) else None
-    known = table.get(type(dist).__name__) if _TYPES.get(type(dist).__name__) is type(dist) else None
+    known = (
+        table.get(type(dist).__name__) if _TYPES.get(type(dist).__name__) is type(dist) else None
+    )
     return None if known is None else known(dist)
 
 
-# ---------------------------------------------------------------- a distribution as type and arguments
+# ---------------------------------------------------------------- a distribution as type and
+# arguments
 
 
 def _describe(dist: td.Distribution) -> dict[str, Any] | None:
-    """{"type": name, "arguments": {name: a number, a nested description, or shape and dtype}}; None for any
-    other type.
+    """{"type": name, "arguments": {name: a number, a nested description, or shape and dtype}}; None
+    for any other type.
     """
     name = type(dist).__name__
     if name in _ABSTRACT or _TYPES.get(name) is not type(dist):
@@ -253,8 +278,13 @@ def _describe(dist: td.Distribution) -> dict[str, Any] | None:
 
 
 def _argument_names(dist: td.Distribution) -> list[str]:
-    """Of several ways to give one parameter, the one that was used, or the one that torch computes with."""
-    names = [key for key in inspect.signature(type(dist).__init__).parameters if key not in ("self", "validate_args")]
+    """Of several ways to give one parameter, the one that was used, or the one that torch computes
+    with."""
+    names = [
+        key
+        for key in inspect.signature(type(dist).__init__).parameters
+        if key not in ("self", "validate_args")
+    ]
     if "scale_tril" in names:
         names = [key for key in names if key not in ("covariance_matrix", "precision_matrix")]
     if "probs" in names:
@@ -275,9 +305,11 @@ def _arguments(dist: td.Distribution, spec: dict[str, Any]) -> list[tuple[str, A
     return [(key, getattr(dist, attributes.get(key, key))) for key in keys]
 
 
-def _build(spec: dict[str, Any], tensor: Callable[[str], Tensor] | None, path: str) -> td.Distribution:
-    """The distribution of a description, its tensors looked up by path; placeholders where there is nothing
-    to look up.
+def _build(
+    spec: dict[str, Any], tensor: Callable[[str], Tensor] | None, path: str
+) -> td.Distribution:
+    """The distribution of a description, its tensors looked up by path; placeholders where there is
+    nothing to look up.
     """
     arguments: dict[str, Any] = {}
     for key, value in spec["arguments"].items():
@@ -297,20 +329,27 @@ def _placeholder(key: str, value: dict[str, Any]) -> Tensor:
     elif key == "scale_tril":
         blank = torch.eye(shape[-1], dtype=dtype).expand(shape).clone()
     else:
-        blank = torch.full(shape, 1e6 if key == "df" else 1.0, dtype=dtype)  # a Wishart wants df > n - 1
+        blank = torch.full(
+            shape, 1e6 if key == "df" else 1.0, dtype=dtype
+        )  # a Wishart wants df > n - 1
     return nn.Parameter(blank) if value["learnable"] else blank
 
 
 def _with_values(spec: dict[str, Any], dist: td.Distribution) -> dict[str, Any]:
-    """The description with the numbers on which the support depends written out: they are needed before the
-    state is loaded.
+    """The description with the numbers on which the support depends written out: they are needed
+    before the state is loaded.
     """
     arguments = dict(spec["arguments"])
     dependent = isinstance(inspect.getattr_static(type(dist), "support", None), property)
     for key, value in _arguments(dist, spec):
         if isinstance(value, td.Distribution):
             arguments[key] = _with_values(arguments[key], value)
-        elif isinstance(value, Tensor) and dependent and key not in ("probs", "logits") and bool(value.isfinite().all()):
+        elif (
+            isinstance(value, Tensor)
+            and dependent
+            and key not in ("probs", "logits")
+            and bool(value.isfinite().all())
+        ):
             arguments[key] = {**arguments[key], "value": value.tolist()}
     return {"type": spec["type"], "arguments": arguments}
 
@@ -320,7 +359,12 @@ def _checked(spec: Any) -> dict[str, Any]:
     torch.distributions.
     """
     name = spec.get("type") if isinstance(spec, dict) else None
-    if not isinstance(name, str) or name in _ABSTRACT or name not in _TYPES or not isinstance(spec.get("arguments"), dict):
+    if (
+        not isinstance(name, str)
+        or name in _ABSTRACT
+        or name not in _TYPES
+        or not isinstance(spec.get("arguments"), dict)
+    ):
         raise ValueError(f"{name!r} is no distribution of torch.distributions that a file may name")
     known = inspect.signature(_TYPES[name].__init__).parameters
     for key, value in spec["arguments"].items():
@@ -328,6 +372,10 @@ def _checked(spec: Any) -> dict[str, Any]:
             raise ValueError(f"torch.distributions.{name} takes no argument {key!r}")
         if isinstance(value, dict) and "type" in value:
             _checked(value)
-        elif isinstance(value, dict) and not (isinstance(value.get("shape"), list) and value.get("dtype") in _DTYPES):
-            raise ValueError(f"the argument {key!r} of torch.distributions.{name} needs a shape and a dtype")
+        elif isinstance(value, dict) and not (
+            isinstance(value.get("shape"), list) and value.get("dtype") in _DTYPES
+        ):
+            raise ValueError(
+                f"the argument {key!r} of torch.distributions.{name} needs a shape and a dtype"
+            )
     return spec

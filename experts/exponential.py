@@ -1,26 +1,27 @@
 """Exponential families: log p(x) = Σ <η, T(x)> - A(η) + log h(x), in nats.
 
-| expert      | support     | T(x)              | η                        | in the family as long as        |
+| expert | support | T(x) | η | in the family as long as |
 |-------------|-------------|-------------------|--------------------------|---------------------------------|
-| Normal      | R^n         | x, -x xᵀ/2        | Λμ, Λ = Σ⁻¹              | Λ is positive definite          |
-| Exponential | [0, ∞)      | x                 | -rate                    | rate > 0                        |
-| Gamma       | [0, ∞)      | log x, x          | concentration - 1, -rate | concentration, rate > 0         |
-| Beta        | [0, 1]      | log x, log(1 - x) | a - 1, b - 1             | a, b > 0                        |
-| Dirichlet   | simplex     | log x             | concentration - 1        | concentration > 0               |
-| Bernoulli   | {0, 1}      | x                 | logit                    | always                          |
-| Categorical | {0...K-1}   | one-hot x         | logits                   | some category remains           |
-| VonMises    | [-π, π]     | cos x, sin x      | κ cos μ, κ sin μ         | always                          |
-| Poisson     | {0, 1, ...} | x                 | log rate; h = 1/x!       | the powers sum to 1             |
+| Normal | R^n | x, -x xᵀ/2 | Λμ, Λ = Σ⁻¹ | Λ is positive definite |
+| Exponential | [0, ∞) | x | -rate | rate > 0 |
+| Gamma | [0, ∞) | log x, x | concentration - 1, -rate | concentration, rate > 0 |
+| Beta | [0, 1] | log x, log(1 - x) | a - 1, b - 1 | a, b > 0 |
+| Dirichlet | simplex | log x | concentration - 1 | concentration > 0 |
+| Bernoulli | {0, 1} | x | logit | always |
+| Categorical | {0...K-1} | one-hot x | logits | some category remains |
+| VonMises | [-π, π] | cos x, sin x | κ cos μ, κ sin μ | always |
+| Poisson | {0, 1, ...} | x | log rate; h = 1/x! | the powers sum to 1 |
 
-A product of powers of one family adds natural parameters, η = Σ wᵢηᵢ, and its log Z is A(η) - Σ wᵢA(ηᵢ). One
-rule does that for all of them; where the sum leaves the natural domain the product has infinite mass
-(`poe.rules.Improper`). A closed form is a snapshot: it does not follow parameters that are trained
-afterwards.
+A product of powers of one family adds natural parameters, η = Σ wᵢηᵢ, and its log Z is A(η) - Σ
+wᵢA(ηᵢ). One rule does that for all of them; where the sum leaves the natural domain the product has
+infinite mass (`poe.algebra.rules.Improper`). A closed form is a snapshot: it does not follow
+parameters that are trained afterwards.
 
-Coordinates of an event are independent but for a Normal with full covariance and for a Dirichlet. Parameters
-are buffers; they are trained where the caller gives an `nn.Parameter` or asks for `learnable=True`, and must
-then be kept inside their domain by whoever trains them. Draws are made in float64 from the generator, rounded
-to the expert's precision, and never rounded onto an end of the support where the density may be infinite.
+Coordinates of an event are independent but for a Normal with full covariance and for a Dirichlet.
+Parameters are buffers; they are trained where the caller gives an `nn.Parameter` or asks for
+`learnable=True`, and must then be kept inside their domain by whoever trains them. Draws are made
+in float64 from the generator, rounded to the expert's precision, and never rounded onto an end of
+the support where the density may be infinite.
 """
 
 from __future__ import annotations
@@ -36,15 +37,23 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from experts import parameters as param
-from poe import support as sets
-from poe.energy import Density, Energy, Pullback, Select, shift
+from poe.algebra import support as sets
+from poe.algebra.energy import Density, Energy
+from poe.algebra.maps import Select
+from poe.algebra.pullback import Pullback
+from poe.algebra.rules import Empty, Improper, closed_form
+from poe.algebra.shifted import shift
 from poe.registry import register
-from poe.rules import Empty, Improper, closed_form
 
 Factor = tuple[Any, float]  # an expert of the family that a rule is for, and its power
 ROUNDING = 16 * torch.finfo(torch.float64).eps  # relative error of a sum of natural parameters
-MOST_JOINT = 2048  # numbers of an event over which Normals of parts of it are joined by a full covariance
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+MOST_JOINT = (
+    2048  # numbers of an event over which Normals of parts of it are joined by a full covariance
+)
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 
 
 class Natural(NamedTuple):
@@ -90,22 +99,27 @@ class ExponentialFamily(Density):
     @property
     @abstractmethod
     def natural(self) -> Natural:
-        """Natural parameters, sufficient statistics, log-partition (nats) and base measure, in float64."""
+        """Natural parameters, sufficient statistics, log-partition (nats) and base measure, in
+        float64."""
 
     @classmethod
     @abstractmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         """The member with these natural parameters, in float64.
 
-        Raises Improper outside the natural domain. `rounding` bounds their errors: None where these leave it
-        open on which side of the border the parameters lie.
+        Raises Improper outside the natural domain. `rounding` bounds their errors: None where these
+        leave it open on which side of the border the parameters lie.
         """
 
     @abstractmethod
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Independent draws in float64, (*shape, *event)."""
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, *event); n an int or a shape."""
         with torch.no_grad():
             return self._draw((n,) if isinstance(n, int) else tuple(n), generator).to(self.dtype)
@@ -114,7 +128,9 @@ class ExponentialFamily(Density):
         tensors = {key: getattr(self, key) for key in self._keys}
         return {
             "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
-            "learnable": [key for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)],
+            "learnable": [
+                key for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)
+            ],
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
@@ -124,7 +140,9 @@ class ExponentialFamily(Density):
     ) -> ExponentialFamily:
         """An expert whose parameters have these shapes, to be filled by `load_state_dict`."""
         if dtype not in DTYPES:
-            raise ValueError(f"{dtype!r} is no precision of a {cls.__name__}; one of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{dtype!r} is no precision of a {cls.__name__}; one of {', '.join(DTYPES)}"
+            )
         values: dict[str, Tensor] = {}
         for key, shape in shapes.items():
             blank = cls._blank(key, tuple(shape)).to(DTYPES[dtype])
@@ -161,14 +179,14 @@ def sum_event(terms: Tensor, event_dim: int) -> Tensor:  # (*batch, *event) -> (
 class Normal(ExponentialFamily):
     """N(loc, scale²) coordinate by coordinate, or N(loc, covariance) over the flattened event.
 
-    Energy: ½ Σ((x - loc)/scale)² + Σ log scale + n/2 log 2π; with L Lᵀ = covariance, ½ |L⁻¹(x - loc)|² +
-        log|L| + n/2 log 2π.
+    Energy: ½ Σ((x - loc)/scale)² + Σ log scale + n/2 log 2π; with L Lᵀ = covariance, ½ |L⁻¹(x -
+        loc)|² + log|L| + n/2 log 2π.
 
     Arguments:
         loc: mean (units of x), of the event's shape or broadcast to it.
         scale: standard deviations (units of x).
-        covariance: (n, n), in units of x squared; its Cholesky factor `scale_tril` is what is stored and
-            learned.
+        covariance: (n, n), in units of x squared; its Cholesky factor `scale_tril` is what is
+            stored and learned.
 
     >>> Normal(torch.zeros(2), 1.0).sample(3).shape
     torch.Size([3, 2])
@@ -190,7 +208,10 @@ class Normal(ExponentialFamily):
     ) -> None:
         given = [value is not None for value in (scale, covariance, scale_tril)]
         if sum(given) != 1:
-            raise TypeError("a Normal takes one of scale=, covariance= and scale_tril=: Normal(loc, scale) is the diagonal one")
+            raise TypeError(
+                "a Normal takes one of scale=, covariance= and scale_tril=: Normal(loc, scale) is "
+                "the diagonal one"
+            )
         if scale is not None:
             values = param.parameters(loc=loc, scale=scale)
             param.require_positive("scale", values["scale"], "a standard deviation is positive")
@@ -198,7 +219,8 @@ class Normal(ExponentialFamily):
         else:
             if isinstance(covariance, nn.Parameter):
                 raise TypeError(
-                    "a covariance is learned through its Cholesky factor: scale_tril=nn.Parameter(L), or learnable=True"
+                    "a covariance is learned through its Cholesky factor: "
+                    "scale_tril=nn.Parameter(L), or learnable=True"
                 )
             square = covariance if scale_tril is None else scale_tril
             values = param.tensors(loc=loc, scale_tril=square)
@@ -230,7 +252,9 @@ class Normal(ExponentialFamily):
         return self.loc.expand(self.event_shape).flatten(), self.covariance
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        return -self._from_residual(self._whiten(x)).reshape(x.shape[: x.ndim - len(self.event_shape)])
+        return -self._from_residual(self._whiten(x)).reshape(
+            x.shape[: x.ndim - len(self.event_shape)]
+        )
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -238,15 +262,20 @@ class Normal(ExponentialFamily):
             if not self.full:
                 return self._from_residual(z), z / self.scale
             pull = torch.linalg.solve_triangular(self.scale_tril.to(z.dtype).mT, z.mT, upper=True)
-            return self._from_residual(z).reshape(x.shape[: x.ndim - len(self.event_shape)]), pull.mT.reshape(x.shape)
+            return self._from_residual(z).reshape(
+                x.shape[: x.ndim - len(self.event_shape)]
+            ), pull.mT.reshape(x.shape)
 
     def _whiten(self, x: Tensor) -> Tensor:
-        """(x - loc)/scale, (*batch, *event); L⁻¹(x - loc), (batch, n), where the covariance is full."""
+        """(x - loc)/scale, (*batch, *event); L⁻¹(x - loc), (batch, n), where the covariance is
+        full."""
         if not self.full:
             return (x - self.loc) / self.scale
         batch = x.shape[: x.ndim - len(self.event_shape)]
         residual = (x - self.loc).reshape(batch.numel(), self.event_shape.numel())
-        return torch.linalg.solve_triangular(self.scale_tril.to(residual.dtype), residual.mT, upper=False).mT
+        return torch.linalg.solve_triangular(
+            self.scale_tril.to(residual.dtype), residual.mT, upper=False
+        ).mT
 
     def _from_residual(self, z: Tensor) -> Tensor:
         half_log_2pi = 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
@@ -273,22 +302,34 @@ class Normal(ExponentialFamily):
         loc, tril = self._exact("loc").flatten(), self.scale_tril.detach().double().tril()
         precision = torch.cholesky_inverse(tril)
         z = torch.linalg.solve_triangular(tril, loc.unsqueeze(-1), upper=False)
-        partition = 0.5 * z.square().sum() + tril.diagonal().log().sum() + 0.5 * math.log(2 * math.pi) * loc.numel()
-        return Natural((precision @ loc, precision), self._square_statistics, partition, self._no_base)
+        partition = (
+            0.5 * z.square().sum()
+            + tril.diagonal().log().sum()
+            + 0.5 * math.log(2 * math.pi) * loc.numel()
+        )
+        return Natural(
+            (precision @ loc, precision), self._square_statistics, partition, self._no_base
+        )
 
     def _square_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        flat = x.double().reshape(*x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel())
+        flat = x.double().reshape(
+            *x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel()
+        )
         return flat, -0.5 * flat.unsqueeze(-1) * flat.unsqueeze(-2)
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         linear, precision = parameters
         rounding = param.no_rounding(parameters) if rounding is None else rounding
         if precision.shape == linear.shape:
             clear = param.in_domain("a Normal", precision, rounding[1])
             return cls(linear / precision, precision.rsqrt()) if clear else None
         eigenvalues = torch.linalg.eigvalsh(precision)
-        slack = ROUNDING * len(eigenvalues) * eigenvalues.abs().max() + rounding[1].abs().sum(-1).max()
+        slack = (
+            ROUNDING * len(eigenvalues) * eigenvalues.abs().max() + rounding[1].abs().sum(-1).max()
+        )
         if not param.in_domain("a Normal", eigenvalues, slack.expand_as(eigenvalues)):
             return None
         factor = torch.linalg.cholesky(precision)
@@ -299,7 +340,12 @@ class Normal(ExponentialFamily):
         )
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        noise = torch.randn((*shape, *self.event_shape), dtype=torch.float64, device=self.device, generator=generator)
+        noise = torch.randn(
+            (*shape, *self.event_shape),
+            dtype=torch.float64,
+            device=self.device,
+            generator=generator,
+        )
         if not self.full:
             return self._exact("loc") + self._exact("scale") * noise
         flat = noise.reshape(*shape, self.event_shape.numel()) @ self.scale_tril.double().tril().mT
@@ -324,10 +370,16 @@ class Exponential(ExponentialFamily):
 
     rate: Tensor
 
-    def __init__(self, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None
+    ) -> None:
         values = param.parameters(rate=rate)
-        param.require_positive("rate", values["rate"], "Exponential(rate) decays at a positive rate")
-        _family_init(self, values, sets.box(0.0, math.inf, param.common_shape(values)), learnable, name)
+        param.require_positive(
+            "rate", values["rate"], "Exponential(rate) decays at a positive rate"
+        )
+        _family_init(
+            self, values, sets.box(0.0, math.inf, param.common_shape(values)), learnable, name
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self._sum(self.rate.log() - self.rate * x)
@@ -342,33 +394,60 @@ class Exponential(ExponentialFamily):
         return Natural((-rate,), lambda x: (x.double(),), -rate.log().sum(), self._no_base)
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         rounding = param.no_rounding(parameters) if rounding is None else rounding
-        return cls(-parameters[0]) if param.in_domain("an Exponential", -parameters[0], rounding[0]) else None
+        return (
+            cls(-parameters[0])
+            if param.in_domain("an Exponential", -parameters[0], rounding[0])
+            else None
+        )
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        unit = self._exact("rate").new_empty((*shape, *self.event_shape)).exponential_(generator=generator)
+        unit = (
+            self._exact("rate")
+            .new_empty((*shape, *self.event_shape))
+            .exponential_(generator=generator)
+        )
         return unit / self._exact("rate")
 
 
 @register("gamma")
 class Gamma(ExponentialFamily):
-    """Energy rate·x - (a - 1) log x + log Γ(a) - a log rate on [0, ∞), a the concentration, rate in 1/units
-    of x.
+    """Energy rate·x - (a - 1) log x + log Γ(a) - a log rate on [0, ∞), a the concentration, rate in
+    1/units of x.
     """
 
     concentration: Tensor
     rate: Tensor
 
-    def __init__(self, concentration: Any = 1.0, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self,
+        concentration: Any = 1.0,
+        rate: Any = 1.0,
+        *,
+        learnable: bool = False,
+        name: str | None = None,
+    ) -> None:
         values = param.parameters(concentration=concentration, rate=rate)
-        param.require_positive("concentration", values["concentration"], "Gamma(concentration, rate) takes positive numbers")
-        param.require_positive("rate", values["rate"], "Gamma(concentration, rate) takes positive numbers")
-        _family_init(self, values, sets.box(0.0, math.inf, param.common_shape(values)), learnable, name)
+        param.require_positive(
+            "concentration",
+            values["concentration"],
+            "Gamma(concentration, rate) takes positive numbers",
+        )
+        param.require_positive(
+            "rate", values["rate"], "Gamma(concentration, rate) takes positive numbers"
+        )
+        _family_init(
+            self, values, sets.box(0.0, math.inf, param.common_shape(values)), learnable, name
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         a = self.concentration
-        return self._sum(param.times_log(a - 1, x) - self.rate * x + a * self.rate.log() - a.lgamma())
+        return self._sum(
+            param.times_log(a - 1, x) - self.rate * x + a * self.rate.log() - a.lgamma()
+        )
 
     @property
     def bounded(self) -> bool | None:
@@ -378,13 +457,20 @@ class Gamma(ExponentialFamily):
     def natural(self) -> Natural:
         a, rate = self._exact("concentration"), self._exact("rate")
         partition = (a.lgamma() - a * rate.log()).sum()
-        return Natural((a - 1, -rate), lambda x: (x.double().log(), x.double()), partition, self._no_base)
+        return Natural(
+            (a - 1, -rate), lambda x: (x.double().log(), x.double()), partition, self._no_base
+        )
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         rounding = param.no_rounding(parameters) if rounding is None else rounding
         a, rate = parameters[0] + 1, -parameters[1]
-        inside = [param.in_domain("a Gamma", a, rounding[0]), param.in_domain("a Gamma", rate, rounding[1])]
+        inside = [
+            param.in_domain("a Gamma", a, rounding[0]),
+            param.in_domain("a Gamma", rate, rounding[1]),
+        ]
         return cls(a, rate) if all(inside) else None
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -394,12 +480,15 @@ class Gamma(ExponentialFamily):
 
 @register("beta")
 class Beta(ExponentialFamily):
-    """Energy -(a - 1) log x - (b - 1) log(1 - x) + log B(a, b) on [0, 1], coordinate by coordinate."""
+    """Energy -(a - 1) log x - (b - 1) log(1 - x) + log B(a, b) on [0, 1], coordinate by
+    coordinate."""
 
     a: Tensor
     b: Tensor
 
-    def __init__(self, a: Any = 1.0, b: Any = 1.0, *, learnable: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self, a: Any = 1.0, b: Any = 1.0, *, learnable: bool = False, name: str | None = None
+    ) -> None:
         values = param.parameters(a=a, b=b)
         param.require_positive("a", values["a"], "Beta(a, b) takes positive numbers")
         param.require_positive("b", values["b"], "Beta(a, b) takes positive numbers")
@@ -407,7 +496,9 @@ class Beta(ExponentialFamily):
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         log_beta = self.a.lgamma() + self.b.lgamma() - (self.a + self.b).lgamma()
-        return self._sum(param.times_log(self.a - 1, x) + param.times_log(self.b - 1, 1 - x) - log_beta)
+        return self._sum(
+            param.times_log(self.a - 1, x) + param.times_log(self.b - 1, 1 - x) - log_beta
+        )
 
     @property
     def bounded(self) -> bool | None:
@@ -421,12 +512,21 @@ class Beta(ExponentialFamily):
     def natural(self) -> Natural:
         a, b = self._exact("a"), self._exact("b")
         partition = (a.lgamma() + b.lgamma() - (a + b).lgamma()).sum()
-        return Natural((a - 1, b - 1), lambda x: (x.double().log(), (-x.double()).log1p()), partition, self._no_base)
+        return Natural(
+            (a - 1, b - 1),
+            lambda x: (x.double().log(), (-x.double()).log1p()),
+            partition,
+            self._no_base,
+        )
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         rounding = param.no_rounding(parameters) if rounding is None else rounding
-        inside = [param.in_domain("a Beta", p + 1, r) for p, r in zip(parameters, rounding, strict=True)]
+        inside = [
+            param.in_domain("a Beta", p + 1, r) for p, r in zip(parameters, rounding, strict=True)
+        ]
         return cls(parameters[0] + 1, parameters[1] + 1) if all(inside) else None
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -445,13 +545,20 @@ class Dirichlet(ExponentialFamily):
 
     concentration: Tensor
 
-    def __init__(self, concentration: Any, *, learnable: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self, concentration: Any, *, learnable: bool = False, name: str | None = None
+    ) -> None:
         values = param.parameters(concentration=concentration)
-        param.require_positive("concentration", values["concentration"], "Dirichlet(concentration) takes positive numbers")
+        param.require_positive(
+            "concentration",
+            values["concentration"],
+            "Dirichlet(concentration) takes positive numbers",
+        )
         shape = param.common_shape(values)
         if not shape or shape[-1] < 2:
             raise ValueError(
-                f"a Dirichlet needs two or more categories on its last axis, its concentration has shape {tuple(shape)}"
+                "a Dirichlet needs two or more categories on its last axis, its concentration has "
+                f"shape {tuple(shape)}"
             )
         _family_init(self, values, constraints.simplex, learnable, name)
 
@@ -475,9 +582,15 @@ class Dirichlet(ExponentialFamily):
         return Natural((a - 1,), lambda x: (x.double().log(),), partition, self._no_base)
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         rounding = param.no_rounding(parameters) if rounding is None else rounding
-        return cls(parameters[0] + 1) if param.in_domain("a Dirichlet", parameters[0] + 1, rounding[0]) else None
+        return (
+            cls(parameters[0] + 1)
+            if param.in_domain("a Dirichlet", parameters[0] + 1, rounding[0])
+            else None
+        )
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         logs = param.log_gamma_draws(self._exact("concentration"), shape, generator)
@@ -486,17 +599,27 @@ class Dirichlet(ExponentialFamily):
 
 @register("bernoulli")
 class Bernoulli(ExponentialFamily):
-    """Energy log(1 + e^logit) - logit·x on {0., 1.}, coordinate by coordinate. Takes `probs` strictly inside
-    (0, 1), or `logits`.
+    """Energy log(1 + e^logit) - logit·x on {0., 1.}, coordinate by coordinate. Takes `probs`
+    strictly inside (0, 1), or `logits`.
     """
 
     logits: Tensor
 
-    def __init__(self, probs: Any = None, *, logits: Any = None, learnable: bool = False, name: str | None = None) -> None:
-        values = {"logits": param.logits_of("Bernoulli", probs, logits, lambda p: p.log() - (-p).log1p())}
+    def __init__(
+        self,
+        probs: Any = None,
+        *,
+        logits: Any = None,
+        learnable: bool = False,
+        name: str | None = None,
+    ) -> None:
+        values = {
+            "logits": param.logits_of("Bernoulli", probs, logits, lambda p: p.log() - (-p).log1p())
+        }
         if not bool(values["logits"].isfinite().all()):
             raise ValueError(
-                "Bernoulli(probs) takes 0 < probs < 1; clamp a coordinate that is known with `energy @ poe.fill(...)`"
+                "Bernoulli(probs) takes 0 < probs < 1; clamp a coordinate that is known with "
+                "`energy @ poe.fill(...)`"
             )
         shape = param.common_shape(values)
         binary = sets.Box(torch.zeros(shape), torch.ones(shape), integer=True)
@@ -512,7 +635,8 @@ class Bernoulli(ExponentialFamily):
         """All coordinates at once: they are independent."""
         return (torch.arange(self.event_shape.numel(), device=self.device),)
 
-    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, *event), (k) -> (*batch, k)
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:
+        # (*batch, *event), (k) -> (*batch, k)
         """The logits of these coordinates, whatever the others are."""
         chosen = self.logits.expand(self.event_shape).reshape(-1)[sites]
         return chosen.expand(*x.shape[: x.ndim - len(self.event_shape)], -1)
@@ -527,7 +651,9 @@ class Bernoulli(ExponentialFamily):
         return Natural((logits,), lambda x: (x.double(),), partition, self._no_base)
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         return cls(logits=parameters[0])
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -540,21 +666,39 @@ class Categorical(ExponentialFamily):
     """Energy logsumexp(logits) - logits[x] over x in {0, ..., K - 1}, whole numbers (torch.long).
 
     Arguments:
-        logits, probs: (*event, K), one of the two, scaled to sum to 1 over the last axis; a logit of -inf
-            excludes its category.
+        logits, probs: (*event, K), one of the two, scaled to sum to 1 over the last axis; a logit
+            of -inf excludes its category.
     """
 
     logits: Tensor
 
-    def __init__(self, logits: Any = None, *, probs: Any = None, learnable: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self,
+        logits: Any = None,
+        *,
+        probs: Any = None,
+        learnable: bool = False,
+        name: str | None = None,
+    ) -> None:
         value = param.logits_of("Categorical", probs, logits, torch.log)
         if value.ndim == 0 or value.shape[-1] == 0:
-            raise ValueError(f"a Categorical needs its categories on the last axis, its logits have shape {tuple(value.shape)}")
-        if bool(value.isnan().any() or (value == math.inf).any() or (value == -math.inf).all(-1).any()):
-            raise ValueError("a Categorical needs logits below +inf, and in every row one above -inf")
+            raise ValueError(
+                "a Categorical needs its categories on the last axis, its logits have shape "
+                f"{tuple(value.shape)}"
+            )
+        if bool(
+            value.isnan().any() or (value == math.inf).any() or (value == -math.inf).all(-1).any()
+        ):
+            raise ValueError(
+                "a Categorical needs logits below +inf, and in every row one above -inf"
+            )
         shape = value.shape[:-1]
-        categories = sets.Box(torch.zeros(shape), torch.full(shape, float(value.shape[-1] - 1)), integer=True)
-        super().__init__({"logits": value}, support=categories, event_shape=shape, learnable=learnable, name=name)
+        categories = sets.Box(
+            torch.zeros(shape), torch.full(shape, float(value.shape[-1] - 1)), integer=True
+        )
+        super().__init__(
+            {"logits": value}, support=categories, event_shape=shape, learnable=learnable, name=name
+        )
 
     @property
     def probs(self) -> Tensor:
@@ -566,7 +710,8 @@ class Categorical(ExponentialFamily):
         """All coordinates at once: they are independent."""
         return (torch.arange(self.event_shape.numel(), device=self.device),)
 
-    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, *event), (k) -> (*batch, k, K)
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:
+        # (*batch, *event), (k) -> (*batch, k, K)
         """The logits of these coordinates, whatever the others are."""
         chosen = self.logits.reshape(-1, self.logits.shape[-1])[sites]
         return chosen.expand(*x.shape[: x.ndim - len(self.event_shape)], -1, -1)
@@ -584,7 +729,9 @@ class Categorical(ExponentialFamily):
         return (nn.functional.one_hot(x.long(), self.logits.shape[-1]).double(),)
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         if bool((parameters[0] == -math.inf).all(-1).any()):
             raise Empty("no category of a Categorical is left")
         return cls(logits=parameters[0])
@@ -594,7 +741,9 @@ class Categorical(ExponentialFamily):
         uniform = param.uniforms(cumulative[..., 0], shape, generator) * cumulative[..., -1]
         return (uniform.unsqueeze(-1) >= cumulative).sum(-1)
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, *event), torch.long; n an int or a shape."""
         with torch.no_grad():
             return self._draw((n,) if isinstance(n, int) else tuple(n), generator)
@@ -606,7 +755,9 @@ class Poisson(ExponentialFamily):
 
     rate: Tensor
 
-    def __init__(self, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None
+    ) -> None:
         values = param.parameters(rate=rate)
         param.require_positive("rate", values["rate"], "Poisson(rate) takes positive numbers")
         shape = param.common_shape(values)
@@ -631,17 +782,22 @@ class Poisson(ExponentialFamily):
         )
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         rate = parameters[0].exp()
         return cls(rate) if bool(((rate > 0) & rate.isfinite()).all()) else None
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        return torch.poisson(self._exact("rate").expand((*shape, *self.event_shape)), generator=generator)
+        return torch.poisson(
+            self._exact("rate").expand((*shape, *self.event_shape)), generator=generator
+        )
 
 
 @register("von-mises")
 class VonMises(ExponentialFamily):
-    """Energy log(2π I₀(κ)) - κ cos(x - loc) on one period, [-π, π] radians; κ >= 0 is the concentration.
+    """Energy log(2π I₀(κ)) - κ cos(x - loc) on one period, [-π, π] radians; κ >= 0 is the
+    concentration.
 
     Drawn by rejection from a wrapped Cauchy (Best & Fisher 1979).
     """
@@ -649,14 +805,24 @@ class VonMises(ExponentialFamily):
     loc: Tensor
     concentration: Tensor
 
-    def __init__(self, loc: Any = 0.0, concentration: Any = 1.0, *, learnable: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self,
+        loc: Any = 0.0,
+        concentration: Any = 1.0,
+        *,
+        learnable: bool = False,
+        name: str | None = None,
+    ) -> None:
         values = param.parameters(loc=loc, concentration=concentration)
         if bool((values["concentration"] < 0).any()):
             raise ValueError(
-                f"concentration = {param.first_bad(values['concentration'], lambda v: v < 0)}: that of "
+                f"concentration = {param.first_bad(values['concentration'], lambda v: v < 0)}: "
+                "that of "
                 "VonMises(loc, concentration) is not negative"
             )
-        _family_init(self, values, sets.box(-math.pi, math.pi, param.common_shape(values)), learnable, name)
+        _family_init(
+            self, values, sets.box(-math.pi, math.pi, param.common_shape(values)), learnable, name
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         kappa = self.concentration
@@ -680,13 +846,17 @@ class VonMises(ExponentialFamily):
         )
 
     @classmethod
-    def from_natural(cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None) -> Self | None:
+    def from_natural(
+        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+    ) -> Self | None:
         cosine, sine = parameters
         return cls(torch.atan2(sine, cosine), torch.hypot(cosine, sine))
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         kappa = self._exact("concentration").expand((*shape, *self.event_shape))
-        angle = param.von_mises_draws(kappa.flatten(), generator).reshape(kappa.shape) + self._exact("loc")
+        angle = param.von_mises_draws(kappa.flatten(), generator).reshape(
+            kappa.shape
+        ) + self._exact("loc")
         wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
         return wrapped.clamp(-math.pi, math.pi)
 
@@ -712,7 +882,8 @@ def _family_init(
 
 
 def merge(kind: type[ExponentialFamily], factors: Sequence[Factor]) -> tuple[Any, float] | None:
-    """Π p_i^{w_i} of one family as (member, offset): η = Σ wᵢηᵢ in float64, and Σ wᵢA(ηᵢ) - A(η) nats.
+    """Π p_i^{w_i} of one family as (member, offset): η = Σ wᵢηᵢ in float64, and Σ wᵢA(ηᵢ) - A(η)
+    nats.
 
     Raises Improper where η leaves the natural domain; None where rounding hides whether it does.
     """
@@ -720,8 +891,12 @@ def merge(kind: type[ExponentialFamily], factors: Sequence[Factor]) -> tuple[Any
     naturals = [energy.natural for energy, _ in factors]
     columns = list(zip(*(natural.parameters for natural in naturals), strict=True))
     eta = [_weighted(powers, column) for column in columns]
-    size = [_weighted([abs(w) for w in powers], [part.abs() for part in column]) for column in columns]
-    spread = 0.0 if all(w == int(w) for w in powers) else sum(map(abs, powers))  # Σ w itself is rounded
+    size = [
+        _weighted([abs(w) for w in powers], [part.abs() for part in column]) for column in columns
+    ]
+    spread = (
+        0.0 if all(w == int(w) for w in powers) else sum(map(abs, powers))
+    )  # Σ w itself is rounded
     member = kind.from_natural(eta, [ROUNDING * (s + spread) for s in size])
     if member is None:
         return None
@@ -734,7 +909,8 @@ def _weighted(powers: Sequence[float], values: Sequence[Tensor]) -> Tensor:
 
 
 def _shifted(merged: tuple[Any, float] | None, factors: Sequence[Factor]) -> Energy | None:
-    """The member in the precision and on the device of the experts that it stands for, with its constant."""
+    """The member in the precision and on the device of the experts that it stands for, with its
+    constant."""
     if merged is None:
         return None
     experts = [energy for energy, _ in factors]
@@ -764,14 +940,21 @@ def _normal(factors: Sequence[Factor]) -> Energy | None:
 
 @closed_form(Normal, Pullback)
 def _normals_in_part(factors: Sequence[Factor]) -> Energy | None:
-    """Normals of some numbers of an event each, by `poe.on`, and of all: Λ = Σ wᵢ Eᵢᵀ Λᵢ Eᵢ, Eᵢ selecting the numbers of factor i,
-    about the mean of the first factor that has a number. The constant is the energy at the mean."""
+    """Normals of some numbers of an event each, by `poe.on`, and of all: Λ = Σ wᵢ Eᵢᵀ Λᵢ Eᵢ, Eᵢ
+    selecting the numbers of factor i, about the mean of the first factor that has a number. The
+    constant is the energy at the mean."""
     size, shape = factors[0][0].event_shape.numel(), factors[0][0].event_shape
     known: list[tuple[Any, Tensor, float]] = []
     for energy, power in factors:
         placed = isinstance(energy, Pullback) and isinstance(energy.function, Select)
-        known.append((energy.energy, energy.function.index.cpu(), power) if placed else (energy, torch.arange(size), power))
-    if not all(isinstance(e, Normal) for e, _, _ in known) or not any(isinstance(e, Pullback) for e, _ in factors):
+        known.append(
+            (energy.energy, energy.function.index.cpu(), power)
+            if placed
+            else (energy, torch.arange(size), power)
+        )
+    if not all(isinstance(e, Normal) for e, _, _ in known) or not any(
+        isinstance(e, Pullback) for e, _ in factors
+    ):
         return None
     full = any(e.full for e, _, _ in known)
     if full and size > MOST_JOINT:
@@ -779,10 +962,15 @@ def _normals_in_part(factors: Sequence[Factor]) -> Energy | None:
     origin = torch.zeros(size, dtype=torch.float64)
     for expert, index, _ in reversed(known):
         origin[index] = expert._exact("loc").flatten().cpu()
-    linear, precision = torch.zeros(size, dtype=torch.float64), torch.zeros((size, size) if full else size, dtype=torch.float64)
+    linear, precision = (
+        torch.zeros(size, dtype=torch.float64),
+        torch.zeros((size, size) if full else size, dtype=torch.float64),
+    )
     slack = precision.clone()
     for expert, index, power in known:
-        member = expert.about(origin[index].reshape(expert.event_shape).to(expert.device), full=full)
+        member = expert.about(
+            origin[index].reshape(expert.event_shape).to(expert.device), full=full
+        )
         first, second = (parameter.cpu() for parameter in member.natural.parameters)
         linear[index] += power * first.flatten()
         second = second if full else second.flatten()
@@ -793,11 +981,21 @@ def _normals_in_part(factors: Sequence[Factor]) -> Energy | None:
     if merged is None:
         return None
     mean = merged._exact("loc").flatten() + origin
-    at = [(power, expert, mean[index].reshape(expert.event_shape).to(expert.device)) for expert, index, power in known]
+    at = [
+        (power, expert, mean[index].reshape(expert.event_shape).to(expert.device))
+        for expert, index, power in known
+    ]
     level = math.fsum(power * _exact_energy(expert, x) for power, expert, x in at)
     centre = mean.reshape(shape)
-    result = Normal(centre, scale_tril=merged.scale_tril) if full else Normal(centre, merged.scale.reshape(shape))
-    return _shifted((result, level - _exact_energy(result, centre)), [(expert, power) for expert, _, power in known])
+    result = (
+        Normal(centre, scale_tril=merged.scale_tril)
+        if full
+        else Normal(centre, merged.scale.reshape(shape))
+    )
+    return _shifted(
+        (result, level - _exact_energy(result, centre)),
+        [(expert, power) for expert, _, power in known],
+    )
 
 
 def _exact_energy(expert: Normal, x: Tensor) -> float:
@@ -808,7 +1006,15 @@ def _exact_energy(expert: Normal, x: Tensor) -> float:
 @closed_form(Exponential, Gamma)
 def _exponential_gamma(factors: Sequence[Factor]) -> Energy | None:
     """Exponential(rate) is Gamma(1, rate)."""
-    gammas = [(e if isinstance(e, Gamma) else Gamma(torch.ones_like(e._exact("rate")), e._exact("rate")), w) for e, w in factors]
+    gammas = [
+        (
+            e
+            if isinstance(e, Gamma)
+            else Gamma(torch.ones_like(e._exact("rate")), e._exact("rate")),
+            w,
+        )
+        for e, w in factors
+    ]
     return _shifted(merge(Gamma, gammas), factors)
 
 
@@ -829,8 +1035,8 @@ def _categorical(factors: Sequence[Factor]) -> Energy | None:
 
 @closed_form(Poisson)
 def _poisson(factors: Sequence[Factor]) -> Energy | None:
-    """The base measure is (1/x!)^Σw: in the family where Σw = 1, of infinite mass where Σw < 0, else in
-    none.
+    """The base measure is (1/x!)^Σw: in the family where Σw = 1, of infinite mass where Σw < 0,
+    else in none.
     """
     powers = [power for _, power in factors]
     total = math.fsum(powers)

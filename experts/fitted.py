@@ -1,9 +1,11 @@
-"""Densities for samples: a normalizing flow in whitened, unconstrained coordinates. `poe.fit_density` trains them.
+"""Densities for samples: a normalizing flow in whitened, unconstrained coordinates.
+`poe.fit_density` trains them.
 
     u = T⁻¹(x),   v = L⁻¹ (u - m),   log p(x) = log q(v) - log det L + log|det du/dx|
 
-T maps R^n onto the stated box: low + e^u, high - e^u or low + (high - low)/(1 + e^-u) where ends are finite. m and L are the mean and
-the Cholesky factor of the covariance of u over the samples; q is a flow of splines, in one dimension a mixture of Gaussians.
+T maps R^n onto the stated box: low + e^u, high - e^u or low + (high - low)/(1 + e^-u) where ends
+are finite. m and L are the mean and the Cholesky factor of the covariance of u over the samples; q
+is a flow of splines, in one dimension a mixture of Gaussians.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from torch import Tensor
 
 from experts.flow import Flow
 from experts.mixture_made import MixtureMADE
-from poe import support as sets
-from poe.capabilities import Transport
-from poe.energy import Density
+from poe.algebra import support as sets
+from poe.algebra.capabilities import Transport
+from poe.algebra.energy import Density
 from poe.registry import register
+from poe.spaces import reals
 
 COMPONENTS = 8  # of the mixture in one dimension
 DEFAULTS = {"kind": "rq-coupling", "layers": 5, "hidden": 64}
@@ -32,15 +35,23 @@ class Fitted(Density):
 
     Arguments:
         event_shape: shape of one x.
-        low, high: ends of the box, nested lists of the event's shape or numbers; None for no end, also inside the lists.
-        architecture: of the flow, as `experts.Flow` takes it; by default five spline couplings of width 64.
+        low, high: ends of the box, nested lists of the event's shape or numbers; None for no end,
+            also inside the lists.
+        architecture: of the flow, as `experts.Flow` takes it; by default five spline couplings of
+            width 64.
     """
 
     mean: Tensor
     root: Tensor
 
     def __init__(
-        self, event_shape: Sequence[int], *, low: Any = None, high: Any = None, name: str | None = None, **architecture: Any
+        self,
+        event_shape: Sequence[int],
+        *,
+        low: Any = None,
+        high: Any = None,
+        name: str | None = None,
+        **architecture: Any,
     ) -> None:
         shape = torch.Size(event_shape)
         ends = _ends(low, -math.inf, shape), _ends(high, math.inf, shape)
@@ -53,7 +64,7 @@ class Fitted(Density):
             self.base = Flow(event_shape=(n,), **{**DEFAULTS, **architecture})
         self.register_buffer("mean", torch.zeros(n))
         self.register_buffer("root", torch.eye(n))
-        self._box: Any = sets.from_reals(self.support)
+        self._box: Any = reals.from_reals(self.support)
 
     def whiten(self, x: Tensor, weights: Tensor | None = None) -> None:  # (n, *event), (n)
         """Sets m and L to the mean and covariance of u over weighed points."""
@@ -66,14 +77,20 @@ class Fitted(Density):
         standard = centred / spread  # whatever the units of each number
         correlation = (standard * w.unsqueeze(1)).T @ standard
         self.mean.copy_(mean)
-        self.root.copy_(spread.unsqueeze(1) * torch.linalg.cholesky(correlation + 1e-12 * torch.eye(len(mean)).to(correlation)))
+        self.root.copy_(
+            spread.unsqueeze(1)
+            * torch.linalg.cholesky(correlation + 1e-12 * torch.eye(len(mean)).to(correlation))
+        )
 
     def mix(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
-        """Sets q, in one dimension, to a mixture of at most `COMPONENTS` Gaussians (k each) of v; the others are left a weight of 1e-4
-        each, about all of it."""
+        """Sets q, in one dimension, to a mixture of at most `COMPONENTS` Gaussians (k each) of v;
+        the others are left a weight of 1e-4 each, about all of it."""
         rest = COMPONENTS - len(weights)
         weights = torch.cat([weights / weights.sum(), torch.full((rest,), 1e-4).to(weights)])
-        means, variances = torch.cat([means, torch.zeros(rest).to(means)]), torch.cat([variances, torch.ones(rest).to(variances)])
+        means, variances = (
+            torch.cat([means, torch.zeros(rest).to(means)]),
+            torch.cat([variances, torch.ones(rest).to(variances)]),
+        )
         self.base.fit_base(weights, means.unsqueeze(1), variances[:, None, None])
 
     def unconstrained(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, n)
@@ -86,24 +103,30 @@ class Fitted(Density):
         return self.base.log_prob(v) + log_det
 
     @torch.no_grad()
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, *event)."""
         return self._outer(self.base.sample(n, generator=generator))[0]
 
-    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (*batch, *event) -> (*batch, *event), (*batch)
+    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch, *event), (*batch)
         """z = T(x) and log|det dz/dx|."""
         v, inner = self._inner(x)
         z, outer = self.base.to_noise(v)
         return z.reshape(x.shape), inner + outer
 
-    def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (*batch, *event) -> (*batch, *event), (*batch)
+    def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch, *event), (*batch)
         """x of noise z and log|det dx/dz|."""
         v, inner = self.base.from_noise(self._vector(z))
         x, outer = self._outer(v)
         return x, inner + outer
 
     def can(self, capability: type) -> bool:
-        return super().can(capability) and (capability is not Transport or isinstance(self.base, Flow))
+        return super().can(capability) and (
+            capability is not Transport or isinstance(self.base, Flow)
+        )
 
     def config(self) -> dict[str, Any]:
         return self._config
@@ -114,7 +137,9 @@ class Fitted(Density):
     def _inner(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """v and log|det dv/dx|."""
         u = self._box.inv(x)
-        v = torch.linalg.solve_triangular(self.root, (self._vector(u) - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
+        v = torch.linalg.solve_triangular(
+            self.root, (self._vector(u) - self.mean).unsqueeze(-1), upper=False
+        ).squeeze(-1)
         return v, -self._log_det(u, x) - self.root.diagonal().log().sum()
 
     def _outer(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,6 +158,12 @@ def _ends(values: Any, end: float, shape: torch.Size) -> Tensor:
     """A tensor of ends, infinite where None stands."""
 
     def filled(value: Any) -> Any:
-        return [filled(v) for v in value] if isinstance(value, list | tuple) else end if value is None else float(value)
+        return (
+            [filled(v) for v in value]
+            if isinstance(value, list | tuple)
+            else end
+            if value is None
+            else float(value)
+        )
 
     return torch.as_tensor(filled(values), dtype=torch.float64).expand(shape).clone()

@@ -1,5 +1,5 @@
-"""Any function as an energy: four ways of making a function non-negative, so that it is a density up to its
-constant.
+"""Any function as an energy: four ways of making a function non-negative, so that it is a density
+up to its constant.
 
 | link       | density        | energy               |
 |------------|----------------|----------------------|
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import softplus
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.registry import register
 
 Link = Literal["exp", "square", "abs", "softplus"]
@@ -28,7 +28,9 @@ Link = Literal["exp", "square", "abs", "softplus"]
 def _log_softplus(g: Tensor) -> Tensor:
     """log log(1 + e^g): g - e^g/2 + ... far below 0, where softplus itself would underflow."""
     low = g < -20
-    return torch.where(low, g - g.clamp(max=0).exp() / 2, softplus(torch.where(low, -20, g), threshold=40).log())
+    return torch.where(
+        low, g - g.clamp(max=0).exp() / 2, softplus(torch.where(low, -20, g), threshold=40).log()
+    )
 
 
 _ENERGY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,13 +46,13 @@ class Function(Energy):
     """The energy of a function g through a link: p ∝ exp(-g), g², |g| or log(1 + e^g), in nats.
 
     Arguments:
-        g: maps x, (n, *event), to n numbers; whatever batch axes the energy is given, it sees one. An
-            `nn.Module` is put in eval mode and kept there, so that the energy is a function; its parameters
-            can still be trained.
+        g: maps x, (n, *event), to n numbers; whatever batch axes the energy is given, it sees one.
+            An `nn.Module` is put in eval mode and kept there, so that the energy is a function; its
+            parameters can still be trained.
         event_shape: shape of one x; may be left out where g states its own.
         link: "exp", "square", "abs" or "softplus".
-        support: where the density may be non-zero, a constraint of `torch.distributions`; all of R^n by
-            default.
+        support: where the density may be non-zero, a constraint of `torch.distributions`; all of
+            R^n by default.
         proper, bounded: what the caller knows about the density; None where nothing is known.
 
     Raises ValueError where g returns another shape than (n).
@@ -74,19 +76,23 @@ class Function(Energy):
         if not callable(g):
             raise TypeError(f"a Function takes a callable x -> number, not {g!r}")
         if link not in _ENERGY:
-            raise ValueError(f"no link is called {link!r}; there are {', '.join(map(repr, _ENERGY))}")
+            raise ValueError(
+                f"no link is called {link!r}; there are {', '.join(map(repr, _ENERGY))}"
+            )
         if event_shape is None:
             event_shape = getattr(g, "event_shape", None)
         if event_shape is None:
-            raise TypeError("state the shape of one x, such as event_shape=(2,): a function does not tell it")
+            raise TypeError(
+                "state the shape of one x, such as event_shape=(2,): a function does not tell it"
+            )
         super().__init__(event_shape, support=support, name=name)
         self.g, self.link = g, link
         self._proper, self._bounded = proper, bounded
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever is asked: in training mode, dropout and batch norm are no functions of
-        x.
+        """Stays in eval mode, whatever is asked: in training mode, dropout and batch norm are no
+        functions of x.
         """
         return super().train(False)
 
@@ -97,13 +103,17 @@ class Function(Energy):
         value = self.g(rows)
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"the function of {self} returned {type(value).__name__}, not a tensor of one number for each x; a log-density "
+                f"the function of {self} returned {type(value).__name__}, not a tensor of one "
+                "number for each x; a log-density "
                 'outside torch is poe.create("black-box", log_prob=..., event_shape=...)'
             )
         if value.shape != (n,):
-            cure = ": drop its last axis, lambda x: g(x).squeeze(-1)" if value.shape == (n, 1) else ""
+            cure = (
+                ": drop its last axis, lambda x: g(x).squeeze(-1)" if value.shape == (n, 1) else ""
+            )
             raise ValueError(
-                f"the function of {self} returned shape {tuple(value.shape)} for x of shape {tuple(rows.shape)}, where it must "
+                f"the function of {self} returned shape {tuple(value.shape)} for x of shape "
+                f"{tuple(rows.shape)}, where it must "
                 f"give one number for each event of shape {tuple(self.event_shape)}{cure}"
             )
         return _ENERGY[self.link](value).reshape(batch)
@@ -118,7 +128,8 @@ class Function(Energy):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps code, which a file never holds: write the function as a class derived from "
+            f"{self} wraps code, which a file never holds: write the function as a class derived "
+            "from "
             "poe.Energy with a method "
             "config(), and register it with @poe.register"
         )
@@ -134,7 +145,8 @@ def function(
     bounded: bool | None = None,
     name: str | None = None,
 ) -> Function:
-    """`Function(g, ...)`, named after g where g is a named function: p ∝ exp(-g), g², |g| or log(1 + e^g)."""
+    """`Function(g, ...)`, named after g where g is a named function: p ∝ exp(-g), g², |g| or log(1
+    + e^g)."""
     own = getattr(g, "__name__", "<lambda>") if not isinstance(g, nn.Module) else "<module>"
     return Function(
         g,

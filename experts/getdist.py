@@ -1,4 +1,5 @@
-"""Chains that GetDist holds (`MCSamples`), as densities: `poe.fit_density` on their samples, weights and hard ranges."""
+"""Chains that GetDist holds (`MCSamples`), as densities: `poe.fit_density` on their samples,
+weights and hard ranges."""
 
 from __future__ import annotations
 
@@ -8,18 +9,20 @@ from typing import Any
 import numpy as np
 
 import poe
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.registry import register
 
 
 @register("getdist")
 def from_chain(samples: Any, *, parameters: Sequence[str] | None = None, **options: Any) -> Energy:
-    """A density over some parameters of a chain, the others being integrated out; x holds them in the order given.
+    """A density over some parameters of a chain, the others being integrated out; x holds them in
+    the order given.
 
     Arguments:
         samples: `getdist.MCSamples`; remove its burn-in before, `samples.removeBurn(0.3)`.
         parameters: names in the chain; by default all that were sampled, derived ones left out.
-        options: of `poe.fit_density`: copies, seed, architecture. Ranges that the chain states become the support.
+        options: of `poe.fit_density`: copies, seed, architecture. Ranges that the chain states
+            become the support.
 
     Raises ValueError for a name that the chain does not have; further as `poe.fit_density`.
     """
@@ -28,11 +31,18 @@ def from_chain(samples: Any, *, parameters: Sequence[str] | None = None, **optio
     every = samples.paramNames.list()
     unknown = [name for name in wanted if name not in every]
     if unknown or not wanted:
-        raise ValueError(f"the chain has the parameters {', '.join(every)}, not {', '.join(unknown) or 'an empty choice'}")
+        raise ValueError(
+            f"the chain has the parameters {', '.join(every)}, not "
+            f"{', '.join(unknown) or 'an empty choice'}"
+        )
     columns = [every.index(name) for name in wanted]
-    ends = [[end(name) for name in wanted] for end in (samples.ranges.getLower, samples.ranges.getUpper)]
+    ends = [
+        [end(name) for name in wanted] for end in (samples.ranges.getLower, samples.ranges.getUpper)
+    ]
     low, high = (np.array([np.nan if e is None else e for e in end], dtype=float) for end in ends)
     support = None
     if not (np.isnan(low).all() and np.isnan(high).all()):
         support = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
-    return poe.fit_density(np.asarray(samples.samples)[:, columns], samples.weights, support=support, **options)
+    return poe.fit_density(
+        np.asarray(samples.samples)[:, columns], samples.weights, support=support, **options
+    )

@@ -1,8 +1,9 @@
 """Pairwise models on graphs and grids: spins (Ising) and colours (Potts).
 
-Log Z is exact for a torus of Ising spins with one positive coupling an axis and no field (Kaufman), for strips of a grid by
-transfer matrix (`experts.lattice.MOST_UPDATES`: a torus to 10 x 10, an open or half-open grid to width 16 or so), and for a million
-states of any graph by enumeration. Blocks for Gibbs are the colours of a proper colouring: a checkerboard on grids.
+Log Z is exact for a torus of Ising spins with one positive coupling an axis and no field (Kaufman),
+for strips of a grid by transfer matrix (`experts.lattice.MOST_UPDATES`: a torus to 10 x 10, an open
+or half-open grid to width 16 or so), and for a million states of any graph by enumeration. Blocks
+for Gibbs are the colours of a proper colouring: a checkerboard on grids.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from experts.discrete import shared_dtype
 from experts.exponential import Bernoulli, Categorical
 from experts.lattice import Strip, torus_log_z
 from experts.pairs import PairModel
-from poe import support as sets
-from poe.energy import shift
+from poe.algebra import support as sets
+from poe.algebra.rules import closed_form
+from poe.algebra.shifted import shift
 from poe.registry import register
-from poe.rules import closed_form
 
 Factor = tuple[Any, float]
 
 
 @register("ising")
 class Ising(PairModel):
-    """E(x) = -Σ_e J_e s_a s_b - Σ_i h_i s_i over edges e = (a, b), with spins s = x in {-1, 1}; or, with `bits`, s = 2x - 1 of
-    bits x in {0, 1}: the same density in other units. In nats, so that J and h contain the inverse temperature.
+    """E(x) = -Σ_e J_e s_a s_b - Σ_i h_i s_i over edges e = (a, b), with spins s = x in {-1, 1}; or,
+    with `bits`, s = 2x - 1 of bits x in {0, 1}: the same density in other units. In nats, so that J
+    and h contain the inverse temperature.
 
     Arguments:
         event_shape: shape of one x.
@@ -54,7 +56,10 @@ class Ising(PairModel):
         learnable: bool = False,
         name: str | None = None,
     ) -> None:
-        low, high = (torch.full(tuple(event_shape), end, dtype=torch.float64) for end in (0.0 if bits else -1.0, 1.0))
+        low, high = (
+            torch.full(tuple(event_shape), end, dtype=torch.float64)
+            for end in (0.0 if bits else -1.0, 1.0)
+        )
         super().__init__(
             couplings,
             fields,
@@ -83,11 +88,16 @@ class Ising(PairModel):
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             s = self._spins(x)
-            local = self._everywhere(s) if self.is_grid else self._local(s, torch.arange(s.shape[-1], device=s.device))
+            local = (
+                self._everywhere(s)
+                if self.is_grid
+                else self._local(s, torch.arange(s.shape[-1], device=s.device))
+            )
             energy = -0.5 * (s * (local + self._fields)).sum(-1)
             return energy, (-2 * local if self.bits else -local).reshape(x.shape)
 
-    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, *event), (k) -> (*batch, k)
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:
+        # (*batch, *event), (k) -> (*batch, k)
         """Log-odds 2 (h_i + Σ_j J_ij s_j) of the upper value of each site."""
         return 2 * self._local(self._spins(x), sites)
 
@@ -115,7 +125,9 @@ class Ising(PairModel):
         local = self.fields.to(s.dtype).expand(grid.shape).clone()
         for axis, couplings in self._axis_couplings():
             to = self._pairs(local, axis, couplings)
-            for (here, there, strength), (first, second, _) in zip(to, self._pairs(grid, axis, couplings), strict=True):
+            for (here, there, strength), (first, second, _) in zip(
+                to, self._pairs(grid, axis, couplings), strict=True
+            ):
                 here.addcmul_(strength.to(s.dtype), second)
                 there.addcmul_(strength.to(s.dtype), first)
         return local.reshape(s.shape)
@@ -126,14 +138,17 @@ class Ising(PairModel):
 
     def _torus(self, strip: Strip) -> float | None:
         down, right = strip.down.flatten(), strip.right.flatten()
-        even = bool((strip.sites == 0).all() and (down == down[0]).all() and (right == right[0]).all())
+        even = bool(
+            (strip.sites == 0).all() and (down == down[0]).all() and (right == right[0]).all()
+        )
         rows, columns = strip.down.shape
         return torus_log_z(rows, columns, down[0].item(), right[0].item()) if even else None
 
 
 @register("potts")
 class Potts(PairModel):
-    """E(x) = -Σ_e J_e [x_a = x_b] - Σ_i h_i[x_i] over edges e = (a, b), x in {0, ..., q - 1}, whole numbers (torch.long). In nats.
+    """E(x) = -Σ_e J_e [x_a = x_b] - Σ_i h_i[x_i] over edges e = (a, b), x in {0, ..., q - 1}, whole
+    numbers (torch.long). In nats.
 
     Arguments:
         event_shape: shape of one x.
@@ -181,13 +196,16 @@ class Potts(PairModel):
         own = self._fields.expand(*sites.shape, -1).gather(-1, sites.unsqueeze(-1)).squeeze(-1)
         return -(same @ self.edge_couplings) - own.sum(-1)
 
-    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, *event), (k) -> (*batch, k, q)
+    def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:
+        # (*batch, *event), (k) -> (*batch, k, q)
         """Log weights h_i[v] + Σ_j J_ij [x_j = v] of each value of each site."""
         flat, (near, bond, couplings) = self._flat(x).long(), self._around(sites)
         logits = self._fields[sites].expand(*flat.shape[:-1], -1, -1).clone()
         for others, edges in zip(near, bond, strict=True):
             weight = couplings[edges].expand(*flat.shape[:-1], -1)
-            logits = logits.scatter_add(-1, flat.index_select(-1, others).unsqueeze(-1), weight.unsqueeze(-1))
+            logits = logits.scatter_add(
+                -1, flat.index_select(-1, others).unsqueeze(-1), weight.unsqueeze(-1)
+            )
         return logits
 
     @property
@@ -202,10 +220,15 @@ class Potts(PairModel):
         return self._fields.detach().double().cpu(), torch.eye(self.values, dtype=torch.float64)
 
 
-# ---------------------------------------------------------------- closed forms: couplings and fields add up
+# ---------------------------------------------------------------- closed forms: couplings and
+# fields add up
 
 
-def _rule(kind: type[PairModel], fields_of: Callable[[Any, Any], tuple[Tensor, Tensor] | None], factors: Sequence[Factor]) -> Any:
+def _rule(
+    kind: type[PairModel],
+    fields_of: Callable[[Any, Any], tuple[Tensor, Tensor] | None],
+    factors: Sequence[Factor],
+) -> Any:
     """One pair model for the product of several, and of factors that are fields and a constant."""
     models = [(energy, power) for energy, power in factors if isinstance(energy, kind)]
     merged, offset = _merged(models) if models else None, 0.0
@@ -226,21 +249,33 @@ def _rule(kind: type[PairModel], fields_of: Callable[[Any, Any], tuple[Tensor, T
 
 
 def _merged(factors: Sequence[Factor]) -> dict[str, Any] | None:
-    """The arguments of Σ powers · (couplings, fields) of pair models on one event, edges joined where the graphs differ."""
+    """The arguments of Σ powers · (couplings, fields) of pair models on one event, edges joined
+    where the graphs differ."""
     models = [energy for energy, _ in factors]
     first = models[0]
-    kept = {key: value for key, value in first._structure.items() if key not in ("edges", "periodic")}
+    kept = {
+        key: value for key, value in first._structure.items() if key not in ("edges", "periodic")
+    }
     if any(model._structure[key] != value for model in models for key, value in kept.items()):
         return None
     dtype = shared_dtype(factors)
     couplings = [power * model.edge_couplings.detach().double() for model, power in factors]
-    fields = torch.stack([power * model._fields.detach().double() for model, power in factors]).sum(0)
-    if all(m._structure["edges"] == first._structure["edges"] and m.periodic == first.periodic for m in models):
+    fields = torch.stack([power * model._fields.detach().double() for model, power in factors]).sum(
+        0
+    )
+    if all(
+        m._structure["edges"] == first._structure["edges"] and m.periodic == first.periodic
+        for m in models
+    ):
         total = torch.stack(couplings).sum(0)
         kept |= {"edges": first._structure["edges"], "periodic": first.periodic}
     else:
-        edges, place = torch.cat([m.edges.sort(-1).values for m in models]).unique(dim=0, return_inverse=True)
-        total = torch.zeros_like(edges[:, 0], dtype=torch.float64).index_add(0, place, torch.cat(couplings))
+        edges, place = torch.cat([m.edges.sort(-1).values for m in models]).unique(
+            dim=0, return_inverse=True
+        )
+        total = torch.zeros_like(edges[:, 0], dtype=torch.float64).index_add(
+            0, place, torch.cat(couplings)
+        )
         kept["edges"] = edges
     shape = (*first.event_shape, *fields.shape[1:])
     return {**kept, "couplings": total.to(dtype), "fields": fields.reshape(shape).to(dtype)}
@@ -249,7 +284,11 @@ def _merged(factors: Sequence[Factor]) -> dict[str, Any] | None:
 def _bernoulli_fields(energy: Bernoulli, model: Ising) -> tuple[Tensor, Tensor] | None:
     """logit·x = logit·(s + 1)/2 of bits: h = logit/2, and softplus(logit) - logit/2 is left."""
     logits = energy._exact("logits")
-    return (logits / 2, nn.functional.softplus(logits, threshold=40) - logits / 2) if model.bits else None
+    return (
+        (logits / 2, nn.functional.softplus(logits, threshold=40) - logits / 2)
+        if model.bits
+        else None
+    )
 
 
 def _categorical_fields(energy: Categorical, model: Potts) -> tuple[Tensor, Tensor] | None:

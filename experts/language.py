@@ -1,15 +1,21 @@
-"""Language models as densities over texts of bounded length: Hugging Face causal models, and n-grams that can be enumerated.
+"""Language models as densities over texts of bounded length: Hugging Face causal models, and
+n-grams that can be enumerated.
 
-An event is a text, (length,) token numbers (torch.long). With the vocabulary's special tokens `bos`, `eos` and `pad`:
+An event is a text, (length,) token numbers (torch.long). With the vocabulary's special tokens
+`bos`, `eos` and `pad`:
 
 - A text starts after `bos`, which no event contains (unless it is the same token as `eos`).
-- `eos` ends it, and is part of the event. After it stands `pad` alone, with probability 1; any other token there has energy +inf.
-- Before `eos` no `pad` stands. So the probabilities of a model are normalised over all tokens but `bos` and `pad`, `eos` always kept.
-- A text that has not ended after `length` tokens is cut: the event is its first `length` tokens, and its probability that of all texts
-  which start so. Hence p sums to 1 over all events, whatever the length.
+- `eos` ends it, and is part of the event. After it stands `pad` alone, with probability 1; any
+  other token there has energy +inf.
+- Before `eos` no `pad` stands. So the probabilities of a model are normalised over all tokens but
+  `bos` and `pad`, `eos` always kept.
+- A text that has not ended after `length` tokens is cut: the event is its first `length` tokens,
+  and its probability that of all texts which start so. Hence p sums to 1 over all events, whatever
+  the length.
 - Without `eos` no text ends, and every event is cut.
 
-Probabilities are computed in float32 at least, also where a model has half precision. Events of two experts mean the same only if their
+Probabilities are computed in float32 at least, also where a model has half precision. Events of two
+experts mean the same only if their
 vocabularies are equal: `&`, `|` and `-` refuse others.
 """
 
@@ -26,7 +32,7 @@ from torch.nn import functional as F
 from experts.sequential import Autoregressive, log_probabilities, next_step
 from experts.vocabulary import Vocabulary
 from poe.registry import register
-from poe.sites import vectors
+from poe.spaces.sites import vectors
 
 
 class Text(Autoregressive):
@@ -46,7 +52,9 @@ class Text(Autoregressive):
         tokens = range(len(vocabulary))
         allowed = [i == vocabulary.eos or i not in (vocabulary.bos, vocabulary.pad) for i in tokens]
         self.register_buffer("allowed", torch.tensor(allowed), persistent=False)
-        self.register_buffer("filler", torch.tensor([i == vocabulary.pad for i in tokens]), persistent=False)
+        self.register_buffer(
+            "filler", torch.tensor([i == vocabulary.pad for i in tokens]), persistent=False
+        )
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -54,15 +62,21 @@ class Text(Autoregressive):
         return self._vocabulary
 
     @abstractmethod
-    def _tokens(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, K)
+    def _tokens(self, prefix: Tensor, start: int) -> Tensor:
+        # (*batch, t) -> (*batch, t + 1 - start, K)
         """Logits of the tokens at steps start, ..., t of texts that have not ended."""
 
-    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, K)
+    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
+        # (*batch, t) -> (*batch, t + 1 - start, K)
         logs = log_probabilities(self._tokens(prefix, start).masked_fill(~self.allowed, -torch.inf))
         if self.vocabulary.eos is None:
             return logs
-        ended = F.pad((prefix == self.vocabulary.eos).cumsum(-1) > 0, (1, 0))[..., start:].unsqueeze(-1)
-        return logs.masked_fill(ended & ~self.filler, -torch.inf).masked_fill(ended & self.filler, 0)
+        ended = F.pad((prefix == self.vocabulary.eos).cumsum(-1) > 0, (1, 0))[
+            ..., start:
+        ].unsqueeze(-1)
+        return logs.masked_fill(ended & ~self.filler, -torch.inf).masked_fill(
+            ended & self.filler, 0
+        )
 
     def _values(self, x: Tensor) -> Tensor:
         return vectors(x, 1).long()
@@ -74,13 +88,16 @@ class Text(Autoregressive):
 
 @register("ngram")
 class NGram(Text):
-    """A token depends on the `order - 1` before it: p(x_t | x_{t-order+1}, ..., x_{t-1}) ∝ exp(logits[context, x_t]).
+    """A token depends on the `order - 1` before it: p(x_t | x_{t-order+1}, ..., x_{t-1}) ∝
+    exp(logits[context, x_t]).
 
     Arguments:
-        logits: (K + 1, ..., K + 1, K) with order - 1 axes of contexts, of K tokens. Number K in a context stands for what is before the
-            text; -inf excludes a token. Learned where it is an `nn.Parameter`.
+        logits: (K + 1, ..., K + 1, K) with order - 1 axes of contexts, of K tokens. Number K in a
+            context stands for what is before the text; -inf excludes a token. Learned where it is
+            an `nn.Parameter`.
         length: of an event, in tokens.
-        vocabulary: K distinct tokens, or a `Vocabulary` that also says which of them end and fill a text.
+        vocabulary: K distinct tokens, or a `Vocabulary` that also says which of them end and fill a
+            text.
 
     Raises ValueError where the shape does not fit the vocabulary, or a context leaves no token.
 
@@ -91,18 +108,30 @@ class NGram(Text):
 
     logits: Tensor
 
-    def __init__(self, logits: Tensor, length: int, vocabulary: Vocabulary | Sequence[str], *, name: str | None = None) -> None:
-        vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
+    def __init__(
+        self,
+        logits: Tensor,
+        length: int,
+        vocabulary: Vocabulary | Sequence[str],
+        *,
+        name: str | None = None,
+    ) -> None:
+        vocabulary = (
+            vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
+        )
         super().__init__(length, vocabulary, name=name)
         k = len(vocabulary)
         if logits.ndim < 1 or logits.shape != (k + 1,) * (logits.ndim - 1) + (k,):
             raise ValueError(
-                f"an n-gram of {vocabulary} takes logits of shape ({k + 1}, ..., {k + 1}, {k}), n - 1 axes of contexts first, not "
+                f"an n-gram of {vocabulary} takes logits of shape ({k + 1}, ..., {k + 1}, {k}), n "
+                "- 1 axes of contexts first, not "
                 f"{tuple(logits.shape)}"
             )
         best = logits.detach().masked_fill(~self.allowed, -torch.inf).amax(-1)
         if not bool(best.isfinite().all()):
-            raise ValueError("a context of these logits leaves no token to follow it, or they are not numbers")
+            raise ValueError(
+                "a context of these logits leaves no token to follow it, or they are not numbers"
+            )
         if isinstance(logits, nn.Parameter):
             self.register_parameter("logits", logits)
         else:
@@ -120,14 +149,21 @@ class NGram(Text):
         smoothing: float = 0.1,
         name: str | None = None,
     ) -> NGram:
-        """p(token | context) = (count + smoothing) / (total + smoothing · tokens allowed), of counts over whole texts.
+        """p(token | context) = (count + smoothing) / (total + smoothing · tokens allowed), of
+        counts over whole texts.
 
-        Texts are sequences of tokens or their numbers, without `bos` and `eos`; each ends with `eos` where there is one. Raises
+        Texts are sequences of tokens or their numbers, without `bos` and `eos`; each ends with
+        `eos` where there is one. Raises
         ValueError unless smoothing is positive: contexts that were never seen need a probability.
         """
         if not smoothing > 0:
-            raise ValueError(f"smoothing must be positive, not {smoothing}: contexts that were never seen need a probability")
-        vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
+            raise ValueError(
+                f"smoothing must be positive, not {smoothing}: contexts that were never seen need "
+                "a probability"
+            )
+        vocabulary = (
+            vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
+        )
         k, ends = len(vocabulary), vocabulary.eos is not None
         counts = torch.full((k + 1,) * (order - 1) + (k,), float(smoothing), dtype=torch.float64)
         for text in texts:
@@ -158,34 +194,57 @@ class NGram(Text):
 
     @classmethod
     def from_config(
-        cls, *, order: int, length: int, tokens: list[str], special: dict[str, int | None], learnable: bool = False
+        cls,
+        *,
+        order: int,
+        length: int,
+        tokens: list[str],
+        special: dict[str, int | None],
+        learnable: bool = False,
     ) -> NGram:
         """A uniform n-gram of this shape, to be filled by `load_state_dict`."""
         k = len(tokens)
         logits = torch.zeros((k + 1,) * (order - 1) + (k,))
-        return cls(nn.Parameter(logits) if learnable else logits, length, Vocabulary(tuple(tokens), **special))
+        return cls(
+            nn.Parameter(logits) if learnable else logits,
+            length,
+            Vocabulary(tuple(tokens), **special),
+        )
 
 
 @register("language-model")
 class LanguageModel(Text):
-    """A causal language model: tokens (n, t), `bos` first, -> logits of the next token (n, t, K or more).
+    """A causal language model: tokens (n, t), `bos` first, -> logits of the next token (n, t, K or
+    more).
 
-    Logits of numbers beyond the vocabulary, to which some models are padded, are dropped before probabilities are normalised.
+    Logits of numbers beyond the vocabulary, to which some models are padded, are dropped before
+    probabilities are normalised.
 
     Arguments:
-        model: tokens -> logits, or an object that holds them as `.logits`, as Hugging Face models return; `poe.as_energy(model,
-            length=..., tokenizer=...)` wraps one of these. An `nn.Module` is put in eval mode and kept there.
+        model: tokens -> logits, or an object that holds them as `.logits`, as Hugging Face models
+            return; `poe.as_energy(model, length=..., tokenizer=...)` wraps one of these. An
+            `nn.Module` is put in eval mode and kept there.
         length: of an event, in tokens.
         vocabulary: the K tokens and the special ones; `bos` is needed.
 
-    It holds somebody's code, so a file cannot hold it. There is no cache of past steps: drawing takes `length` passes over a growing
-    text. Raises ValueError without a `bos`.
+    It holds somebody's code, so a file cannot hold it. There is no cache of past steps: drawing
+    takes `length` passes over a growing text. Raises ValueError without a `bos`.
     """
 
-    def __init__(self, model: Callable[..., Any], length: int, vocabulary: Vocabulary, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        length: int,
+        vocabulary: Vocabulary,
+        *,
+        name: str | None = None,
+    ) -> None:
         super().__init__(length, vocabulary, name=name)
         if vocabulary.bos is None:
-            raise ValueError(f"{vocabulary} has no bos, and a language model needs a token that stands before the text: say bos=")
+            raise ValueError(
+                f"{vocabulary} has no bos, and a language model needs a token that stands before "
+                "the text: say bos="
+            )
         self.model, self.bos = model, vocabulary.bos
         self.eval()
 
@@ -197,7 +256,10 @@ class LanguageModel(Text):
         return (out if isinstance(out, Tensor) else out.logits)[..., : self.levels]
 
     def config(self) -> dict[str, Any]:
-        raise TypeError(f"{self} wraps somebody's model, which a file never holds: save it in its own format and wrap it anew")
+        raise TypeError(
+            f"{self} wraps somebody's model, which a file never holds: save it in its own format "
+            "and wrap it anew"
+        )
 
 
 def from_transformers(
@@ -211,31 +273,43 @@ def from_transformers(
     pad: int | None = None,
     name: str | None = None,
 ) -> LanguageModel:
-    """A Hugging Face causal model as a density over texts of `length` tokens; what `poe.as_energy(model, length=...)` calls.
+    """A Hugging Face causal model as a density over texts of `length` tokens; what
+    `poe.as_energy(model, length=...)` calls.
 
-    The tokens are those of the tokenizer, or of `vocabulary`. `bos`, `eos` and `pad` are token numbers; each that is not given is the
-    vocabulary's, else the tokenizer's, else that of `model.config`, else: no bos is an error, no eos means that texts never end, and
-    no pad that eos is repeated.
+    The tokens are those of the tokenizer, or of `vocabulary`. `bos`, `eos` and `pad` are token
+    numbers; each that is not given is the vocabulary's, else the tokenizer's, else that of
+    `model.config`, else: no bos is an error, no eos means that texts never end, and no pad that eos
+    is repeated.
 
-    Raises TypeError where the model is not causal or its tokens are unknown, ValueError where a special token is not one number.
+    Raises TypeError where the model is not causal or its tokens are unknown, ValueError where a
+    special token is not one number.
     """
     config = model.config
     if getattr(config, "is_encoder_decoder", False) or not model.can_generate():
         raise TypeError(
-            f"{type(model).__name__} does not predict a next token: a LanguageModel wraps causal models (...ForCausalLM)"
+            f"{type(model).__name__} does not predict a next token: a LanguageModel wraps causal "
+            "models (...ForCausalLM)"
         )
     if vocabulary is None and tokenizer is None:
         raise TypeError(
-            f"say what the token numbers of {type(model).__name__} stand for: tokenizer=, or vocabulary= with the tokens in order; "
+            f"say what the token numbers of {type(model).__name__} stand for: tokenizer=, or "
+            "vocabulary= with the tokens in order; "
             "models of different vocabularies must not be composed"
         )
     special = {"bos": bos, "eos": eos, "pad": pad}
     for role, number in special.items():
-        sources = [(vocabulary, role), (tokenizer, f"{role}_token_id"), (config, f"{role}_token_id")]
+        sources = [
+            (vocabulary, role),
+            (tokenizer, f"{role}_token_id"),
+            (config, f"{role}_token_id"),
+        ]
         found = [number, *(getattr(source, key, None) for source, key in sources)]
         special[role] = next((value for value in found if value is not None), None)
         if not isinstance(special[role], int | None):
-            raise ValueError(f"{type(model).__name__} has several {role} tokens, {special[role]}: choose one with {role}=")
+            raise ValueError(
+                f"{type(model).__name__} has several {role} tokens, {special[role]}: choose one "
+                f"with {role}="
+            )
     if isinstance(vocabulary, Vocabulary):
         vocabulary = vocabulary.tokens
     tokens = _tokens_of(tokenizer) if vocabulary is None else tuple(vocabulary)
@@ -248,11 +322,14 @@ def _tokens_of(tokenizer: Any) -> tuple[str, ...]:
 
 
 class _HuggingFace(nn.Module):
-    """A model of theirs as tokens -> logits: every token is attended to, those after `eos` decide nothing; no cache is built."""
+    """A model of theirs as tokens -> logits: every token is attended to, those after `eos` decide
+    nothing; no cache is built."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:  # (n, t) -> (n, t, K or more)
-        return self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+        return self.model(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False
+        ).logits

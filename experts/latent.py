@@ -1,23 +1,28 @@
-"""Experts with latent variables: variational autoencoders, whose energy is a bound, and generators with their discriminator.
+r"""Experts with latent variables: variational autoencoders, whose energy is a bound, and generators
+with their discriminator.
 
 Both draw pictures by the same map, `Generator`: with u = (z, ε) standard normal over R^(m + n),
 
     x = g(u) = mean(z) + scale ∘ ε,        p_g(x) = ∫ N(z; 0, 1) N(x; mean(z), diag(scale²)) dz,
 
-mean a network (`Decoder`), scale one positive number a pixel. So an energy on pictures is one on u, `energy @ model.generator`, and
+mean a network (`Decoder`), scale one positive number a pixel. So an energy on pictures is one on u,
+`energy @ model.generator`, and
 
-    model.prior & energy @ model.generator        has pictures g(u) with the density p_g(x) exp(-E(x)) / Z,
+    model.prior & energy @ model.generator        has pictures g(u) with the density p_g(x)
+    exp(-E(x)) / Z,
 
-exactly, whatever the network: a constraint or a classifier on what a generator draws, with no density of it needed.
+exactly, whatever the network: a constraint or a classifier on what a generator draws, with no
+density of it needed.
 
-| expert          | on       | energy in nats                                              | draws                            |
+| expert | on | energy in nats | draws |
 |-----------------|----------|-------------------------------------------------------------|----------------------------------|
-| `VAE`           | pictures | -log 1/K Σₖ p(x, zₖ)/q(zₖ | x): bounds -log p_g(x)           | exact, by the decoder            |
-| `GAN`           | u        | ½‖u‖² - logit D(g(u)) + const                               | from N(0, 1), by its weights     |
-| `Discriminator` | pictures | -logit D(x): the factor p_data / p_g where D is optimal     | none, it is a factor             |
+| `VAE` | pictures | -log 1/K Σₖ p(x, zₖ)/q(zₖ|x): bounds -log p_g(x) | exact, by the decoder |
+| `GAN` | u | ½‖u‖² - logit D(g(u)) + const | from N(0, 1), weighed |
+| `Discriminator` | pictures | -logit D(x): p_data / p_g where D is optimal | none: a factor |
 
-References: Kingma & Welling 2014, ICLR (VAE); Burda, Grosse & Salakhutdinov 2016, ICLR (importance-weighted bound); Nowozin 2018,
-ICLR (jackknife of it); Goodfellow et al. 2014, NeurIPS (GAN); Che et al. 2020, NeurIPS (drawing in the latent space of a GAN).
+References: Kingma & Welling 2014, ICLR (VAE); Burda, Grosse & Salakhutdinov 2016, ICLR
+(importance-weighted bound); Nowozin 2018, ICLR (jackknife of it); Goodfellow et al. 2014, NeurIPS
+(GAN); Che et al. 2020, NeurIPS (drawing in the latent space of a GAN).
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.exponential import Normal
-from poe.energy import Energy, Estimate
+from poe.algebra.energy import Energy, Estimate
 from poe.registry import register
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -48,9 +53,11 @@ class PerPoint(NamedTuple):
 
 @register("decoder")
 class Decoder(nn.Module):
-    """mean(z), a multilayer perceptron from (*batch, latent) to (*batch, *picture), and `scale` (*picture), units of x.
+    """mean(z), a multilayer perceptron from (*batch, latent) to (*batch, *picture), and `scale`
+    (*picture), units of x.
 
-    With an `amplitude` a, mean = a·tanh(f / a) of the perceptron f. `energy @ decoder` is an energy on z: of pictures without noise.
+    With an `amplitude` a, mean = a·tanh(f / a) of the perceptron f. `energy @ decoder` is an energy
+    on z: of pictures without noise.
     """
 
     def __init__(
@@ -65,7 +72,10 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         if latent < 1 or not 0 < scale < math.inf:
-            raise ValueError(f"a decoder needs latent >= 1 and a finite scale > 0, not latent={latent}, scale={scale}")
+            raise ValueError(
+                f"a decoder needs latent >= 1 and a finite scale > 0, not latent={latent}, "
+                f"scale={scale}"
+            )
         self.arguments = {
             "picture_shape": list(picture_shape),
             "latent": latent,
@@ -111,7 +121,9 @@ class Generator(nn.Module):
     def __init__(self, decoder: Decoder | dict[str, Any]) -> None:
         super().__init__()
         self.decoder = decoder if isinstance(decoder, Decoder) else Decoder(**decoder)
-        self.event_shape = torch.Size([self.decoder.event_shape.numel() + self.decoder.picture_shape.numel()])
+        self.event_shape = torch.Size(
+            [self.decoder.event_shape.numel() + self.decoder.picture_shape.numel()]
+        )
 
     def forward(self, u: Tensor) -> Tensor:  # (*batch, latent + pixels) -> (*batch, *picture)
         latent = self.decoder.event_shape.numel()
@@ -129,7 +141,8 @@ class Generator(nn.Module):
 
 
 class Locked(Energy):
-    """An energy of networks that stays in eval mode, whatever a parent does, so that dropout never makes it random."""
+    """An energy of networks that stays in eval mode, whatever a parent does, so that dropout never
+    makes it random."""
 
     def __init__(self, event_shape: Sequence[int], name: str | None) -> None:
         super().__init__(event_shape, name=name)
@@ -161,8 +174,11 @@ class Latent(Locked):
 
     @property
     def generator(self) -> Generator:
-        """The map from u to pictures, over the decoder of this expert: one object as long as that stays the same."""
-        held: Generator | None = vars(self).get("_generator")  # beside the submodules, whose state it would repeat
+        """The map from u to pictures, over the decoder of this expert: one object as long as that
+        stays the same."""
+        held: Generator | None = vars(self).get(
+            "_generator"
+        )  # beside the submodules, whose state it would repeat
         if held is None or held.decoder is not self.decoder:
             vars(self)["_generator"] = held = Generator(self.decoder)
         return held
@@ -175,14 +191,18 @@ class Latent(Locked):
 
 @register("vae")
 class VAE(Latent):
-    """E(x) = -log 1/K Σₖ wₖ(x),  wₖ = p(x, zₖ) / q(zₖ | x),  zₖ = m(x) + L(x) εₖ,  the K normal vectors εₖ held fixed.
+    """E(x) = -log 1/K Σₖ wₖ(x),  wₖ = p(x, zₖ) / q(zₖ | x),  zₖ = m(x) + L(x) εₖ,  the K normal
+    vectors εₖ held fixed.
 
-    The encoder gives the mean m and the lower triangular L of q(z | x) = N(m, L Lᵀ). E is a function of x, the same at each call. Over
-    the choice of ε the mean of exp(-E(x)) is p(x), so by Jensen's inequality E(x) >= -log p(x) in expectation: `bound` is True.
-    `gap(x)` estimates E(x) + log p(x). Draws are exact for the model p, not for exp(-E); where the VAE is both the start and a factor
-    of a target, its bound cancels in the importance weights. Where the bound matters, `prior & energy @ generator` has none.
+    The encoder gives the mean m and the lower triangular L of q(z | x) = N(m, L Lᵀ). E is a
+    function of x, the same at each call. Over the choice of ε the mean of exp(-E(x)) is p(x), so by
+    Jensen's inequality E(x) >= -log p(x) in expectation: `bound` is True. `gap(x)` estimates E(x) +
+    log p(x). Draws are exact for the model p, not for exp(-E); where the VAE is both the start and
+    a factor of a target, its bound cancels in the importance weights. Where the bound matters,
+    `prior & energy @ generator` has none.
 
-    `log_z` is unknown until `measure_log_z` has estimated it: over the choice of ε the mean of Z is 1.
+    `log_z` is unknown until `measure_log_z` has estimated it: over the choice of ε the mean of Z is
+    1.
 
     Arguments:
         event_shape: shape of one x.
@@ -213,7 +233,10 @@ class VAE(Latent):
         name: str | None = None,
     ) -> None:
         if samples < 1:
-            raise ValueError(f"samples is the number of points of z that the bound averages over, at least 1, not {samples}")
+            raise ValueError(
+                "samples is the number of points of z that the bound averages over, at least 1, "
+                f"not {samples}"
+            )
         shape: dict[str, Any] = {
             "latent": latent,
             "hidden": list(hidden),
@@ -224,7 +247,10 @@ class VAE(Latent):
         super().__init__(event_shape, Decoder(event_shape, **shape), name)
         self._config = {"event_shape": list(event_shape), "samples": samples, **shape}
         self._log_z = None if log_z is None else Estimate(*log_z)
-        self.encoder = perceptron([self.event_shape.numel(), *reversed(hidden), latent + latent * (latent + 1) // 2], dropout)
+        self.encoder = perceptron(
+            [self.event_shape.numel(), *reversed(hidden), latent + latent * (latent + 1) // 2],
+            dropout,
+        )
         fixed = torch.randn(samples, latent, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", fixed)
         self.eval()
@@ -232,71 +258,111 @@ class VAE(Latent):
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return math.log(len(self.noise)) - self.log_weights(x, self.noise).logsumexp(-1)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (*batch, *event) -> (*batch, latent), (*batch, latent, latent)
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch, latent), (*batch, latent, latent)
         """m(x) and L(x) of q(z | x), the diagonal of L positive."""
         m = self.noise.shape[-1]
-        found = self.encoder(x.reshape(*x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel()))
+        found = self.encoder(
+            x.reshape(*x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel())
+        )
         row, column = torch.tril_indices(m, m, device=x.device)
-        entries = torch.where(row == column, nn.functional.softplus(found[..., m:] + 0.55) + 1e-3, 0.3 * found[..., m:])
-        factor = entries.new_zeros(*entries.shape[:-1], m * m).index_copy(-1, row * m + column, entries)
+        entries = torch.where(
+            row == column,
+            nn.functional.softplus(found[..., m:] + 0.55) + 1e-3,
+            0.3 * found[..., m:],
+        )
+        factor = entries.new_zeros(*entries.shape[:-1], m * m).index_copy(
+            -1, row * m + column, entries
+        )
         return found[..., :m], factor.unflatten(-1, (m, m))
 
-    def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:  # (*batch, *event), (K, latent) -> (*batch, K)
-        """log p(x, zₖ) - log q(zₖ | x) in nats, zₖ = m(x) + L(x) εₖ; ε may also differ from x to x, (*batch, K, latent)."""
+    def log_weights(self, x: Tensor, noise: Tensor) -> Tensor:
+        # (*batch, *event), (K, latent) -> (*batch, K)
+        """log p(x, zₖ) - log q(zₖ | x) in nats, zₖ = m(x) + L(x) εₖ; ε may also differ from x to x,
+        (*batch, K, latent)."""
         mean, factor = self.posterior(x)
         z = mean.unsqueeze(-2) + noise @ factor.mT
-        log_q = -0.5 * noise.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        log_q = -0.5 * noise.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(
+            -1, keepdim=True
+        )
         return self._log_joint(x, z) - log_q + HALF_LOG_2PI * z.shape[-1]
 
-    def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:  # (*batch, *event), (*batch, K, latent) -> (*batch, K)
+    def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        # (*batch, *event), (*batch, K, latent) -> (*batch, K)
         """log p(x, z) in nats."""
         k = len(self.event_shape)
         residual = (x.unsqueeze(-1 - k) - self.decoder(z)) / self.decoder.scale
         squares = residual.flatten(-k).square().sum(-1) if k else residual.square()
         n = self.event_shape.numel() + z.shape[-1]
-        return -0.5 * (squares + z.square().sum(-1)) - self.decoder.log_scale.sum() - HALF_LOG_2PI * n
+        return (
+            -0.5 * (squares + z.square().sum(-1)) - self.decoder.log_scale.sum() - HALF_LOG_2PI * n
+        )
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws of the model p, (n, *event): z from the prior, x from the decoder."""
         return self.decode(self.prior.sample(n, generator=generator))
 
     @torch.no_grad()
-    def evidence(self, x: Tensor, *, samples: int = 4096, generator: torch.Generator | None = None) -> PerPoint:
-        """log p(x) of the model with its standard error, both (*batch), from `samples` fresh points of z for each x.
+    def evidence(
+        self, x: Tensor, *, samples: int = 4096, generator: torch.Generator | None = None
+    ) -> PerPoint:
+        """log p(x) of the model with its standard error, both (*batch), from `samples` fresh points
+        of z for each x.
 
-        With v the mean of K weights and v₋ₖ that of all but the k-th, the jackknife estimate is K log v - (K - 1) mean log v₋ₖ, whose
-        bias falls as 1/K² where that of log v falls as 1/K; it is +inf where one weight exceeds the others beyond rounding. The
-        standard error is that of log v by the delta method.
+        With v the mean of K weights and v₋ₖ that of all but the k-th, the jackknife estimate is K
+        log v - (K - 1) mean log v₋ₖ, whose bias falls as 1/K² where that of log v falls as 1/K; it
+        is +inf where one weight exceeds the others beyond rounding. The standard error is that of
+        log v by the delta method.
         """
         if samples < 2:
-            raise ValueError(f"the evidence is estimated from two points of z or more, not {samples}")
+            raise ValueError(
+                f"the evidence is estimated from two points of z or more, not {samples}"
+            )
         batch = x.shape[: x.ndim - len(self.event_shape)]
         rows, logs = x.reshape(-1, *self.event_shape), []
         for chunk in rows.split(max(1, ROWS // samples)):
             shape = (len(chunk), samples, self.noise.shape[-1])
-            logs.append(self.log_weights(chunk, torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)).double())
+            logs.append(
+                self.log_weights(
+                    chunk, torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+                ).double()
+            )
         log_w = torch.cat(logs) if logs else rows.new_empty(0, samples, dtype=torch.float64)
         total = log_w.logsumexp(-1, keepdim=True)
         share = (log_w - total).exp()
         rest = torch.log1p(-share).mean(-1)  # log Σ without the k-th, less log Σ
-        value = total.squeeze(-1) - math.log(samples) - (samples - 1) * (rest + math.log(samples / (samples - 1)))
+        value = (
+            total.squeeze(-1)
+            - math.log(samples)
+            - (samples - 1) * (rest + math.log(samples / (samples - 1)))
+        )
         error = (share.square().sum(-1) - 1 / samples).clamp(min=0).sqrt()
         return PerPoint(value.reshape(batch).to(x), error.reshape(batch).to(x))
 
     @torch.no_grad()
-    def gap(self, x: Tensor, *, samples: int = 4096, generator: torch.Generator | None = None) -> PerPoint:
-        """E(x) + log p(x), what the bound loses at each x, in nats: E against the `evidence` by many more points of z.
+    def gap(
+        self, x: Tensor, *, samples: int = 4096, generator: torch.Generator | None = None
+    ) -> PerPoint:
+        """E(x) + log p(x), what the bound loses at each x, in nats: E against the `evidence` by
+        many more points of z.
 
-        It is positive in expectation over the fixed vectors ε; at one x they may have been lucky and the gap negative.
+        It is positive in expectation over the fixed vectors ε; at one x they may have been lucky
+        and the gap negative.
         """
         value, error = self.evidence(x, samples=samples, generator=generator)
         return PerPoint(value + self(x), error)
 
     @torch.no_grad()
-    def measure_log_z(self, draws: int = 20_000, *, generator: torch.Generator | None = None) -> Estimate:
-        """log of Z = ∫ exp(-E(x)) dx, estimated from exact draws and kept as `log_z` until the next `training_mode`.
+    def measure_log_z(
+        self, draws: int = 20_000, *, generator: torch.Generator | None = None
+    ) -> Estimate:
+        """log of Z = ∫ exp(-E(x)) dx, estimated from exact draws and kept as `log_z` until the next
+        `training_mode`.
 
-        With (x, z) drawn from the model, E[q(z | x) / p(x, z) | x] = 1/p(x); hence Z = E[exp(-E(x)) q(z | x) / p(x, z)], unbiased.
+        With (x, z) drawn from the model, E[q(z | x) / p(x, z) | x] = 1/p(x); hence Z = E[exp(-E(x))
+        q(z | x) / p(x, z)], unbiased.
         """
         if draws < 2:
             raise ValueError(f"Z is estimated from two draws or more, not {draws}")
@@ -305,7 +371,9 @@ class VAE(Latent):
             u = self.prior.sample(min(most, draws - first), generator=generator)
             x, z = self.decode(u), u[..., : self.noise.shape[-1]]
             mean, factor = self.posterior(x)
-            back = torch.linalg.solve_triangular(factor, (z - mean).unsqueeze(-1), upper=False).squeeze(-1)
+            back = torch.linalg.solve_triangular(
+                factor, (z - mean).unsqueeze(-1), upper=False
+            ).squeeze(-1)
             logs.append(-self(x) - self.log_weights(x, back.unsqueeze(-2)).squeeze(-1))
         log_w = torch.cat(logs).double()
         share = log_w.softmax(0)
@@ -315,7 +383,8 @@ class VAE(Latent):
 
     @contextlib.contextmanager
     def training_mode(self) -> Iterator[Self]:
-        """Inside, dropout is on, and what was measured of Z is forgotten; after, the expert is in eval mode again."""
+        """Inside, dropout is on, and what was measured of Z is forgotten; after, the expert is in
+        eval mode again."""
         self._log_z = None
         with super().training_mode() as inside:
             yield inside
@@ -326,7 +395,9 @@ class VAE(Latent):
 
     @property
     def proper(self) -> bool | None:
-        return True  # networks grow at most linearly, so -log p(x, z) >= c‖x‖² - d for all z, and log|L(x)| grows like log‖x‖
+        # networks grow at most linearly, so -log p(x, z) >= c‖x‖² - d for all z, and log|L(x)|
+        # grows like log‖x‖
+        return True
 
     @property
     def bounded(self) -> bool | None:
@@ -334,7 +405,8 @@ class VAE(Latent):
 
     def __repr__(self) -> str:
         said = (
-            f"  bound        E(x) >= -log p(x), on average over {len(self.noise)} fixed points of z; gap(x) estimates by how much"
+            f"  bound        E(x) >= -log p(x), on average over {len(self.noise)} fixed points "
+            "of z; gap(x) estimates by how much"
         )
         first, *rest = super().__repr__().splitlines()
         return "\n".join([first, said, *rest])
@@ -345,13 +417,15 @@ class VAE(Latent):
 
 @register("discriminator")
 class Discriminator(Locked):
-    """E(x) = -logit D(x), logit D = limit·tanh(f(x) / limit), f a network: a factor that is large where D takes x for data.
+    """E(x) = -logit D(x), logit D = limit·tanh(f(x) / limit), f a network: a factor that is large
+    where D takes x for data.
 
-    Where D is optimal, exp(-E) = p_data / p_g. It says nothing of where p_g is: multiply it by what has mass there. With |E| <= limit
-    it is bounded and improper, and leaves a proper factor proper.
+    Where D is optimal, exp(-E) = p_data / p_g. It says nothing of where p_g is: multiply it by what
+    has mass there. With |E| <= limit it is bounded and improper, and leaves a proper factor proper.
 
     Arguments:
-        network: takes (n, pixels) and returns f, (n, 1); None builds a multilayer perceptron of widths `hidden`.
+        network: takes (n, pixels) and returns f, (n, 1); None builds a multilayer perceptron of
+            widths `hidden`.
         event_shape: shape of one x.
         hidden, dropout: of the network that is built.
         limit: bound on |logit D| in nats.
@@ -370,9 +444,18 @@ class Discriminator(Locked):
         super().__init__(event_shape, name)
         if not 0 < limit < math.inf:
             raise ValueError(f"limit bounds |logit D| in nats: a finite number > 0, not {limit}")
-        self._config = {"event_shape": list(event_shape), "hidden": list(hidden), "dropout": dropout, "limit": limit}
+        self._config = {
+            "event_shape": list(event_shape),
+            "hidden": list(hidden),
+            "dropout": dropout,
+            "limit": limit,
+        }
         self.limit, self._own = limit, network is None
-        self.network = perceptron([self.event_shape.numel(), *hidden, 1], dropout) if network is None else network
+        self.network = (
+            perceptron([self.event_shape.numel(), *hidden, 1], dropout)
+            if network is None
+            else network
+        )
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
@@ -383,7 +466,10 @@ class Discriminator(Locked):
         batch = x.shape[: x.ndim - len(self.event_shape)]
         found = self.network(x.reshape(math.prod(batch), self.event_shape.numel()))
         if found.numel() != math.prod(batch):
-            raise ValueError(f"the network of {self} gives one number for each x, (n, 1), and not {tuple(found.shape)}")
+            raise ValueError(
+                f"the network of {self} gives one number for each x, (n, 1), and not "
+                f"{tuple(found.shape)}"
+            )
         found = found.reshape(batch)
         return self.limit * torch.tanh(found / self.limit)
 
@@ -402,22 +488,26 @@ class Discriminator(Locked):
     def config(self) -> dict[str, Any]:
         if not self._own:
             raise TypeError(
-                f"{self} wraps a network object, which no file describes: store its weights, and wrap it again after loading them"
+                f"{self} wraps a network object, which no file describes: store its weights, and "
+                "wrap it again after loading them"
             )
         return self._config
 
 
 @register("gan")
 class GAN(Latent):
-    """E(u) = ½‖u‖² + n/2 log 2π - logit D(g(u)) over u in R^n: what the generator draws, corrected by its discriminator.
+    """E(u) = ½‖u‖² + n/2 log 2π - logit D(g(u)) over u in R^n: what the generator draws, corrected
+    by its discriminator.
 
-    Where D is optimal for g, pictures g(u) of draws u follow the data as far as p_g reaches, and Z is 1: `poe.log_z` close to 0 says
-    that the discriminator is calibrated. The prior alone draws without D; `discriminator` is the factor on pictures; and conditions on
-    the picture stand beside both, `gan & judge @ gan.generator`. `decode(draws.x)` gives the pictures.
+    Where D is optimal for g, pictures g(u) of draws u follow the data as far as p_g reaches, and Z
+    is 1: `poe.log_z` close to 0 says that the discriminator is calibrated. The prior alone draws
+    without D; `discriminator` is the factor on pictures; and conditions on the picture stand beside
+    both, `gan & judge @ gan.generator`. `decode(draws.x)` gives the pictures.
 
     Arguments:
         picture_shape: shape of one picture.
-        latent: numbers in z; events have latent + pixels numbers, the rest being the noise of the pixels.
+        latent: numbers in z; events have latent + pixels numbers, the rest being the noise of the
+            pixels.
         hidden: widths of the decoder's hidden layers.
         scale: of the noise of the pixels, in units of x; it is not learned.
         amplitude: bound on the means of the pixels, in units of x, or None.
@@ -440,7 +530,9 @@ class GAN(Latent):
         limit: float = 20.0,
         name: str | None = None,
     ) -> None:
-        decoder = Decoder(picture_shape, latent=latent, hidden=hidden, scale=scale, amplitude=amplitude)
+        decoder = Decoder(
+            picture_shape, latent=latent, hidden=hidden, scale=scale, amplitude=amplitude
+        )
         decoder.log_scale.requires_grad_(False)
         super().__init__([latent + decoder.picture_shape.numel()], decoder, name)
         self._config = {
@@ -453,7 +545,9 @@ class GAN(Latent):
             "dropout": dropout,
             "limit": limit,
         }
-        self.discriminator = Discriminator(event_shape=picture_shape, hidden=judge, dropout=dropout, limit=limit)
+        self.discriminator = Discriminator(
+            event_shape=picture_shape, hidden=judge, dropout=dropout, limit=limit
+        )
         self.eval()
 
     def forward(self, u: Tensor) -> Tensor:  # (*batch, latent + pixels) -> (*batch)
@@ -466,7 +560,8 @@ class GAN(Latent):
             yield inside
 
     def proposal(self) -> Energy:
-        """The prior: what the generator draws without its discriminator, from which importance sampling starts."""
+        """The prior: what the generator draws without its discriminator, from which importance
+        sampling starts."""
         return self.prior
 
     @property
@@ -491,8 +586,13 @@ class GAN(Latent):
 
 
 def perceptron(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers of these widths with SiLU between them, and dropout after it where there is any."""
+    """Linear layers of these widths with SiLU between them, and dropout after it where there is
+    any."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.SiLU(), *([nn.Dropout(dropout)] if dropout else [])]
+        layers += [
+            nn.Linear(inputs, outputs),
+            nn.SiLU(),
+            *([nn.Dropout(dropout)] if dropout else []),
+        ]
     return nn.Sequential(*layers[: 2 * (len(widths) - 1) - 1] if not dropout else layers[:-2])

@@ -1,7 +1,7 @@
 """Graphs of pairwise models, and what is known exactly about sums over them.
 
-A model of n sites with q values each has log weights Σ_e J_e P[x_a, x_b] + Σ_i φ_i[x_i], e = (a, b) an edge, P a
-q x q table. All sums here are in float64.
+A model of n sites with q values each has log weights Σ_e J_e P[x_a, x_b] + Σ_i φ_i[x_i], e = (a, b)
+an edge, P a q x q table. All sums here are in float64.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 MOST_UPDATES = 1 << 27  # entries of the transfer table that are worked out in all: about a second
-LARGEST_RANGE = 600.0  # nats that a boundary may matter later: below it nothing that counts can underflow
+LARGEST_RANGE = (
+    600.0  # nats that a boundary may matter later: below it nothing that counts can underflow
+)
 
 
 def grid_edges(shape: Sequence[int], periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """Edges (m, 2) between sites of a grid, numbered in reading order, and the axis (m) that each runs along.
+    """Edges (m, 2) between sites of a grid, numbered in reading order, and the axis (m) that each
+    runs along.
 
-    Axis by axis, then site by site: each site with its successor. The last site of a periodic axis of length L goes with the
-    first one, so that sites of an axis with L = 2 share two edges; an axis with L = 1 has none.
+    Axis by axis, then site by site: each site with its successor. The last site of a periodic axis
+    of length L goes with the first one, so that sites of an axis with L = 2 share two edges; an
+    axis with L = 1 has none.
     """
     at = torch.arange(math.prod(shape)).reshape(tuple(shape))
     edges, axes = [torch.empty(0, 2, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
@@ -35,7 +39,8 @@ def grid_edges(shape: Sequence[int], periodic: Sequence[bool]) -> tuple[Tensor, 
 
 
 def grid_colours(shape: Sequence[int], periodic: Sequence[bool]) -> Tensor:
-    """Colours (n) of the sites, no edge inside one: a checkerboard, or three colours where a periodic axis has odd length."""
+    """Colours (n) of the sites, no edge inside one: a checkerboard, or three colours where a
+    periodic axis has odd length."""
     total, colours = torch.zeros(tuple(shape), dtype=torch.long), 2
     for axis, (length, closed) in enumerate(zip(shape, periodic, strict=True)):
         own = torch.arange(length) % 2
@@ -46,7 +51,8 @@ def grid_colours(shape: Sequence[int], periodic: Sequence[bool]) -> Tensor:
 
 
 def greedy_colours(n: int, edges: Tensor) -> Tensor:
-    """Colours (n) of the sites of any graph, the sites with most neighbours first, each the least colour that is free."""
+    """Colours (n) of the sites of any graph, the sites with most neighbours first, each the least
+    colour that is free."""
     near: list[list[int]] = [[] for _ in range(n)]
     for a, b in edges.tolist():
         near[a].append(b)
@@ -59,7 +65,8 @@ def greedy_colours(n: int, edges: Tensor) -> Tensor:
 
 
 def neighbours(n: int, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Tables (degree, n) of each site's neighbours and of the edges to them; unused places hold site 0 and edge number m."""
+    """Tables (degree, n) of each site's neighbours and of the edges to them; unused places hold
+    site 0 and edge number m."""
     m = len(edges)
     ends, others = edges.T.reshape(-1), edges.flip(1).T.reshape(-1)
     order = ends.argsort(stable=True)
@@ -73,8 +80,9 @@ def neighbours(n: int, edges: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Strip(NamedTuple):
-    """A grid of rows and columns: log weights φ of the values of each site (rows, columns, q), couplings to the next row and to the
-    next column (rows, columns), from the last to the first, and 0 where there is no edge; and the table P (q, q), symmetric."""
+    """A grid of rows and columns: log weights φ of the values of each site (rows, columns, q),
+    couplings to the next row and to the next column (rows, columns), from the last to the first,
+    and 0 where there is no edge; and the table P (q, q), symmetric."""
 
     sites: Tensor
     down: Tensor
@@ -100,10 +108,12 @@ class Strip(NamedTuple):
     def log_z(self) -> float | None:
         """log of the sum over all states, by transfer matrix; None where float64 may underflow.
 
-        A table holds the weight of all rows so far for each state of the last one (and of the first one, where rows close). A row is
-        added site by site, each site of the row above being summed out against the one below it:
+        A table holds the weight of all rows so far for each state of the last one (and of the first
+        one, where rows close). A row is added site by site, each site of the row above being summed
+        out against the one below it:
 
-            T'[..., k, ...] = Σ_l exp(J P[l, k]) T[..., l, ...],      then  T' ← T' · exp(φ and edges within the row).
+            T'[..., k, ...] = Σ_l exp(J P[l, k]) T[..., l, ...],      then  T' ← T' · exp(φ and
+            edges within the row).
 
         Reference: Kramers and Wannier 1941, Phys. Rev. 60; site by site, Binder 1972, Physica 62.
         """
@@ -115,7 +125,9 @@ class Strip(NamedTuple):
         first = self._row(0)
         scale = first.max()
         table = (first - scale).exp()
-        table = table.diag() if self.closed else table.unsqueeze(0)  # (states of the first row or 1, states of the last row)
+        table = (
+            table.diag() if self.closed else table.unsqueeze(0)
+        )  # (states of the first row or 1, states of the last row)
         for row in range(1, rows):
             table, lost = self._descend(table, row - 1)
             own = self._row(row)
@@ -140,7 +152,8 @@ class Strip(NamedTuple):
         return total.flatten()
 
     def _descend(self, table: Tensor, row: int) -> tuple[Tensor, Tensor]:
-        """The table with the sites of `row` summed out against those below them, scaled down by so many nats."""
+        """The table with the sites of `row` summed out against those below them, scaled down by so
+        many nats."""
         columns, q = self.sites.shape[1:]
         logs = self.down[row, :, None, None] * self.pair
         tops = logs.amax((1, 2))
@@ -148,12 +161,15 @@ class Strip(NamedTuple):
         shape = table.shape
         for c in range(columns):
             old = table.reshape(-1, q, q ** (columns - c - 1))
-            table = torch.einsum("lk,alb->akb", weights[c], old) if q > 3 else _mixed(old, weights[c])
+            table = (
+                torch.einsum("lk,alb->akb", weights[c], old) if q > 3 else _mixed(old, weights[c])
+            )
         return table.reshape(shape), tops.sum()
 
 
 def _mixed(old: Tensor, weights: Tensor) -> Tensor:
-    """Σ_l weights[l, k] old[a, l, b], value by value: quicker than a product of such narrow matrices."""
+    """Σ_l weights[l, k] old[a, l, b], value by value: quicker than a product of such narrow
+    matrices."""
     new = torch.empty_like(old)
     for k in range(len(weights)):
         torch.mul(old[:, 0], weights[0, k], out=new[:, k])
@@ -163,14 +179,20 @@ def _mixed(old: Tensor, weights: Tensor) -> Tensor:
 
 
 def torus_log_z(rows: int, columns: int, down: float, right: float) -> float | None:
-    """log Z of the Ising model on a torus without fields, with positive couplings K between rows and K' within them. With C the
-    number of columns, cosh γ_l = cosh 2K' coth 2K - cos(πl/C) sinh 2K' / sinh 2K and γ_l >= 0, but γ_0 = 2K' + log tanh K:
+    """log Z of the Ising model on a torus without fields, with positive couplings K between rows
+    and K' within them. With C the number of columns, cosh γ_l = cosh 2K' coth 2K - cos(πl/C) sinh
+    2K' / sinh 2K and γ_l >= 0, but γ_0 = 2K' + log tanh K:
 
-        Z = ½ (2 sinh 2K)^(RC/2) [Π 2cosh(Rγ_o/2) + Π 2sinh(Rγ_o/2) + Π 2cosh(Rγ_e/2) + Π 2sinh(Rγ_e/2)],
+        Z = ½ (2 sinh 2K)^(RC/2) [Π 2cosh(Rγ_o/2) + Π 2sinh(Rγ_o/2) + Π 2cosh(Rγ_e/2) + Π
+        2sinh(Rγ_e/2)],
 
     o = 1, 3, ..., 2C - 1 and e = 0, 2, ..., 2C - 2. Reference: Kaufman 1949, Phys. Rev. 76.
     """
-    if not (down > 0 and right > 0) or max(down, right) > LARGEST_RANGE / 4 or min(rows, columns) < 2:
+    if (
+        not (down > 0 and right > 0)
+        or max(down, right) > LARGEST_RANGE / 4
+        or min(rows, columns) < 2
+    ):
         return None
     k, kk = torch.tensor([2 * down, 2 * right], dtype=torch.float64)
     angle = torch.arange(2 * columns, dtype=torch.float64) * math.pi / columns

@@ -1,7 +1,9 @@
-"""An autoregressive density over R^n: a masked network corrects the conditionals of a mixture of Gaussians, in nats.
+"""An autoregressive density over R^n: a masked network corrects the conditionals of a mixture of
+Gaussians, in nats.
 
-`next_logits(prefix)`, prefix (*batch, t), is (*batch, 3, K): log-weights (normalised), means and scales of the mixture of Gaussians
-that the next position follows. So a method that follows the order needs to know this form, never the expert.
+`next_logits(prefix)`, prefix (*batch, t), is (*batch, 3, K): log-weights (normalised), means and
+scales of the mixture of Gaussians that the next position follows. So a method that follows the
+order needs to know this form, never the expert.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poe.energy import Density
+from poe.algebra.energy import Density
 from poe.registry import register
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -24,26 +26,27 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 class MixtureMADE(Density):
     """p(x) = Πᵢ Σₖ wᵢₖ N(xᵢ; mᵢₖ, sᵢₖ²), w, m and s being functions of the earlier positions.
 
-    One masked network gives all conditionals in one pass (Germain et al., MADE, 2015; mixture conditionals as
-    in Uria, Murray & Larochelle, RNADE, 2013): hidden units carry degrees 1...n-1, a weight is kept where the
-    degree does not fall (inside) or rises (into the outputs), so the Jacobian of the conditionals is strictly
-    triangular along the order. Drawing takes n passes.
+    One masked network gives all conditionals in one pass (Germain et al., MADE, 2015; mixture
+    conditionals as in Uria, Murray & Larochelle, RNADE, 2013): hidden units carry degrees 1...n-1,
+    a weight is kept where the degree does not fall (inside) or rises (into the outputs), so the
+    Jacobian of the conditionals is strictly triangular along the order. Drawing takes n passes.
 
-    With `base`, the network is a correction to a mixture of `components` Gaussians with full covariances Cₖ = Lₖ Lₖᵀ, whose own
+    With `base`, the network is a correction to a mixture of `components` Gaussians with full
+    covariances Cₖ = Lₖ Lₖᵀ, whose own
     conditionals along the order are known: with z = Lₖ⁻¹(x - mₖ),
 
         xᵢ | x₍<ᵢ₎ ~ N(xᵢ - Lᵢᵢ zᵢ, Lᵢᵢ²) in component k, of weight ∝ wₖ Πⱼ₍<ᵢ₎ N(zⱼ; 0, 1) / Lⱼⱼ.
 
-    The network adds to these log-weights, to the means in units of Lᵢᵢ, and to the scales before their softplus. It starts at 0, so
-    that `fit_base` makes the expert the mixture itself.
+    The network adds to these log-weights, to the means in units of Lᵢᵢ, and to the scales before
+    their softplus. It starts at 0, so that `fit_base` makes the expert the mixture itself.
 
     Arguments:
         event_shape: shape of one x; coordinates are counted in row-major order.
         components: Gaussians in each conditional.
         base: whether the network corrects a mixture of Gaussians.
         hidden, layers: width and number of hidden layers; those after the first are residual.
-        min_scale: lower bound of every s, in units of x. It bounds the density; data dequantised by Gaussian
-            noise of scale σ have conditionals that are no narrower than σ.
+        min_scale: lower bound of every s, in units of x. It bounds the density; data dequantised by
+            Gaussian noise of scale σ have conditionals that are no narrower than σ.
         order: the positions in the order in which they are generated; by default 0, 1, ..., n-1.
         dropout: of hidden units, in training mode.
 
@@ -69,9 +72,15 @@ class MixtureMADE(Density):
         n = math.prod(event_shape)
         order = list(range(n)) if order is None else [int(i) for i in order]
         if sorted(order) != list(range(n)):
-            raise ValueError(f"order must list each of the {n} positions of events {tuple(event_shape)} once, not {order}")
+            raise ValueError(
+                f"order must list each of the {n} positions of events {tuple(event_shape)} once, "
+                f"not {order}"
+            )
         if min_scale <= 0:
-            raise ValueError(f"min_scale must be positive, not {min_scale}: a conditional of scale 0 is no density")
+            raise ValueError(
+                f"min_scale must be positive, not {min_scale}: a conditional of scale 0 is no "
+                "density"
+            )
         self._config = {
             "event_shape": list(event_shape),
             "components": components,
@@ -87,13 +96,17 @@ class MixtureMADE(Density):
         position = torch.tensor(order).argsort() + 1  # when each position is generated, from 1
         degree = torch.arange(hidden) * (n - 1) // hidden + 1
         self.first = MaskedLinear(degree[:, None] >= position)
-        self.inner = nn.ModuleList(MaskedLinear(degree[:, None] >= degree) for _ in range(layers - 1))
+        self.inner = nn.ModuleList(
+            MaskedLinear(degree[:, None] >= degree) for _ in range(layers - 1)
+        )
         self.last = MaskedLinear(position.repeat_interleave(3 * components)[:, None] > degree)
         self.dropout = nn.Dropout(dropout)
         self.base = _Gaussians(n, components) if base else None
         with torch.no_grad():
             self.last.weight.mul_(0.0 if base else 0.3)
-            self.last.bias.copy_(torch.zeros(3 * n * components) if base else _start(n, components).flatten())
+            self.last.bias.copy_(
+                torch.zeros(3 * n * components) if base else _start(n, components).flatten()
+            )
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         """log p(x) in nats."""
@@ -103,7 +116,9 @@ class MixtureMADE(Density):
         return (log_weight - 0.5 * z * z - scale.log() - HALF_LOG_2PI).logsumexp(-1).sum(-1)
 
     @torch.no_grad()
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, *event), by one pass a position."""
         batch = (n,) if isinstance(n, int) else tuple(n)
         like = self._like()
@@ -113,18 +128,25 @@ class MixtureMADE(Density):
             log_weight, mean, scale = self.next_logits(prefix).unbind(-2)
             uniform = torch.rand(rows, 1, dtype=like.dtype, device=like.device, generator=generator)
             normal = torch.randn(rows, 1, dtype=like.dtype, device=like.device, generator=generator)
-            chosen = (log_weight.exp().cumsum(-1) < uniform).sum(-1, keepdim=True).clamp(max=self.components - 1)
+            chosen = (
+                (log_weight.exp().cumsum(-1) < uniform)
+                .sum(-1, keepdim=True)
+                .clamp(max=self.components - 1)
+            )
             value = mean.gather(-1, chosen) + scale.gather(-1, chosen) * normal
             prefix = torch.cat([prefix, value], -1)
         return prefix[:, self.order.argsort()].reshape(*batch, *self.event_shape)
 
     def next_logits(self, prefix: Tensor) -> Tensor:  # (*batch, t) -> (*batch, 3, components)
-        """Log-weights (normalised), means and scales of the mixture that position order[t] follows, given the
-        values
+        """Log-weights (normalised), means and scales of the mixture that position order[t] follows,
+        given the values
         at order[0], ..., order[t-1]. Raises ValueError where no position is left."""
         t, n = prefix.shape[-1], len(self.order)
         if t >= n:
-            raise ValueError(f"the prefix holds {t} values, and events of {n} values have no position after the last")
+            raise ValueError(
+                f"the prefix holds {t} values, and events of {n} values have no position after the "
+                "last"
+            )
         x = prefix.new_zeros(*prefix.shape[:-1], n)
         x[..., self.order[:t]] = prefix
         return torch.stack(self._conditionals(x, int(self.order[t])), -2)
@@ -143,9 +165,11 @@ class MixtureMADE(Density):
             h = h + self.dropout(F.silu(layer(h)))
         return h
 
-    def _conditionals(self, x: Tensor, position: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, means and scales of events x (*batch, n): (*batch, n, components) each; of one position, (*batch,
-        components)."""
+    def _conditionals(
+        self, x: Tensor, position: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means and scales of events x (*batch, n): (*batch, n, components) each; of
+        one position, (*batch, components)."""
         k = 3 * self.components
         rows = slice(None) if position is None else slice(position * k, (position + 1) * k)
         out = self.last(self._hidden(x), rows)
@@ -155,27 +179,34 @@ class MixtureMADE(Density):
             at = self.order.argsort() if position is None else self.order.argsort()[position]
             weight_0, mean_0, scale_0 = (part[..., at, :] for part in self.base(x[..., self.order]))
             free = (scale_0 - self.min_scale).clamp(min=1e-3 * self.min_scale)
-            weight, mean, scale = weight_0 + weight, mean_0 + scale_0 * mean, free + torch.log(-torch.expm1(-free)) + scale
+            weight, mean, scale = (
+                weight_0 + weight,
+                mean_0 + scale_0 * mean,
+                free + torch.log(-torch.expm1(-free)) + scale,
+            )
         return weight.log_softmax(-1), mean, self.min_scale + F.softplus(scale)
 
     @torch.no_grad()
     def fit_base(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Sets the base to the mixture of these weights (K), means (K, n) and covariances (K, n, n), x flattened in row-major order.
+        """Sets the base to the mixture of these weights (K), means (K, n) and covariances (K, n,
+        n), x flattened in row-major order.
 
-        Raises ValueError where the expert has no base, or a base of another shape. A conditional narrower than `min_scale` is widened
-        to it.
+        Raises ValueError where the expert has no base, or a base of another shape. A conditional
+        narrower than `min_scale` is widened to it.
         """
         k, n = self.components, len(self.order)
         if self.base is None or means.shape != (k, n) or covariances.shape != (k, n, n):
             raise ValueError(
-                f"fit_base takes means of shape {(k, n)} and covariances of shape {(k, n, n)} and needs base=True; got "
+                f"fit_base takes means of shape {(k, n)} and covariances of shape {(k, n, n)} and "
+                "needs base=True; got "
                 f"{tuple(means.shape)} and {tuple(covariances.shape)}, base={self.base is not None}"
             )
         self.base.set(weights, means[:, self.order], covariances[:, self.order][:, :, self.order])
 
 
 class _Gaussians(nn.Module):
-    """The conditionals of a mixture of K Gaussians along the order of its coordinates; it starts as K standard normals."""
+    """The conditionals of a mixture of K Gaussians along the order of its coordinates; it starts as
+    K standard normals."""
 
     mean: Tensor
     whiten: Tensor
@@ -184,23 +215,30 @@ class _Gaussians(nn.Module):
     def __init__(self, n: int, components: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(components, n))
-        self.register_buffer("whiten", torch.eye(n).repeat(components, 1, 1))  # L⁻¹, lower triangular
+        self.register_buffer(
+            "whiten", torch.eye(n).repeat(components, 1, 1)
+        )  # L⁻¹, lower triangular
         self.register_buffer("log_weight", torch.full((components,), -math.log(components)))
 
     def set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         lower = torch.linalg.cholesky(covariances.double())
         self.mean.copy_(means)
-        self.whiten.copy_(torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False))
+        self.whiten.copy_(
+            torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False)
+        )
         self.log_weight.copy_((weights / weights.sum()).log())
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*batch, n) -> (*batch, n, K), thrice
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # (*batch, n) -> (*batch, n, K), thrice
         """Log-weights (up to a constant), means and scales of each conditional."""
         diagonal = self.whiten.diagonal(dim1=-2, dim2=-1)  # (K, n)
         centred = x.unsqueeze(-2) - self.mean  # (*batch, K, n)
         earlier = torch.einsum("kij,...kj->...ki", self.whiten.tril(-1), centred)
         z = earlier + diagonal * centred
         terms = diagonal.log() - 0.5 * z * z
-        before = F.pad(terms.cumsum(-1)[..., :-1], (1, 0))  # what the earlier coordinates say about the component
+        before = F.pad(
+            terms.cumsum(-1)[..., :-1], (1, 0)
+        )  # what the earlier coordinates say about the component
         log_weight = self.log_weight[:, None] + before
         mean = self.mean - earlier / diagonal
         return log_weight.mT, mean.mT, (1 / diagonal).expand(z.shape).mT
@@ -215,7 +253,8 @@ class MaskedLinear(nn.Linear):
         super().__init__(mask.shape[1], mask.shape[0])
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:  # (*batch, inputs) -> (*batch, outputs[rows])
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        # (*batch, inputs) -> (*batch, outputs[rows])
         return F.linear(x, torch.where(self.mask, self.weight, 0)[rows], self.bias[rows])
 
 

@@ -4,14 +4,14 @@ A bare network need not have a finite Z. Both energies here therefore tilt a bas
 
     E(x) = -log q(x) + f(x),    |f| <= limit,
 
-so that exp(-limit) <= Z <= exp(limit): proper and bounded by construction, with a tail that grows like the
-base's, as |x|². The network only learns how the data differ from the base (noise-contrastive estimation with
-q as its noise starts from there; Arbel, Zhou & Gretton, Generalized energy based models, 2021). With
-`base=None` and `limit=None`, E is the bare network.
+so that exp(-limit) <= Z <= exp(limit): proper and bounded by construction, with a tail that grows
+like the base's, as |x|². The network only learns how the data differ from the base
+(noise-contrastive estimation with q as its noise starts from there; Arbel, Zhou & Gretton,
+Generalized energy based models, 2021). With `base=None` and `limit=None`, E is the bare network.
 
-`base` is "normal" for one Gaussian, or an integer K for a mixture of K Gaussians with full covariances;
-`fit_base` sets it from data or from a mixture that was fitted elsewhere. Its parameters are buffers: training
-leaves them alone.
+`base` is "normal" for one Gaussian, or an integer K for a mixture of K Gaussians with full
+covariances; `fit_base` sets it from data or from a mixture that was fitted elsewhere. Its
+parameters are buffers: training leaves them alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poe.energy import Density, Energy
+from poe.algebra.energy import Density, Energy
 from poe.registry import register
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -38,7 +38,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class GaussianBase(nn.Module):
-    """-log q(x) of a mixture of K Gaussians over R^n, q = Σₖ wₖ N(x; mₖ, (Lₖᵀ Lₖ)⁻¹), L lower triangular.
+    """-log q(x) of a mixture of K Gaussians over R^n, q = Σₖ wₖ N(x; mₖ, (Lₖᵀ Lₖ)⁻¹), L lower
+    triangular.
 
     Starts as the standard normal, K times.
     """
@@ -59,7 +60,9 @@ class GaussianBase(nn.Module):
     def log_components(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch, K)
         flat = x.reshape(-1, x.shape[-1])
         k, n = self.mean.shape
-        rows = (self.whiten @ self.mean[..., None]).reshape(-1)  # one matrix product for all components
+        rows = (self.whiten @ self.mean[..., None]).reshape(
+            -1
+        )  # one matrix product for all components
         z = torch.addmm(-rows, flat, self.whiten.reshape(k * n, n).T).reshape(-1, k, n)
         log_det = self.whiten.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_q = self.log_weight + log_det - n * HALF_LOG_2PI - 0.5 * (z * z).sum(-1)
@@ -70,32 +73,45 @@ class GaussianBase(nn.Module):
         """The mixture with these weights (K), means (K, n) and covariances (K, n, n)."""
         if means.shape != self.mean.shape or covariances.shape != self.whiten.shape:
             raise ValueError(
-                f"the base has means of shape {tuple(self.mean.shape)}, not {tuple(means.shape)}, and "
+                f"the base has means of shape {tuple(self.mean.shape)}, not {tuple(means.shape)}, "
+                "and "
                 "covariances of shape "
                 f"{tuple(self.whiten.shape)}, not {tuple(covariances.shape)}"
             )
         self.mean.copy_(means)
         lower = torch.linalg.cholesky(covariances.double())
-        self.whiten.copy_(torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False))
+        self.whiten.copy_(
+            torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False)
+        )
         self.log_weight.copy_(torch.log(weights / weights.sum()))
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n draws of q, (n, features)."""
         kinds = torch.multinomial(self.log_weight.exp(), n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.mean.shape[1], dtype=self.mean.dtype, device=self.mean.device, generator=generator)
+        noise = torch.randn(
+            n,
+            self.mean.shape[1],
+            dtype=self.mean.dtype,
+            device=self.mean.device,
+            generator=generator,
+        )
         x = torch.empty_like(noise)
         for k in range(len(self.mean)):
             rows = kinds == k
-            x[rows] = self.mean[k] + torch.linalg.solve_triangular(self.whiten[k], noise[rows].T, upper=False).T
+            x[rows] = (
+                self.mean[k]
+                + torch.linalg.solve_triangular(self.whiten[k], noise[rows].T, upper=False).T
+            )
         return x
 
 
 class NeuralEnergy(Energy):
-    """E(x) = -log q(x) + limit tanh(net((x - loc) / scale) / limit) + offset; a subclass states its network.
+    """E(x) = -log q(x) + limit tanh(net((x - loc) / scale) / limit) + offset; a subclass states its
+    network.
 
-    `offset` is a learnable constant: noise-contrastive estimation drives it to where Z is 1, but log_z stays
-    unknown until somebody estimates it (`poe.normalize`).
+    `offset` is a learnable constant: noise-contrastive estimation drives it to where Z is 1, but
+    log_z stays unknown until somebody estimates it (`poe.normalize`).
     """
 
     loc: Tensor
@@ -117,7 +133,9 @@ class NeuralEnergy(Energy):
         if limit is not None and limit <= 0:
             raise ValueError(f"limit bounds |f| in nats and must be positive, not {limit}")
         if activation not in ACTIVATIONS:
-            raise ValueError(f"no activation is named {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(
+                f"no activation is named {activation!r}; choose one of {', '.join(ACTIVATIONS)}"
+            )
         self._config = {
             "event_shape": list(event_shape),
             "base": base,
@@ -168,14 +186,15 @@ class NeuralEnergy(Energy):
 
     @torch.no_grad()
     def fit_base(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Make the base this mixture of Gaussians over the flattened event. Raises ValueError where shapes
-        differ."""
+        """Make the base this mixture of Gaussians over the flattened event. Raises ValueError where
+        shapes differ."""
         if self.base is None:
             raise ValueError(f'{self} has no base to fit: build it with base="normal" or base=K')
         self.base.set(weights, means, covariances)
 
     def proposal(self) -> Energy | None:
-        """The base as a density of its own, from which importance sampling estimates log Z; None without a base."""
+        """The base as a density of its own, from which importance sampling estimates log Z; None
+        without a base."""
         return None if self.base is None else BaseDensity(self.base, self.event_shape)
 
 
@@ -189,9 +208,13 @@ class BaseDensity(Density):
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return -self.base(x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1))
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         shape = torch.Size([n] if isinstance(n, int) else n)
-        return self.base.sample(shape.numel(), generator=generator).reshape(shape + self.event_shape)
+        return self.base.sample(shape.numel(), generator=generator).reshape(
+            shape + self.event_shape
+        )
 
 
 @register("neural")
@@ -216,7 +239,14 @@ class MLPEnergy(NeuralEnergy):
         activation: str = "silu",
         name: str | None = None,
     ) -> None:
-        super().__init__(event_shape, base=base, limit=limit, activation=activation, name=name, hidden=list(hidden))
+        super().__init__(
+            event_shape,
+            base=base,
+            limit=limit,
+            activation=activation,
+            name=name,
+            hidden=list(hidden),
+        )
 
     def network(self, activation: type[nn.Module], **architecture: Any) -> nn.Module:
         widths = [len(self.loc), *architecture["hidden"]]
@@ -228,13 +258,14 @@ class MLPEnergy(NeuralEnergy):
 
 @register("conv-energy")
 class ConvEnergy(NeuralEnergy):
-    """A convolutional network on images, event shape (height, width) or (channels, height, width), over a
-    Gaussian base.
+    """A convolutional network on images, event shape (height, width) or (channels, height, width),
+    over a Gaussian base.
 
-    A 3x3 convolution, then one of stride 2 for each further entry of `channels`, a hidden layer, the energy.
+    A 3x3 convolution, then one of stride 2 for each further entry of `channels`, a hidden layer,
+    the energy.
 
-    Arguments: as of `MLPEnergy`, with `channels` of the convolutions and `hidden` units of the last layer.
-    Raises ValueError for an event of another rank, or too small for its strides.
+    Arguments: as of `MLPEnergy`, with `channels` of the convolutions and `hidden` units of the last
+    layer. Raises ValueError for an event of another rank, or too small for its strides.
     """
 
     def __init__(
@@ -251,7 +282,8 @@ class ConvEnergy(NeuralEnergy):
         shape = tuple(event_shape)
         if len(shape) not in (2, 3) or min(shape[-2:]) % 2 ** (len(channels) - 1):
             raise ValueError(
-                f"events of shape {shape} do not suit {len(channels)} convolutions: give (height, width) or "
+                f"events of shape {shape} do not suit {len(channels)} convolutions: give (height, "
+                "width) or "
                 "(channels, height, "
                 f"width) with sides divisible by {2 ** (len(channels) - 1)}"
             )

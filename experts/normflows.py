@@ -1,8 +1,9 @@
 """Flows of normflows as densities: log p(x) = log b(u) + log|det du/dx| with u = f(x), in nats.
 
-`NormFlow` takes a `NormalizingFlow`, a `ConditionalNormalizingFlow` (its context bound by `.given`), or a `ClassCondFlow` (its class
-bound by `.given(label)`). Determinants are added up in the flow's own precision; `Composite` layers make float32 zeros of
-their own. `MaskedAffineFlow` answers NaN where its scale overflows, far out. See `experts.wrapped` for the methods.
+`NormFlow` takes a `NormalizingFlow`, a `ConditionalNormalizingFlow` (its context bound by
+`.given`), or a `ClassCondFlow` (its class bound by `.given(label)`). Determinants are added up in
+the flow's own precision; `Composite` layers make float32 zeros of their own. `MaskedAffineFlow`
+answers NaN where its scale overflows, far out. See `experts.wrapped` for the methods.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ KINDS = ("rq-autoregressive", "rq-coupling", "realnvp", "maf")
 
 @register("normflows")
 class NormFlow(WrappedFlow):
-    """A flow of normflows as a density: one that somebody trained, or one built from plain arguments.
+    """A flow of normflows as a density: one that somebody trained, or one built from plain
+    arguments.
 
     >>> import poe
     >>> flow = poe.create("normflows", kind="realnvp", event_shape=(2,), layers=2, hidden=16)
     >>> flow.sample(5).shape
     torch.Size([5, 2])
 
-    Arguments are those of `experts.wrapped.WrappedFlow`; `architecture` holds `kind`, one of `KINDS`, `layers`, `hidden` and `blocks`.
-    The base states the shape of an event; where it does not, `event_shape` is needed. A class-conditional flow takes
-    `context_shape=()`, one label.
+    Arguments are those of `experts.wrapped.WrappedFlow`; `architecture` holds `kind`, one of
+    `KINDS`, `layers`, `hidden` and `blocks`. The base states the shape of an event; where it does
+    not, `event_shape` is needed. A class-conditional flow takes `context_shape=()`, one label.
 
-    Raises TypeError for a flow without an inverse, whose density nobody can evaluate, and for one whose ActNorm layers are not
+    Raises TypeError for a flow without an inverse, whose density nobody can evaluate, and for one
+    whose ActNorm layers are not
     initialised: its first batch would change it.
     """
 
@@ -44,41 +47,72 @@ class NormFlow(WrappedFlow):
 
     @staticmethod
     def build(
-        features: int, *, context: int = 0, kind: str | None = None, layers: int = 4, hidden: int = 64, blocks: int = 2
+        features: int,
+        *,
+        context: int = 0,
+        kind: str | None = None,
+        layers: int = 4,
+        hidden: int = 64,
+        blocks: int = 2,
     ) -> nn.Module:
         """A new flow with a standard normal base; a permutation stands between coupling layers."""
         if kind not in KINDS:
-            raise ValueError(f"no flow of normflows is of kind {kind!r}; choose kind= one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"no flow of normflows is of kind {kind!r}; choose kind= one of {', '.join(KINDS)}"
+            )
         if kind == "realnvp" and (features < 2 or context):
             raise ValueError(
-                "affine couplings of normflows split their features in two and take no context: use kind='maf' or 'rq-autoregressive'"
+                "affine couplings of normflows split their features in two and take no context: "
+                "use kind='maf' or 'rq-autoregressive'"
             )
         sequence: list[nn.Module] = []
         for _ in range(layers):
             sequence.append(_layer(kind, features, hidden, blocks, context or None))
             if kind in ("realnvp", "maf"):
                 sequence.append(
-                    flows.Permute(features, mode="swap") if not context else _ContextFree(flows.Permute(features, "swap"))
+                    flows.Permute(features, mode="swap")
+                    if not context
+                    else _ContextFree(flows.Permute(features, "swap"))
                 )
         base = bases.DiagGaussian(features, trainable=False)
-        return core.ConditionalNormalizingFlow(base, sequence) if context else core.NormalizingFlow(base, sequence)
+        return (
+            core.ConditionalNormalizingFlow(base, sequence)
+            if context
+            else core.NormalizingFlow(base, sequence)
+        )
 
     @staticmethod
     def _features(flow: Any, context_shape: torch.Size | None) -> torch.Size | None:
         if not isinstance(flow, core.NormalizingFlow | core.ClassCondFlow):
-            raise TypeError(f"NormFlow takes a NormalizingFlow or a ClassCondFlow of normflows, not {type(flow).__name__}")
+            raise TypeError(
+                "NormFlow takes a NormalizingFlow or a ClassCondFlow of normflows, not "
+                f"{type(flow).__name__}"
+            )
         if isinstance(flow, core.ConditionalNormalizingFlow) and context_shape is None:
-            raise TypeError("a ConditionalNormalizingFlow needs context_shape=..., and .given(context) before it is used")
+            raise TypeError(
+                "a ConditionalNormalizingFlow needs context_shape=..., and .given(context) before "
+                "it is used"
+            )
         if isinstance(flow, core.ClassCondFlow) and context_shape != ():
-            raise TypeError("a ClassCondFlow takes one label: give context_shape=(), and .given(label) before it is used")
-        raw = [n for n, m in flow.named_modules() if isinstance(m, flows.ActNorm) and not m.data_dep_init_done > 0]
+            raise TypeError(
+                "a ClassCondFlow takes one label: give context_shape=(), and .given(label) before "
+                "it is used"
+            )
+        raw = [
+            n
+            for n, m in flow.named_modules()
+            if isinstance(m, flows.ActNorm) and not m.data_dep_init_done > 0
+        ]
         if raw:
             raise TypeError(
-                f"the ActNorm layers {', '.join(raw)} are not initialised, and the first batch would set them: call "
+                f"the ActNorm layers {', '.join(raw)} are not initialised, and the first batch "
+                "would set them: call "
                 "flow.log_prob(data) once before wrapping the flow"
             )
         stated = vars(flow.q0).get("shape", vars(flow.q0).get("dim"))
-        return None if stated is None else torch.Size([stated] if isinstance(stated, int) else stated)
+        return (
+            None if stated is None else torch.Size([stated] if isinstance(stated, int) else stated)
+        )
 
     def _as_context(self, context: Any) -> Tensor:
         if isinstance(self.flow, core.ClassCondFlow):
@@ -90,7 +124,9 @@ class NormFlow(WrappedFlow):
         given = self._rows(context, len(rows))
         if isinstance(self.flow, core.ClassCondFlow):
             return log_det + self.flow.q0.log_prob(u, given)
-        return log_det + (self.flow.q0.log_prob(u) if given is None else self.flow.q0.log_prob(u, context=given))
+        return log_det + (
+            self.flow.q0.log_prob(u) if given is None else self.flow.q0.log_prob(u, context=given)
+        )
 
     def _draw(self, n: int, context: Tensor | None) -> Tensor:
         given, flow = self._rows(context, n), self.flow
@@ -113,7 +149,9 @@ class NormFlow(WrappedFlow):
             return mean, log_scale.exp()
         return None
 
-    def _follow(self, maps: list[Callable[..., Any]], rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _follow(
+        self, maps: list[Callable[..., Any]], rows: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         conditional = isinstance(self.flow, core.ConditionalNormalizingFlow)
         options = {"context": self._rows(context, len(rows))} if conditional else {}
         total = rows.new_zeros(len(rows))
@@ -131,11 +169,18 @@ def _layer(kind: str, features: int, hidden: int, blocks: int, context: int | No
     if kind == "realnvp":
         kept = math.ceil(features / 2)
         return flows.AffineCouplingBlock(
-            MLP([kept, *[hidden] * blocks, 2 * (features - kept)], init_zeros=True), scale_map="sigmoid"
+            MLP([kept, *[hidden] * blocks, 2 * (features - kept)], init_zeros=True),
+            scale_map="sigmoid",
         )
     if kind == "maf":
-        return flows.MaskedAffineAutoregressive(features, hidden, context_features=context, num_blocks=blocks)
-    spline = flows.AutoregressiveRationalQuadraticSpline if kind == "rq-autoregressive" else flows.CoupledRationalQuadraticSpline
+        return flows.MaskedAffineAutoregressive(
+            features, hidden, context_features=context, num_blocks=blocks
+        )
+    spline = (
+        flows.AutoregressiveRationalQuadraticSpline
+        if kind == "rq-autoregressive"
+        else flows.CoupledRationalQuadraticSpline
+    )
     return spline(features, blocks, hidden, num_context_channels=context)
 
 

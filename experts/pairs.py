@@ -11,8 +11,15 @@ from torch import Tensor
 
 from experts import parameters as param
 from experts.discrete import Machine
-from experts.lattice import MOST_UPDATES, Strip, greedy_colours, grid_colours, grid_edges, neighbours
-from poe import support as sets
+from experts.lattice import (
+    MOST_UPDATES,
+    Strip,
+    greedy_colours,
+    grid_colours,
+    grid_edges,
+    neighbours,
+)
+from poe.algebra import support as sets
 
 MOST_TABLES = 16  # sets of sites whose neighbours are remembered
 
@@ -21,9 +28,12 @@ class PairModel(Machine):
     """Sites on a graph, each with fields of its own, coupled along edges; a subclass says how.
 
     Arguments:
-        couplings: one for all edges; on a grid, one for each axis; or one for each edge, in the order of `edges`.
-        edges: (m, 2) pairs of sites, numbered in reading order. None: a grid over the event's axes, neighbours along each of them.
-        periodic: of a grid, whether an axis closes, for all or for each; an axis of length 2 then has two edges between its sites.
+        couplings: one for all edges; on a grid, one for each axis; or one for each edge, in the
+            order of `edges`.
+        edges: (m, 2) pairs of sites, numbered in reading order. None: a grid over the event's axes,
+            neighbours along each of them.
+        periodic: of a grid, whether an axis closes, for all or for each; an axis of length 2 then
+            has two edges between its sites.
     """
 
     couplings: Tensor
@@ -46,9 +56,14 @@ class PairModel(Machine):
         name: str | None,
     ) -> None:
         shape, n = support.event_shape, support.event_shape.numel()
-        closed = (periodic,) * len(shape) if isinstance(periodic, bool) else tuple(map(bool, periodic))
+        closed = (
+            (periodic,) * len(shape) if isinstance(periodic, bool) else tuple(map(bool, periodic))
+        )
         if len(closed) != len(shape):
-            raise ValueError(f"periodic takes one truth value, or one for each of {len(shape)} axes, not {len(closed)}")
+            raise ValueError(
+                f"periodic takes one truth value, or one for each of {len(shape)} axes, not "
+                f"{len(closed)}"
+            )
         if edges is None:
             pairs, axes = grid_edges(shape, closed)
             colours = grid_colours(shape, closed)
@@ -58,23 +73,38 @@ class PairModel(Machine):
         numbers = param.tensors(couplings=couplings, fields=fields)
         _check_couplings(numbers["couplings"], len(pairs), 0 if axes is None else len(shape))
         wanted = (*shape, values) if values else tuple(shape)
-        if param.common_shape({"fields": numbers["fields"], "event": torch.empty(wanted, device="meta")}) != torch.Size(wanted):
-            raise ValueError(f"fields of shape {tuple(numbers['fields'].shape)} do not fit {wanted}")
-        numbers = {"couplings": numbers["couplings"], **param.expanded({"fields": numbers["fields"]}, wanted)}
-        blocks = [(colours == k).nonzero().squeeze(-1) for k in range(int(colours.max()) + 1)] if n else []
+        if param.common_shape(
+            {"fields": numbers["fields"], "event": torch.empty(wanted, device="meta")}
+        ) != torch.Size(wanted):
+            raise ValueError(
+                f"fields of shape {tuple(numbers['fields'].shape)} do not fit {wanted}"
+            )
+        numbers = {
+            "couplings": numbers["couplings"],
+            **param.expanded({"fields": numbers["fields"]}, wanted),
+        }
+        blocks = (
+            [(colours == k).nonzero().squeeze(-1) for k in range(int(colours.max()) + 1)]
+            if n
+            else []
+        )
         structure = {
             "event_shape": list(shape),
             "edges": None if edges is None else pairs.tolist(),
             "periodic": list(closed),
             **structure,
         }
-        super().__init__(numbers, structure, support=support, blocks=blocks, learnable=learnable, name=name)
+        super().__init__(
+            numbers, structure, support=support, blocks=blocks, learnable=learnable, name=name
+        )
         near, bond = neighbours(n, pairs)
         for key, table in (("edges", pairs), ("_near", near), ("_bond", bond)):
             self.register_buffer(key, table.to(self.device), persistent=False)
         self._ragged = bool((bond == len(pairs)).any())
         self._tables: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._lengths = () if axes is None else tuple(int((axes == k).sum()) for k in range(len(shape)))
+        self._lengths = (
+            () if axes is None else tuple(int((axes == k).sum()) for k in range(len(shape)))
+        )
         self._wide = values
 
     @property
@@ -95,8 +125,8 @@ class PairModel(Machine):
         return self.couplings.expand(len(self.edges))
 
     def _axis_couplings(self) -> list[tuple[int, Tensor]]:
-        """Of a grid, each axis along which there are edges, counted from the last, and the couplings of the sites that have a successor
-        along it, in the shape of these sites."""
+        """Of a grid, each axis along which there are edges, counted from the last, and the
+        couplings of the sites that have a successor along it, in the shape of these sites."""
         shape, found = self.event_shape, []
         each = self.couplings.shape == (len(self.edges),)
         for axis, count in enumerate(self._lengths):
@@ -106,16 +136,25 @@ class PairModel(Machine):
             if each:
                 piece = self.couplings.narrow(0, sum(self._lengths[:axis]), count).reshape(sites)
             else:
-                piece = (self.couplings[axis] if self.couplings.numel() > 1 else self.couplings).expand(sites)
+                piece = (
+                    self.couplings[axis] if self.couplings.numel() > 1 else self.couplings
+                ).expand(sites)
             found.append((axis - len(shape), piece))
         return found
 
-    def _pairs(self, s: Tensor, axis: int, couplings: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of a grid, neighbours along an axis as pairs of slices of s, with their couplings: inside, and from the last to the first."""
+    def _pairs(
+        self, s: Tensor, axis: int, couplings: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of a grid, neighbours along an axis as pairs of slices of s, with their couplings:
+        inside, and from the last to the first."""
         last = s.shape[axis] - 1
-        pairs = [(s.narrow(axis, 0, last), s.narrow(axis, 1, last), couplings.narrow(axis, 0, last))]
+        pairs = [
+            (s.narrow(axis, 0, last), s.narrow(axis, 1, last), couplings.narrow(axis, 0, last))
+        ]
         if self.periodic[axis]:
-            pairs.append((s.narrow(axis, last, 1), s.narrow(axis, 0, 1), couplings.narrow(axis, last, 1)))
+            pairs.append(
+                (s.narrow(axis, last, 1), s.narrow(axis, 0, 1), couplings.narrow(axis, last, 1))
+            )
         return pairs
 
     @abstractmethod
@@ -130,7 +169,8 @@ class PairModel(Machine):
             return self._redrawn(x, block, self.site_logits(x, self.blocks[block]), uniforms)
 
     def _around(self, sites: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Neighbours (degree, k) of some sites, the edges to them, and couplings by edge; one more, 0, for places that are empty."""
+        """Neighbours (degree, k) of some sites, the edges to them, and couplings by edge; one more,
+        0, for places that are empty."""
         known = self._tables.get(id(sites))
         if known is None or known[0] is not sites:
             if len(self._tables) >= MOST_TABLES:
@@ -138,11 +178,16 @@ class PairModel(Machine):
             known = self._tables[id(sites)] = sites, self._near[:, sites], self._bond[:, sites]
         _, near, bond = known
         couplings = self.edge_couplings
-        return near, bond, torch.cat([couplings, couplings.new_zeros(1)]) if self._ragged else couplings
+        return (
+            near,
+            bond,
+            torch.cat([couplings, couplings.new_zeros(1)]) if self._ragged else couplings,
+        )
 
     @abstractmethod
     def _weights(self) -> tuple[Tensor, Tensor]:
-        """Log weights φ (n, q) of each site's values, and the table P (q, q) that couplings multiply, in float64."""
+        """Log weights φ (n, q) of each site's values, and the table P (q, q) that couplings
+        multiply, in float64."""
 
     def _sum(self, patient: bool) -> float | None:
         fields, pair = self._weights()
@@ -160,7 +205,9 @@ class PairModel(Machine):
         """A grid whose axes longer than 1 are rows and columns."""
         rows, columns = ([length for length in self.event_shape if length > 1] + [1])[:2]
         tables = [torch.zeros(rows, columns, dtype=torch.float64) for _ in range(2)]
-        for table, sites, (_, piece) in zip(tables, [(-1, columns), (rows, -1)], self._axis_couplings(), strict=False):
+        for table, sites, (_, piece) in zip(
+            tables, [(-1, columns), (rows, -1)], self._axis_couplings(), strict=False
+        ):
             piece = piece.detach().double().cpu().reshape(sites)
             table[: piece.shape[0], : piece.shape[1]] = piece
         return Strip(fields.reshape(rows, columns, -1), tables[0], tables[1], pair)
@@ -173,13 +220,20 @@ class PairModel(Machine):
 def _checked(edges: Any, n: int) -> Tensor:
     pairs = torch.as_tensor(edges, dtype=torch.long).reshape(-1, 2).detach().clone()
     if len(pairs) and (int(pairs.min()) < 0 or int(pairs.max()) >= n):
-        raise ValueError(f"edges join sites 0 to {n - 1}, got {pairs.min().item()} to {pairs.max().item()}")
+        raise ValueError(
+            f"edges join sites 0 to {n - 1}, got {pairs.min().item()} to {pairs.max().item()}"
+        )
     if bool((pairs[:, 0] == pairs[:, 1]).any()):
-        raise ValueError("an edge joins two different sites: what one site does by itself is its field")
+        raise ValueError(
+            "an edge joins two different sites: what one site does by itself is its field"
+        )
     return pairs
 
 
 def _check_couplings(couplings: Tensor, m: int, dims: int) -> None:
     if couplings.shape not in ((), (1,), (m,), (dims or m,)):
         axis = f", or {dims}, one an axis" if dims else ""
-        raise ValueError(f"couplings of shape {tuple(couplings.shape)} do not fit {m} edges: give one, or {m}{axis}")
+        raise ValueError(
+            f"couplings of shape {tuple(couplings.shape)} do not fit {m} edges: give one, or "
+            f"{m}{axis}"
+        )

@@ -1,4 +1,5 @@
-"""Parameters and draws of exponential families: read, checked, spread over shapes; draws from a generator."""
+"""Parameters and draws of exponential families: read, checked, spread over shapes; draws from a
+generator."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poe.rules import Improper
+from poe.algebra.rules import Improper
 
 PLAIN = (int, float, list, tuple)  # numbers without a precision of their own
 
@@ -22,23 +23,33 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def tensors(**values: Any) -> dict[str, Tensor]:
-    """Parameters as floating tensors of one precision: that of the tensors given, else torch's default.
-    Raises on NaN and inf.
+    """Parameters as floating tensors of one precision: that of the tensors given, else torch's
+    default. Raises on NaN and inf.
     """
     raw = {key: as_tensor(value) for key, value in values.items()}
-    typed = [t.dtype for key, t in raw.items() if t.is_floating_point() and not isinstance(values[key], PLAIN)]
+    typed = [
+        t.dtype
+        for key, t in raw.items()
+        if t.is_floating_point() and not isinstance(values[key], PLAIN)
+    ]
     dtype = typed[0] if typed else torch.get_default_dtype()
     for other in typed[1:]:
         dtype = torch.promote_types(dtype, other)
     for key, tensor in raw.items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{key} = {first_bad(tensor, lambda v: ~v.isfinite())}: parameters must be finite numbers")
-    return {key: t if isinstance(t, nn.Parameter) else t.detach().to(dtype).clone() for key, t in raw.items()}
+            raise ValueError(
+                f"{key} = {first_bad(tensor, lambda v: ~v.isfinite())}: parameters must be finite "
+                "numbers"
+            )
+    return {
+        key: t if isinstance(t, nn.Parameter) else t.detach().to(dtype).clone()
+        for key, t in raw.items()
+    }
 
 
 def parameters(**values: Any) -> dict[str, Tensor]:
-    """`tensors`, spread over their common shape; an `nn.Parameter` keeps its own. Raises where the shapes do
-    not fit.
+    """`tensors`, spread over their common shape; an `nn.Parameter` keeps its own. Raises where the
+    shapes do not fit.
     """
     found = tensors(**values)
     return expanded(found, common_shape(found))
@@ -56,7 +67,9 @@ def common_shape(values: dict[str, Tensor]) -> torch.Size:
 def expanded(values: dict[str, Tensor], shape: Sequence[int]) -> dict[str, Tensor]:
     """The values at this shape; an `nn.Parameter` and a Cholesky factor keep their own."""
     return {
-        key: value if isinstance(value, nn.Parameter) or key == "scale_tril" else value.expand(tuple(shape)).clone()
+        key: value
+        if isinstance(value, nn.Parameter) or key == "scale_tril"
+        else value.expand(tuple(shape)).clone()
         for key, value in values.items()
     }
 
@@ -73,7 +86,8 @@ def require_positive(key: str, value: Tensor, meaning: str) -> None:
 
 
 def logits_of(family: str, probs: Any, logits: Any, inverse: Callable[[Tensor], Tensor]) -> Tensor:
-    """The logits of a family that takes probabilities or logits. Raises where both or none are given."""
+    """The logits of a family that takes probabilities or logits. Raises where both or none are
+    given."""
     if (probs is None) == (logits is None):
         raise TypeError(f"{family} takes one of probs= and logits=")
     if logits is not None:
@@ -83,18 +97,29 @@ def logits_of(family: str, probs: Any, logits: Any, inverse: Callable[[Tensor], 
         plain = isinstance(logits, PLAIN) or not value.is_floating_point()
         return value.detach().to(torch.get_default_dtype() if plain else value.dtype).clone()
     if isinstance(probs, nn.Parameter):
-        raise TypeError(f"probabilities are learned through their logits: {family}(logits=nn.Parameter(...)), or learnable=True")
+        raise TypeError(
+            f"probabilities are learned through their logits: {family}(logits=nn.Parameter(...)), "
+            "or learnable=True"
+        )
     value = tensors(probs=probs)["probs"]
     if bool((value < 0).any() or (family == "Bernoulli" and (value > 1).any())):
-        raise ValueError(f"probs = {first_bad(value, lambda v: (v < 0) | (v > 1)):g}: a probability lies between 0 and 1")
+        raise ValueError(
+            f"probs = {first_bad(value, lambda v: (v < 0) | (v > 1)):g}: a probability lies "
+            "between 0 and 1"
+        )
     return inverse(value)
 
 
 def cholesky_of(covariance: Tensor) -> Tensor:
     """The Cholesky factor of a covariance. Raises ValueError where it has none."""
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
-        raise ValueError(f"a covariance is a square matrix over the flattened event, not of shape {tuple(covariance.shape)}")
-    if not torch.allclose(covariance, covariance.mT, rtol=1e-5, atol=1e-8 * float(covariance.abs().max())):
+        raise ValueError(
+            "a covariance is a square matrix over the flattened event, not of shape "
+            f"{tuple(covariance.shape)}"
+        )
+    if not torch.allclose(
+        covariance, covariance.mT, rtol=1e-5, atol=1e-8 * float(covariance.abs().max())
+    ):
         raise ValueError("a covariance is symmetric; (C + C.mT) / 2 makes one of C")
     factor, info = torch.linalg.cholesky_ex(covariance)
     if int(info):
@@ -109,14 +134,23 @@ def fit_covariance(values: dict[str, Tensor]) -> torch.Size:
     """The event shape of a Normal with full covariance. Raises where its factor does not fit it."""
     tril, loc = values["scale_tril"], values["loc"]
     if tril.ndim != 2 or tril.shape[0] != tril.shape[1]:
-        raise ValueError(f"scale_tril is a square matrix over the flattened event, not of shape {tuple(tril.shape)}")
-    require_positive("the diagonal of scale_tril", tril.diagonal(), "a Cholesky factor has a positive diagonal")
+        raise ValueError(
+            "scale_tril is a square matrix over the flattened event, not of shape "
+            f"{tuple(tril.shape)}"
+        )
+    require_positive(
+        "the diagonal of scale_tril", tril.diagonal(), "a Cholesky factor has a positive diagonal"
+    )
     if bool((tril != tril.tril()).any()):
-        raise ValueError("scale_tril must be zero above its diagonal; torch.linalg.cholesky(covariance) makes one")
+        raise ValueError(
+            "scale_tril must be zero above its diagonal; torch.linalg.cholesky(covariance) makes "
+            "one"
+        )
     shape = loc.shape if loc.ndim else torch.Size([len(tril)])
     if shape.numel() != len(tril):
         raise ValueError(
-            f"loc has shape {tuple(loc.shape)}, {shape.numel()} numbers, but the covariance is {len(tril)} x {len(tril)}"
+            f"loc has shape {tuple(loc.shape)}, {shape.numel()} numbers, but the covariance is "
+            f"{len(tril)} x {len(tril)}"
         )
     return shape
 
@@ -127,9 +161,12 @@ def no_rounding(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def in_domain(member: str, value: Tensor, rounding: Tensor) -> bool:
-    """Whether all values are positive beyond rounding. Raises Improper where one is certainly not."""
+    """Whether all values are positive beyond rounding. Raises Improper where one is certainly
+    not."""
     if bool(((value == 0) | (value < -rounding)).any()):
-        raise Improper(f"{member} needs positive parameters, and the powers leave {value.min().item():g}")
+        raise Improper(
+            f"{member} needs positive parameters, and the powers leave {value.min().item():g}"
+        )
     return bool((value > rounding).all())
 
 
@@ -143,12 +180,16 @@ def times_log(coefficient: Tensor, x: Tensor) -> Tensor:
 
 def uniforms(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """Uniform on [0, 1), float64, (*shape, *like.shape)."""
-    return torch.rand((*shape, *like.shape), dtype=torch.float64, device=like.device, generator=generator)
+    return torch.rand(
+        (*shape, *like.shape), dtype=torch.float64, device=like.device, generator=generator
+    )
 
 
-def log_gamma_draws(concentration: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """log of Gamma(a, 1) draws: log G(a + 1) + log(U)/a, which no small a underflows (Marsaglia & Tsang
-    2000).
+def log_gamma_draws(
+    concentration: Tensor, shape: tuple[int, ...], generator: torch.Generator | None
+) -> Tensor:
+    """log of Gamma(a, 1) draws: log G(a + 1) + log(U)/a, which no small a underflows (Marsaglia &
+    Tsang 2000).
     """
     full = concentration.expand((*shape, *concentration.shape))
     uniform = 1 - uniforms(concentration, shape, generator)
@@ -156,12 +197,16 @@ def log_gamma_draws(concentration: Tensor, shape: tuple[int, ...], generator: to
 
 
 def von_mises_draws(kappa: Tensor, generator: torch.Generator | None) -> Tensor:  # (n) -> (n)
-    """Angles about 0: z = cos πU₁, f = (1 + rz)/(r + z), accepted where log(c/U₂) + 1 >= c, c = κ(r - f),
-    signed by U₃.
+    """Angles about 0: z = cos πU₁, f = (1 + rz)/(r + z), accepted where log(c/U₂) + 1 >= c, c = κ(r
+    - f), signed by U₃.
     """
     tau = 1 + (1 + 4 * kappa.square()).sqrt()
     rho = (tau - (2 * tau).sqrt()) / torch.where(kappa > 0, 2 * kappa, 1)
-    r = torch.where(kappa < 1e-5, 1 / kappa.clamp_min(1e-300), (1 + rho.square()) / torch.where(rho > 0, 2 * rho, 1))
+    r = torch.where(
+        kappa < 1e-5,
+        1 / kappa.clamp_min(1e-300),
+        (1 + rho.square()) / torch.where(rho > 0, 2 * rho, 1),
+    )
     flat = kappa < 1e-200
     angle, todo = torch.empty_like(kappa), torch.arange(len(kappa), device=kappa.device)
     while len(todo):

@@ -17,20 +17,24 @@ from poe.registry import register
 
 @register("pixelcnn")
 class PixelCNN(Autoregressive):
-    """A gated PixelCNN (van den Oord et al., Conditional image generation with PixelCNN decoders, 2016) without a blind spot.
+    """A gated PixelCNN (van den Oord et al., Conditional image generation with PixelCNN decoders,
+    2016) without a blind spot.
 
-    Pixels are generated row by row, left to right; of a pixel with C channels, channel 0 first. A vertical stack v sees the rows above
-    a pixel, a horizontal stack h the pixels to its left; v feeds h, never the other way round. With g(a, b) = tanh(a) sigmoid(b):
+    Pixels are generated row by row, left to right; of a pixel with C channels, channel 0 first. A
+    vertical stack v sees the rows above a pixel, a horizontal stack h the pixels to its left; v
+    feeds h, never the other way round. With g(a, b) = tanh(a) sigmoid(b):
 
-        v' = g(conv(v)),  k // 2 + 1 rows down to the pixel's own, k columns; in the first layer one row up
-        h' = h + B g(conv(h) + A v's input to g),  k // 2 + 1 columns that end at the pixel
+        v' = g(conv(v)),  k // 2 + 1 rows down to the pixel's own, k columns; in the first layer one
+        row up h' = h + B g(conv(h) + A v's input to g),  k // 2 + 1 columns that end at the pixel
 
-    (the first h' has no h to add). At the pixel itself masks go by channel: features fall into C groups, group c sees groups 0, ..., c
-    of the layer below, and in the first layer the values of channels 0, ..., c - 1. Group c gives the conditional of channel c. Learned
-    terms of each place (`2 channels` numbers in the first layer of each stack) tell the layers where they are.
+    (the first h' has no h to add). At the pixel itself masks go by channel: features fall into C
+    groups, group c sees groups 0, ..., c of the layer below, and in the first layer the values of
+    channels 0, ..., c - 1. Group c gives the conditional of channel c. Learned terms of each place
+    (`2 channels` numbers in the first layer of each stack) tell the layers where they are.
 
-    Two levels: the output is the log-odds of 1. More: `levels` logits, the input being 2 value / (levels - 1) - 1. A pixel depends on
-    all earlier ones where `layers * (kernel // 2)` is at least the longer side. Drawing takes n passes.
+    Two levels: the output is the log-odds of 1. More: `levels` logits, the input being 2 value /
+    (levels - 1) - 1. A pixel depends on all earlier ones where `layers * (kernel // 2)` is at least
+    the longer side. Drawing takes n passes.
 
     Arguments:
         event_shape: (height, width) or (C, height, width).
@@ -39,7 +43,8 @@ class PixelCNN(Autoregressive):
         kernel: k, odd.
         dropout: of each layer's gated features, in training mode.
 
-    Raises ValueError for an event of another rank, an even kernel, or fewer features than channels of the picture.
+    Raises ValueError for an event of another rank, an even kernel, or fewer features than channels
+    of the picture.
     """
 
     def __init__(
@@ -56,25 +61,35 @@ class PixelCNN(Autoregressive):
         shape = tuple(event_shape)
         if len(shape) not in (2, 3) or kernel % 2 == 0 or channels < math.prod(shape[:-2]):
             raise ValueError(
-                f"a PixelCNN takes events (height, width) or (C, height, width), an odd kernel and at least C channels; got {shape}, "
+                "a PixelCNN takes events (height, width) or (C, height, width), an odd kernel and "
+                f"at least C channels; got {shape}, "
                 f"kernel={kernel}, channels={channels}"
             )
         planes, (height, width) = math.prod(shape[:-2]), shape[-2:]
         places = torch.arange(math.prod(shape)).reshape(planes, height, width)
-        super().__init__(shape, levels, order=rearrange(places, "c h w -> (h w c)").tolist(), name=name)
-        self._architecture = {"channels": channels, "layers": layers, "kernel": kernel, "dropout": dropout}
+        super().__init__(
+            shape, levels, order=rearrange(places, "c h w -> (h w c)").tolist(), name=name
+        )
+        self._architecture = {
+            "channels": channels,
+            "layers": layers,
+            "kernel": kernel,
+            "dropout": dropout,
+        }
         self.planes, wide = planes, 1 if levels == 2 else levels
         own, groups = torch.arange(planes), torch.arange(channels) * planes // channels
         outputs = own.repeat_interleave(wide)
         self.places = nn.Parameter(torch.zeros(2, 2 * channels, height, width))
         self.blocks = nn.ModuleList(
-            _Gated(groups, groups if depth else own, kernel, dropout, first=not depth) for depth in range(layers)
+            _Gated(groups, groups if depth else own, kernel, dropout, first=not depth)
+            for depth in range(layers)
         )
         self.hidden = MaskedConv(groups, groups, 1, strict=False)
         self.last = MaskedConv(groups, outputs, 1, strict=False)
         self.eval()
 
-    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, levels)
+    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
+        # (*batch, t) -> (*batch, t + 1 - start, levels)
         t, width = prefix.shape[-1], self.event_shape[-1]
         row = self.planes * width
         rows = t // row + 1  # no pixel depends on the rows below
@@ -87,15 +102,18 @@ class PixelCNN(Autoregressive):
             places = None
         out = self.last(F.silu(self.hidden(F.silu(h))))
         out = rearrange(out, "n (c k) h w -> n (h w c) k", c=self.planes)[:, start : t + 1]
-        return two_or_more(out, self.levels).reshape(*prefix.shape[:-1], *out.shape[1:-1], self.levels)
+        return two_or_more(out, self.levels).reshape(
+            *prefix.shape[:-1], *out.shape[1:-1], self.levels
+        )
 
     def config(self) -> dict[str, Any]:
         return {"event_shape": list(self.event_shape), "levels": self.levels} | self._architecture
 
 
 class MaskedConv(nn.Conv2d):
-    """A convolution over the pixels to the left in a row and the pixel itself, where features of group g see those of groups up to g
-    (`strict`: below g) of the layer underneath; `kernel` columns end at the pixel."""
+    """A convolution over the pixels to the left in a row and the pixel itself, where features of
+    group g see those of groups up to g (`strict`: below g) of the layer underneath; `kernel`
+    columns end at the pixel."""
 
     mask: Tensor
 
@@ -112,9 +130,12 @@ class MaskedConv(nn.Conv2d):
 
 
 class _Gated(nn.Module):
-    """One layer of both stacks; groups of the features above and below tell what a pixel may see of itself."""
+    """One layer of both stacks; groups of the features above and below tell what a pixel may see of
+    itself."""
 
-    def __init__(self, groups: Tensor, below: Tensor, kernel: int, dropout: float, *, first: bool) -> None:
+    def __init__(
+        self, groups: Tensor, below: Tensor, kernel: int, dropout: float, *, first: bool
+    ) -> None:
         super().__init__()
         twice, self.reach, self.first = groups.repeat(2), kernel // 2, first
         self.down = nn.Conv2d(len(below), len(twice), (self.reach + 1, kernel))

@@ -1,4 +1,5 @@
-"""Estimators of sbi (simulation-based inference) as energies over parameters θ, given observations x, in nats.
+"""Estimators of sbi (simulation-based inference) as energies over parameters θ, given observations
+x, in nats.
 
 | trained by | expert       | E(θ)                                | draws         |
 |------------|--------------|-------------------------------------|---------------|
@@ -6,12 +7,14 @@
 | NLE        | `Likelihood` | -Σᵢ log q(xᵢ | θ)                    |               |
 | NRE        | `Ratio`      | -Σᵢ log r(θ, xᵢ)                     |               |
 
-`poe.as_energy` reads a posterior of sbi: that of NPE as a `Posterior`; those that draw from the potential of NLE or NRE as
-`likelihood & prior`, two factors, so that a prior counts once when several likelihoods are multiplied. Each is conditional: `.given(x)`
-binds an observation; the default x of a posterior is bound already. Nothing of sbi is imported.
+`poe.as_energy` reads a posterior of sbi: that of NPE as a `Posterior`; those that draw from the
+potential of NLE or NRE as `likelihood & prior`, two factors, so that a prior counts once when
+several likelihoods are multiplied. Each is conditional: `.given(x)` binds an observation; the
+default x of a posterior is bound already. Nothing of sbi is imported.
 
-References: Papamakarios & Murray 2016, Fast ε-free inference of simulation models; Papamakarios, Sterratt & Murray 2019, Sequential
-neural likelihood; Hermans, Begy & Louppe 2020, Likelihood-free MCMC with amortized approximate ratio estimators.
+References: Papamakarios & Murray 2016, Fast ε-free inference of simulation models; Papamakarios,
+Sterratt & Murray 2019, Sequential neural likelihood; Hermans, Begy & Louppe 2020, Likelihood-free
+MCMC with amortized approximate ratio estimators.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from experts.distribution import Distribution
-from poe import support as sets
-from poe.bindings import Bindings
-from poe.capabilities import Samples
-from poe.energy import Energy, Estimate
+from poe.algebra import support as sets
+from poe.algebra.bindings import Bindings
+from poe.algebra.capabilities import Samples
+from poe.algebra.energy import Energy, Estimate
 from poe.registry import register
 
 PILOT = 10_000  # draws of an estimator that measure its mass on the prior's support
@@ -45,7 +48,8 @@ class Amortised(Energy):
         context: the observation, bound at once; else by `.given(x)`.
         support: where the prior is non-zero, a constraint; all of R^n by default.
 
-    An observation has the shape that the estimator was trained with, or one more axis for independent trials, whose terms add up.
+    An observation has the shape that the estimator was trained with, or one more axis for
+    independent trials, whose terms add up.
     """
 
     context: Tensor | None
@@ -62,7 +66,11 @@ class Amortised(Energy):
         parameters, observation = self._shapes(estimator)
         super().__init__(parameters, support=support, name=name)
         self.estimator: Any = estimator
-        self._observation, self._stated, self._bindings = torch.Size(observation), support, Bindings()
+        self._observation, self._stated, self._bindings = (
+            torch.Size(observation),
+            support,
+            Bindings(),
+        )
         self.register_buffer("context", None)
         if context is None:
             self.takes_context = True
@@ -80,15 +88,22 @@ class Amortised(Energy):
         """The log of what is estimated, for every pair."""
 
     def given(self, context: Any) -> Self:
-        """The same estimator, sharing parameters, at an observation, or at several independent trials (trials, *x)."""
+        """The same estimator, sharing parameters, at an observation, or at several independent
+        trials (trials, *x)."""
         bound = type(self)(self.estimator, context, support=self._stated, name=self.name)
         return self._bindings.first(bound, bound.context)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         if self.context is None:
-            raise TypeError(f"{self} is conditional: bind an observation of shape {tuple(self._observation)} with .given(x)")
+            raise TypeError(
+                f"{self} is conditional: bind an observation of shape {tuple(self._observation)} "
+                "with .given(x)"
+            )
         if x.dtype != self.dtype:
-            raise TypeError(f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or .double() the expert")
+            raise TypeError(
+                f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or .double() "
+                "the expert"
+            )
         batch = x.shape[: x.ndim - len(self.event_shape)]
         rows = x.reshape(batch.numel(), *self.event_shape)
         if not len(rows):
@@ -110,7 +125,8 @@ class Amortised(Energy):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps an estimator of sbi, whose architecture has no plain description: save that by torch, and wrap it"
+            f"{self} wraps an estimator of sbi, whose architecture has no plain description: save "
+            "that by torch, and wrap it"
         )
 
     def _checked(self, context: Any) -> Tensor:  # -> (trials, *x)
@@ -118,26 +134,41 @@ class Amortised(Energy):
         shape = self._observation
         if x.shape == shape:
             return x.unsqueeze(0)
-        if x.shape[1:] == shape and x.ndim == len(shape) + 1 and len(x) >= 1 and (self.trials or len(x) == 1):
+        if (
+            x.shape[1:] == shape
+            and x.ndim == len(shape) + 1
+            and len(x) >= 1
+            and (self.trials or len(x) == 1)
+        ):
             return x
         several = (
-            f", or (trials, *{tuple(shape)})" if self.trials else " (a network trained on single observations takes no trials)"
+            f", or (trials, *{tuple(shape)})"
+            if self.trials
+            else " (a network trained on single observations takes no trials)"
         )
-        raise ValueError(f"{self} takes an observation of shape {tuple(shape)}{several}, not {tuple(x.shape)}")
+        raise ValueError(
+            f"{self} takes an observation of shape {tuple(shape)}{several}, not {tuple(x.shape)}"
+        )
 
 
 @register("sbi-posterior")
 class Posterior(Amortised):
     """E(θ) = -log q(θ | x) on the support of the prior, +inf outside (NPE); draws by rejection.
 
-    On a bounded support log Z is the log of the mass that the estimator leaves inside, measured on 10,000 of its draws when an
-    observation is bound, with its standard error; on R^n it is 0. Raises ValueError where none of them lies inside.
+    On a bounded support log Z is the log of the mass that the estimator leaves inside, measured on
+    10,000 of its draws when an observation is bound, with its standard error; on R^n it is 0.
+    Raises ValueError where none of them lies inside.
     """
 
     trials = False
 
     def __init__(
-        self, estimator: Any, context: Any = None, *, support: sets.Constraint | None = None, name: str | None = None
+        self,
+        estimator: Any,
+        context: Any = None,
+        *,
+        support: sets.Constraint | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__(estimator, context, support=support, name=name)
         self._log_z = None if self.context is None else self._inside_mass()
@@ -158,13 +189,20 @@ class Posterior(Amortised):
         return True
 
     @torch.no_grad()
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, *event): those of the estimator that lie in the support."""
         if self.context is None:
-            raise TypeError(f"{self} is conditional: bind an observation of shape {tuple(self._observation)} with .given(x)")
+            raise TypeError(
+                f"{self} is conditional: bind an observation of shape {tuple(self._observation)} "
+                "with .given(x)"
+            )
         batch = (n,) if isinstance(n, int) else tuple(n)
         total, kept, count, share = math.prod(batch), [], 0, math.exp(float(self.log_z))  # type: ignore[arg-type]
-        seed = torch.randint(2**62, (), generator=generator, device="cpu" if generator is None else generator.device)
+        seed = torch.randint(
+            2**62, (), generator=generator, device="cpu" if generator is None else generator.device
+        )
         with _seeded(int(seed), self.device):
             while count < total:
                 kept.append(self._inner(max(100, int(1.1 * (total - count) / share))))
@@ -187,14 +225,16 @@ class Posterior(Amortised):
             share = len(self._inner(PILOT)) / PILOT
         if share == 0:
             raise ValueError(
-                f"none of {PILOT:,} draws of {self} at this observation lies in the support of its prior: {self.support!r}"
+                f"none of {PILOT:,} draws of {self} at this observation lies in the support of its "
+                f"prior: {self.support!r}"
             )
         return Estimate(math.log(share), math.sqrt(max(1 - share, 1 / PILOT) / (share * PILOT)))
 
 
 @register("sbi-likelihood")
 class Likelihood(Amortised):
-    """E(θ) = -Σᵢ log q(xᵢ | θ), a factor without a prior (NLE): its Z is no probability of the data unless a prior stands beside it."""
+    """E(θ) = -Σᵢ log q(xᵢ | θ), a factor without a prior (NLE): its Z is no probability of the data
+    unless a prior stands beside it."""
 
     @staticmethod
     def _shapes(estimator: Any) -> tuple[Sequence[int], Sequence[int]]:
@@ -207,7 +247,8 @@ class Likelihood(Amortised):
 
 @register("sbi-ratio")
 class Ratio(Amortised):
-    """E(θ) = -Σᵢ log r(θ, xᵢ), r ∝ p(x | θ) / p(x) up to a factor that depends on x alone (NRE): a factor without a prior."""
+    """E(θ) = -Σᵢ log r(θ, xᵢ), r ∝ p(x | θ) / p(x) up to a factor that depends on x alone (NRE): a
+    factor without a prior."""
 
     @staticmethod
     def _shapes(estimator: Any) -> tuple[Sequence[int], Sequence[int]]:
@@ -221,9 +262,11 @@ class Ratio(Amortised):
 
 
 def from_posterior(posterior: Any, *, name: str | None = None) -> Energy:
-    """A posterior of sbi: of NPE a `Posterior`; of NLE or NRE `likelihood & prior`, over the same support.
+    """A posterior of sbi: of NPE a `Posterior`; of NLE or NRE `likelihood & prior`, over the same
+    support.
 
-    Raises TypeError for another kind: an ensemble is `poe.product` or `poe.mixture` of its members, say.
+    Raises TypeError for another kind: an ensemble is `poe.product` or `poe.mixture` of its members,
+    say.
     """
     facts = vars(posterior)
     if "posterior_estimator" in facts:
@@ -231,11 +274,17 @@ def from_posterior(posterior: Any, *, name: str | None = None) -> Energy:
     else:
         potential = facts.get("potential_fn", posterior)
         inner = vars(potential)
-        found = [(k, inner[key]) for key, k in (("likelihood_estimator", Likelihood), ("ratio_estimator", Ratio)) if key in inner]
+        found = [
+            (k, inner[key])
+            for key, k in (("likelihood_estimator", Likelihood), ("ratio_estimator", Ratio))
+            if key in inner
+        ]
         if not found:
             raise TypeError(
-                f"{type(posterior).__name__} rests on neither a posterior, a likelihood nor a ratio estimator: give its parts to "
-                'poe.create("sbi-posterior" | "sbi-likelihood" | "sbi-ratio", estimator=...), and compose them'
+                f"{type(posterior).__name__} rests on neither a posterior, a likelihood nor a "
+                "ratio estimator: give its parts to "
+                'poe.create("sbi-posterior" | "sbi-likelihood" | "sbi-ratio", estimator=...), and '
+                "compose them"
             )
         prior, (kind, estimator) = potential.prior, found[0]
     expert: Any = kind(estimator, support=prior.support, name=name)
@@ -246,8 +295,12 @@ def from_posterior(posterior: Any, *, name: str | None = None) -> Energy:
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global randomness, seeded inside and as before after; nflows solves LU layers through torch.triangular_solve."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
+    """torch's global randomness, seeded inside and as before after; nflows solves LU layers through
+    torch.triangular_solve."""
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="torch.triangular_solve is deprecated")
         torch.manual_seed(seed)
         yield

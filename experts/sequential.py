@@ -1,7 +1,9 @@
-"""What autoregressive densities over finitely many values have in common: log p(x) = Σₜ log p(x[order[t]] | x[order[:t]]), in nats.
+"""What autoregressive densities over finitely many values have in common: log p(x) = Σₜ log
+p(x[order[t]] | x[order[:t]]), in nats.
 
-The capability is `poe.capabilities.Sequential`: `order` lists positions of the flattened event, and `next_logits(prefix)`, prefix
-(*batch, t), gives the normalised log-probabilities (*batch, levels) of the values at the next one.
+The capability is `poe.algebra.capabilities.Sequential`: `order` lists positions of the flattened
+event, and `next_logits(prefix)`, prefix (*batch, t), gives the normalised log-probabilities
+(*batch, levels) of the values at the next one.
 """
 
 from __future__ import annotations
@@ -16,20 +18,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poe import support as sets
-from poe.energy import Density
-from poe.sites import pick, vectors
+from poe.algebra import support as sets
+from poe.algebra.energy import Density
+from poe.spaces.sites import pick, vectors
 
 
 class Autoregressive(Density):
     """A density over events of `levels` values a position; a subclass gives its conditionals.
 
-    It stays in eval mode whatever a parent does, so that dropout never makes the energy random; `training_mode` lifts that.
+    It stays in eval mode whatever a parent does, so that dropout never makes the energy random;
+    `training_mode` lifts that.
 
     Arguments:
         event_shape: shape of one x.
         levels: how many values a position takes, 0, ..., levels - 1; at least 2.
-        order: the positions of the flattened event in the order in which they are generated; by default 0, 1, ..., n - 1.
+        order: the positions of the flattened event in the order in which they are generated; by
+            default 0, 1, ..., n - 1.
 
     Raises ValueError where `levels` is below 2 or `order` is no permutation of the positions.
     """
@@ -37,26 +41,37 @@ class Autoregressive(Density):
     order: Tensor
 
     def __init__(
-        self, event_shape: Sequence[int], levels: int, *, order: Sequence[int] | None = None, name: str | None = None
+        self,
+        event_shape: Sequence[int],
+        levels: int,
+        *,
+        order: Sequence[int] | None = None,
+        name: str | None = None,
     ) -> None:
         if levels < 2:
             raise ValueError(f"a position takes two or more values, not {levels}")
         low = torch.zeros(tuple(event_shape), dtype=torch.float64)
-        super().__init__(low.shape, support=sets.Box(low, low + levels - 1, integer=True), name=name)
+        super().__init__(
+            low.shape, support=sets.Box(low, low + levels - 1, integer=True), name=name
+        )
         self.levels, self._unlocked = levels, False
         order = list(range(low.numel())) if order is None else [int(i) for i in order]
         if sorted(order) != list(range(low.numel())):
             raise ValueError(
-                f"order must list each of the {low.numel()} positions of events {tuple(low.shape)} once, not {order}"
+                f"order must list each of the {low.numel()} positions of events {tuple(low.shape)} "
+                f"once, not {order}"
             )
         self.register_buffer("order", torch.tensor(order, dtype=torch.long), persistent=False)
 
     @abstractmethod
-    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:  # (*batch, t) -> (*batch, t + 1 - start, levels)
-        """Normalised log-probabilities of positions order[start], ..., order[t], each given all values of the prefix before it."""
+    def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
+        # (*batch, t) -> (*batch, t + 1 - start, levels)
+        """Normalised log-probabilities of positions order[start], ..., order[t], each given all
+        values of the prefix before it."""
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        """log p(x) in nats. Of floats between 0 and 1: Σ (1 - xᵢ) log p(0) + xᵢ log p(1), so that it has a gradient."""
+        """log p(x) in nats. Of floats between 0 and 1: Σ (1 - xᵢ) log p(0) + xᵢ log p(1), so that
+        it has a gradient."""
         values = self._values(x)
         logs = self._conditionals(values[..., :-1], 0)
         if values.is_floating_point():
@@ -64,19 +79,26 @@ class Autoregressive(Density):
         return logs.gather(-1, values.unsqueeze(-1)).squeeze(-1).sum(-1)
 
     def _values(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, n)
-        """The values in the order in which they are generated: floats where there are two levels, else whole numbers."""
+        """The values in the order in which they are generated: floats where there are two levels,
+        else whole numbers."""
         flat = vectors(x, len(self.event_shape))[..., self.order]
         return flat.to(self.dtype) if self.levels == 2 else flat.long()
 
     @torch.no_grad()
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, *event), by one pass a position."""
         batch = (n,) if isinstance(n, int) else tuple(n)
         rows, size = math.prod(batch), len(self.order)
         values = torch.zeros(rows, size, dtype=self._point_dtype, device=self.device)
         for t in range(size):
-            uniform = torch.rand(rows, 1, dtype=torch.float64, device=self.device, generator=generator)
-            values[:, t] = pick(self.next_logits(values[:, :t]).unsqueeze(-2), uniform).squeeze(-1).to(values)
+            uniform = torch.rand(
+                rows, 1, dtype=torch.float64, device=self.device, generator=generator
+            )
+            values[:, t] = (
+                pick(self.next_logits(values[:, :t]).unsqueeze(-2), uniform).squeeze(-1).to(values)
+            )
         return values[:, self.order.argsort()].reshape(*batch, *self.event_shape)
 
     @property
@@ -84,13 +106,17 @@ class Autoregressive(Density):
         return self.dtype if self.levels == 2 else torch.long
 
     def next_logits(self, prefix: Tensor) -> Tensor:  # (*batch, t) -> (*batch, levels)
-        """Normalised log-probabilities of the values at order[t], given those at order[0], ..., order[t-1].
+        """Normalised log-probabilities of the values at order[t], given those at order[0], ...,
+        order[t-1].
 
         Raises ValueError where no position is left.
         """
         t, n = prefix.shape[-1], len(self.order)
         if t >= n:
-            raise ValueError(f"the prefix holds {t} values, and events of {n} values have no position after the last")
+            raise ValueError(
+                f"the prefix holds {t} values, and events of {n} values have no position after the "
+                "last"
+            )
         return self._conditionals(prefix, t).squeeze(-2)
 
     @contextlib.contextmanager
@@ -104,7 +130,8 @@ class Autoregressive(Density):
             self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, so that a parent's `.train()` does not change the density, but inside `training_mode`."""
+        """Stays in eval mode, so that a parent's `.train()` does not change the density, but inside
+        `training_mode`."""
         return super().train(mode and self._unlocked)
 
 
@@ -117,18 +144,23 @@ def two_or_more(out: Tensor, levels: int) -> Tensor:  # (..., 1 or levels) -> (.
 
 def next_step(model: Callable[[Tensor], Tensor], prefix: Tensor, bos: int, levels: int) -> Tensor:
     # (*batch, t) -> (*batch, t + 1, levels)
-    """What a model of tokens (n, t) -> logits (n, t, levels) says of each position up to the one after the prefix.
+    """What a model of tokens (n, t) -> logits (n, t, levels) says of each position up to the one
+    after the prefix.
 
     Raises ValueError where it returns another shape.
     """
-    tokens = F.pad(prefix.long().reshape(math.prod(prefix.shape[:-1]), prefix.shape[-1]), (1, 0), value=bos)
+    tokens = F.pad(
+        prefix.long().reshape(math.prod(prefix.shape[:-1]), prefix.shape[-1]), (1, 0), value=bos
+    )
     if not len(tokens):
         return torch.zeros(*prefix.shape[:-1], tokens.shape[-1], levels, device=prefix.device)
     logits = model(tokens)
     if logits.shape != (*tokens.shape, levels):
         raise ValueError(
-            f"a causal model maps tokens of shape {tuple(tokens.shape)} to logits of shape {(*tokens.shape, levels)}, one for each of "
-            f"{levels} values at each step; this one returned {tuple(logits.shape)}. To drop logits of tokens that never occur, write "
+            f"a causal model maps tokens of shape {tuple(tokens.shape)} to logits of shape "
+            f"{(*tokens.shape, levels)}, one for each of "
+            f"{levels} values at each step; this one returned {tuple(logits.shape)}. To drop "
+            "logits of tokens that never occur, write "
             f"lambda tokens: model(tokens)[..., :{levels}]"
         )
     return logits.reshape(*prefix.shape[:-1], *logits.shape[-2:])

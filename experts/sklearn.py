@@ -1,12 +1,13 @@
 """Models of scikit-learn as energies, in nats.
 
-| model                              | energy                                                                       |
+| model | energy |
 |------------------------------------|------------------------------------------------------------------------------|
-| GaussianMixture                    | a mixture of `Normal`s with its weights: exact draws, closed forms           |
-| KernelDensity                      | -log Σᵢ wᵢ k(\\|x - xᵢ\\|/h) / (hᵈ ∫k): exact draws, gradients                  |
-| classifiers with `predict_proba`   | -log p(y ∈ labels | x): a factor, without a gradient                         |
+| GaussianMixture | a mixture of `Normal`s with its weights: exact draws, closed forms |
+| KernelDensity | -log Σᵢ wᵢ k(\\|x - xᵢ\\|/h) / (hᵈ ∫k): exact draws, gradients |
+| classifiers with `predict_proba` | -log p(y ∈ labels | x): a factor, without a gradient |
 
-What is taken from a model is a snapshot in torch's default precision; a classifier is called as it is, in float64.
+What is taken from a model is a snapshot in torch's default precision; a classifier is called as it
+is, in float64.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor
 import poe
 from experts.blackbox import External
 from experts.exponential import Normal
-from poe.bindings import Bindings
-from poe.energy import Density, Energy
+from poe.algebra.bindings import Bindings
+from poe.algebra.energy import Density, Energy
 from poe.registry import register
 
 # log k(r), r < 1 where the kernel ends there, and log ∫ r^(d-1) k(r) dr
@@ -47,13 +48,17 @@ CHUNK = 2**23  # distances held at once
 
 @register("gaussian-mixture")
 def gaussian_mixture(model: Any, *, name: str | None = None) -> Energy:
-    """A fitted GaussianMixture as `poe.mixture` of `Normal`s, a single component as one `Normal`; all four types of covariance.
+    """A fitted GaussianMixture as `poe.mixture` of `Normal`s, a single component as one `Normal`;
+    all four types of covariance.
 
     Raises TypeError for a model that is not fitted.
     """
     _check_fitted(model, "means_")
     dtype = torch.get_default_dtype()
-    means, covariances = torch.as_tensor(model.means_, dtype=dtype), torch.as_tensor(model.covariances_, dtype=dtype)
+    means, covariances = (
+        torch.as_tensor(model.means_, dtype=dtype),
+        torch.as_tensor(model.covariances_, dtype=dtype),
+    )
     count, d = means.shape
     match model.covariance_type:
         case "full":
@@ -75,11 +80,13 @@ class KernelDensity(Density):
 
     Arguments:
         model: a fitted KernelDensity of scikit-learn; or none, and the next ones.
-        points, weights, bandwidth: (n, d), (n) of positive sum (equal by default), and h (units of x).
-        kernel: "gaussian", "exponential", "tophat", "epanechnikov" or "linear", k(r) = e^(-r²/2), e^-r, and 1, 1 - r², 1 - r for r < 1.
+        points, weights, bandwidth: (n, d), (n) of positive sum (equal by default), and h (units of
+            x).
+        kernel: "gaussian", "exponential", "tophat", "epanechnikov" or "linear", k(r) = e^(-r²/2),
+            e^-r, and 1, 1 - r², 1 - r for r < 1.
 
-    Draws are xᵢ + h r v, i of probability wᵢ, v a uniform direction, and r of density ∝ r^(d-1) k(r): r² ~ Chi²(d), r ~ Gamma(d),
-    r = u^(1/d), r² ~ Beta(d/2, 2), r ~ Beta(d, 2).
+    Draws are xᵢ + h r v, i of probability wᵢ, v a uniform direction, and r of density ∝ r^(d-1)
+    k(r): r² ~ Chi²(d), r ~ Gamma(d), r = u^(1/d), r² ~ Beta(d/2, 2), r ~ Beta(d, 2).
 
     Raises ValueError for the kernel "cosine" or a metric other than the Euclidean one.
     """
@@ -100,19 +107,37 @@ class KernelDensity(Density):
     ) -> None:
         if model is not None:
             _check_fitted(model, "tree_")
-            if model.metric not in ("euclidean", "l2", "minkowski") or (model.metric_params or {}).get("p", 2) != 2:
-                raise ValueError(f"KernelDensity here takes Euclidean distances, and the model has metric={model.metric!r}")
+            if (
+                model.metric not in ("euclidean", "l2", "minkowski")
+                or (model.metric_params or {}).get("p", 2) != 2
+            ):
+                raise ValueError(
+                    "KernelDensity here takes Euclidean distances, and the model has "
+                    f"metric={model.metric!r}"
+                )
             points, weights = np.asarray(model.tree_.data), model.tree_.sample_weight
             bandwidth, kernel = float(model.bandwidth_), model.kernel
         if points is None:
-            raise TypeError("a KernelDensity takes a fitted model of scikit-learn, or points=, an array (n, d)")
+            raise TypeError(
+                "a KernelDensity takes a fitted model of scikit-learn, or points=, an array (n, d)"
+            )
         if kernel not in _LOG_KERNEL:
-            raise ValueError(f"kernel {kernel!r} is none of {', '.join(_LOG_KERNEL)}, whose densities and draws are known here")
+            raise ValueError(
+                f"kernel {kernel!r} is none of {', '.join(_LOG_KERNEL)}, whose densities and draws "
+                "are known here"
+            )
         x = torch.as_tensor(points, dtype=torch.get_default_dtype())
         w = torch.ones(len(x)) if weights is None else torch.as_tensor(np.asarray(weights))
-        if x.ndim != 2 or w.shape != (len(x),) or not bool((w >= 0).all()) or not float(w.sum()) > 0 or not bandwidth > 0:
+        if (
+            x.ndim != 2
+            or w.shape != (len(x),)
+            or not bool((w >= 0).all())
+            or not float(w.sum()) > 0
+            or not bandwidth > 0
+        ):
             raise ValueError(
-                f"points (n, d), weights (n) >= 0 of positive sum and bandwidth > 0 are needed, not points {tuple(x.shape)}, "
+                "points (n, d), weights (n) >= 0 of positive sum and bandwidth > 0 are needed, "
+                f"not points {tuple(x.shape)}, "
                 f"weights {tuple(w.shape)}, bandwidth {bandwidth}"
             )
         super().__init__(x.shape[1:], name=name)
@@ -131,33 +156,45 @@ class KernelDensity(Density):
         return (torch.cat(parts) - constant).reshape(x.shape[:-1])
 
     def _summed(self, rows: Tensor) -> Tensor:  # (n, d) -> (n)
-        r = torch.cdist(rows, self.points, compute_mode="donot_use_mm_for_euclid_dist") / self.bandwidth
+        r = (
+            torch.cdist(rows, self.points, compute_mode="donot_use_mm_for_euclid_dist")
+            / self.bandwidth
+        )
         if self.kernel in _ENDLESS:
             return (_LOG_KERNEL[self.kernel](r) + self.log_weights).logsumexp(-1)
         near = r < 1
         logs = torch.where(near, _LOG_KERNEL[self.kernel](torch.where(near, r, 0.0)), -math.inf)
         logs = torch.where(r.isnan(), r, logs) + self.log_weights
         reached = near.any(-1) | r.isnan().any(-1)  # logsumexp of nothing has no gradient
-        return torch.where(reached, torch.where(reached[:, None], logs, 0.0).logsumexp(-1), -math.inf)
+        return torch.where(
+            reached, torch.where(reached[:, None], logs, 0.0).logsumexp(-1), -math.inf
+        )
 
     @torch.no_grad()
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws, (n, d)."""
         batch, d = (n,) if isinstance(n, int) else tuple(n), self.event_shape[0]
         total, like = math.prod(batch), self.points
         if not total:
             return like.new_empty(*batch, d)
-        which = torch.multinomial(self.log_weights.double().exp(), total, replacement=True, generator=generator)
+        which = torch.multinomial(
+            self.log_weights.double().exp(), total, replacement=True, generator=generator
+        )
         noise = torch.randn(total, d, dtype=torch.float64, device=like.device, generator=generator)
         if self.kernel == "gaussian":
             step = noise
         else:
-            uniform = torch.rand(total, d + 2, dtype=torch.float64, device=like.device, generator=generator).clamp_min(1e-300)
+            uniform = torch.rand(
+                total, d + 2, dtype=torch.float64, device=like.device, generator=generator
+            ).clamp_min(1e-300)
             step = noise / noise.norm(dim=-1, keepdim=True) * self._radii(uniform)[:, None]
         return (self.points[which] + self.bandwidth * step.to(like)).reshape(*batch, d)
 
     def _radii(self, uniform: Tensor) -> Tensor:  # (n, d + 2) -> (n)
-        """r of density ∝ r^(d-1) k(r): sums of exponentials are Gammas, and order statistics of uniforms are Betas."""
+        """r of density ∝ r^(d-1) k(r): sums of exponentials are Gammas, and order statistics of
+        uniforms are Betas."""
         d = uniform.shape[-1] - 2
         match self.kernel:
             case "exponential":  # Gamma(d)
@@ -183,18 +220,22 @@ class KernelDensity(Density):
 
 @register("sklearn-classifier")
 class PredictProba(External):
-    """E(x) = -log p(y ∈ labels | x) of a fitted classifier with `predict_proba`, one row of features being one x: at least 0.
+    """E(x) = -log p(y ∈ labels | x) of a fitted classifier with `predict_proba`, one row of
+    features being one x: at least 0.
 
     It says nothing about how likely x is (`prior & PredictProba(...)` does), and has no gradient.
 
     Arguments:
         model: the classifier, or a pipeline or search that ends in one.
-        labels: the wanted class, or several of which any will do, as they stand in `model.classes_`; else bound by `.given(label)`.
-        event_shape: shape of one x; it is flattened to the model's features, by default (n_features_in_,).
-        smoothing: s in [0, 1): (1 - s) p + s/K of K classes stands for p. Forests and nearest neighbours say 0 for a class they did not
-            see, which no product undoes: E = +inf.
+        labels: the wanted class, or several of which any will do, as they stand in
+            `model.classes_`; else bound by `.given(label)`.
+        event_shape: shape of one x; it is flattened to the model's features, by default
+            (n_features_in_,).
+        smoothing: s in [0, 1): (1 - s) p + s/K of K classes stands for p. Forests and nearest
+            neighbours say 0 for a class they did not see, which no product undoes: E = +inf.
 
-    Raises TypeError for a model without `predict_proba`, or not fitted, ValueError for labels it does not know.
+    Raises TypeError for a model without `predict_proba`, or not fitted, ValueError for labels it
+    does not know.
     """
 
     reason = "scikit-learn's predict_proba is computed outside torch"
@@ -212,13 +253,17 @@ class PredictProba(External):
             self._predict = model.predict_proba
         except AttributeError as error:
             raise TypeError(
-                f"{type(model).__name__} has no predict_proba ({error}): wrap it in CalibratedClassifierCV, or ask it for probabilities"
+                f"{type(model).__name__} has no predict_proba ({error}): wrap it in "
+                "CalibratedClassifierCV, or ask it for probabilities"
             ) from error
         _check_fitted(model, "classes_")
         features = int(model.n_features_in_)
         event = (features,) if event_shape is None else tuple(event_shape)
         if math.prod(event) != features:
-            raise ValueError(f"events of shape {event} do not fill the {features} features of {type(model).__name__}")
+            raise ValueError(
+                f"events of shape {event} do not fill the {features} features of "
+                f"{type(model).__name__}"
+            )
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing is a share in [0, 1), not {smoothing}")
         super().__init__(event, name=name)
@@ -231,32 +276,50 @@ class PredictProba(External):
 
     def given(self, context: Any) -> PredictProba:
         """The factor that asks for this label, or these."""
-        bound = PredictProba(self.model, context, event_shape=self.event_shape, smoothing=self.smoothing, name=self.name)
+        bound = PredictProba(
+            self.model,
+            context,
+            event_shape=self.event_shape,
+            smoothing=self.smoothing,
+            name=self.name,
+        )
         return self._bindings.first(bound, bound.context)
 
     def energies(self, rows: np.ndarray) -> np.ndarray:  # (n, *event) -> (n)
         if self._columns is None:
-            raise TypeError(f"{self} asks for no class yet: bind one of {self.classes} with .given(label)")
+            raise TypeError(
+                f"{self} asks for no class yet: bind one of {self.classes} with .given(label)"
+            )
         flat = rows.reshape(len(rows), -1)
         finite: np.ndarray = np.asarray(np.isfinite(flat).all(1))
         share = self._predict(np.where(finite[:, None], flat, 0.0))
-        wanted = (1 - self.smoothing) * share[:, self._columns].sum(1) + self.smoothing * len(self._columns) / len(self.classes)
+        wanted = (1 - self.smoothing) * share[:, self._columns].sum(1) + self.smoothing * len(
+            self._columns
+        ) / len(self.classes)
         with np.errstate(divide="ignore"):
-            return np.where(finite, np.maximum(-np.log(wanted), 0.0), np.nan)  # shares may sum to 1 + 1e-16
+            return np.where(
+                finite, np.maximum(-np.log(wanted), 0.0), np.nan
+            )  # shares may sum to 1 + 1e-16
 
     @property
     def bounded(self) -> bool | None:
         return True
 
     def config(self) -> dict[str, Any]:
-        raise TypeError(f"{self} wraps a model of scikit-learn, which only pickles hold: save it your own way, and wrap it anew")
+        raise TypeError(
+            f"{self} wraps a model of scikit-learn, which only pickles hold: save it your own way, "
+            "and wrap it anew"
+        )
 
     def _found(self, labels: Any) -> list[int]:
         labels = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
         wanted = labels if isinstance(labels, list | tuple | set) else [labels]
         unknown = [label for label in wanted if label not in self.classes]
         if unknown or not wanted:
-            raise ValueError(f"the model knows the classes {[str(c) for c in self.classes]}, not {unknown or 'an empty choice'}")
+            raise ValueError(
+                f"the model knows the classes {[str(c) for c in self.classes]}, not "
+                f"{unknown or 'an empty choice'}"
+            )
         return sorted({self.classes.index(label) for label in wanted})
 
 
@@ -264,4 +327,6 @@ def _check_fitted(model: Any, fact: str) -> None:
     try:
         getattr(model, fact)
     except AttributeError as error:
-        raise TypeError(f"this {type(model).__name__} is not fitted: call .fit(data) first") from error
+        raise TypeError(
+            f"this {type(model).__name__} is not fitted: call .fit(data) first"
+        ) from error

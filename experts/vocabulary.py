@@ -14,10 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What token numbers stand for: `tokens[i]` is number i. `bos`, `eos` and `pad` are numbers too, or None.
+    """What token numbers stand for: `tokens[i]` is number i. `bos`, `eos` and `pad` are numbers
+    too, or None.
 
-    Two vocabularies are equal where their tokens, `eos` and `pad` are; `bos` is no part of an event. With an `eos` and no `pad`, `eos`
-    is repeated. Raises ValueError where tokens are not distinct, or a special token is no number of one.
+    Two vocabularies are equal where their tokens, `eos` and `pad` are; `bos` is no part of an
+    event. With an `eos` and no `pad`, `eos` is repeated. Raises ValueError where tokens are not
+    distinct, or a special token is no number of one.
 
     >>> letters = Vocabulary(("a", "b", "."), eos=2)
     >>> letters.events(["ab", "bbb"], length=3)
@@ -39,17 +41,24 @@ class Vocabulary:
             raise ValueError(f"the tokens of a vocabulary are distinct; {self} names one twice")
         for role, number in (("bos", self.bos), ("eos", self.eos), ("pad", self.pad)):
             if number is not None and not 0 <= number < len(self.tokens):
-                raise ValueError(f"{role} is the number of a token of {self}, 0 to {len(self.tokens) - 1}, not {number!r}")
+                raise ValueError(
+                    f"{role} is the number of a token of {self}, 0 to {len(self.tokens) - 1}, not "
+                    f"{number!r}"
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __str__(self) -> str:
-        return f"a vocabulary of {len(self)} tokens ({self.fingerprint}), eos={self.eos}, pad={self.pad}"
+        return (
+            f"a vocabulary of {len(self)} tokens ({self.fingerprint}), eos={self.eos}, "
+            f"pad={self.pad}"
+        )
 
     @cached_property
     def fingerprint(self) -> str:
-        """Eight digits that tell vocabularies apart in messages: the start of the SHA-256 of the tokens."""
+        """Eight digits that tell vocabularies apart in messages: the start of the SHA-256 of the
+        tokens."""
         return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()[:8]
 
     @cached_property
@@ -57,18 +66,30 @@ class Vocabulary:
         return {token: number for number, token in enumerate(self.tokens)}
 
     def events(self, texts: Iterable[Sequence[str | int]], length: int) -> Tensor:  # -> (n, length)
-        """Texts, each a sequence of tokens or their numbers without `bos` and `eos`, as events: ended, padded, and cut to `length`.
+        """Texts, each a sequence of tokens or their numbers without `bos` and `eos`, as events:
+        ended, padded, and cut to `length`.
 
-        Raises ValueError where a token is unknown, or a text is short and there is no `eos` to end it.
+        Raises ValueError where a token is unknown, or a text is short and there is no `eos` to end
+        it.
         """
         rows = []
         for text in texts:
-            row = [self._numbers.get(token, -1) if isinstance(token, str) else int(token) for token in text][:length]
-            unknown = [token for token, number in zip(text, row, strict=False) if not 0 <= number < len(self)]
+            row = [
+                self._numbers.get(token, -1) if isinstance(token, str) else int(token)
+                for token in text
+            ][:length]
+            unknown = [
+                token
+                for token, number in zip(text, row, strict=False)
+                if not 0 <= number < len(self)
+            ]
             if unknown:
                 raise ValueError(f"{unknown[0]!r} is no token of {self}")
             if len(row) < length and self.eos is None:
-                raise ValueError(f"a text of {len(row)} tokens is no event of length {length}, and {self} has no eos to end it")
+                raise ValueError(
+                    f"a text of {len(row)} tokens is no event of length {length}, and {self} has "
+                    "no eos to end it"
+                )
             rows.append([*row, self.eos, *[self.pad] * length][:length])
         return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
 

@@ -1,4 +1,5 @@
-"""What adapters of flow libraries share: log p(x) = log b(u) + log|det du/dx| with u = f(x) and a base density b, in nats.
+"""What adapters of flow libraries share: log p(x) = log b(u) + log|det du/dx| with u = f(x) and a
+base density b, in nats.
 
 | method          | quantity                                                              |
 |-----------------|-----------------------------------------------------------------------|
@@ -20,10 +21,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from poe import support as sets
-from poe.bindings import Bindings
-from poe.capabilities import Transport
-from poe.energy import Density
+from poe.algebra import support as sets
+from poe.algebra.bindings import Bindings
+from poe.algebra.capabilities import Transport
+from poe.algebra.energy import Density
 
 
 class WrappedFlow(Density):
@@ -33,15 +34,17 @@ class WrappedFlow(Density):
         flow: the flow; then no `architecture` is given.
         event_shape: shape of one x; by default that of the flow's features, which it may reshape.
         context_shape: shape of one context, for a conditional flow.
-        support: (low, high), each a number or an array of the event's shape, or a constraint; all of R^n by default.
+        support: (low, high), each a number or an array of the event's shape, or a constraint; all
+            of R^n by default.
         bounded: whether the density is known to be bounded above, where the adapter cannot tell.
         architecture: with no flow, the arguments of `build`.
 
-    The flow stays in eval mode but inside `training_mode`. Draws are decided by the generator; where the base is no Gaussian they are
-    made by the library itself, under torch's global randomness seeded from the generator and restored after.
+    The flow stays in eval mode but inside `training_mode`. Draws are decided by the generator;
+    where the base is no Gaussian they are made by the library itself, under torch's global
+    randomness seeded from the generator and restored after.
 
-    Raises TypeError where the flow does not evaluate on a point or gives another value the second time, ValueError for shapes that do
-    not fit.
+    Raises TypeError where the flow does not evaluate on a point or gives another value the second
+    time, ValueError for shapes that do not fit.
     """
 
     context: Tensor | None
@@ -62,27 +65,52 @@ class WrappedFlow(Density):
         plain: dict[str, Any] | None = None
         if flow is None:
             if event_shape is None:
-                raise TypeError(f"a new flow of {self.LIBRARY} needs event_shape, for instance event_shape=(2,)")
-            flow = self.build(math.prod(event_shape), context=0 if bound is None else bound.numel(), **architecture)
+                raise TypeError(
+                    f"a new flow of {self.LIBRARY} needs event_shape, for instance event_shape=(2,)"
+                )
+            flow = self.build(
+                math.prod(event_shape),
+                context=0 if bound is None else bound.numel(),
+                **architecture,
+            )
             plain = architecture
         elif architecture:
-            raise TypeError(f"{', '.join(architecture)} describe a new flow, but one is given: leave either away")
+            raise TypeError(
+                f"{', '.join(architecture)} describe a new flow, but one is given: leave either "
+                "away"
+            )
         mixed = {str(p.dtype) for p in flow.parameters() if p.is_floating_point()}
         if len(mixed) > 1:
-            raise TypeError(f"the flow of {self.LIBRARY} mixes {' and '.join(sorted(mixed))}: call flow.float() or flow.double()")
+            raise TypeError(
+                f"the flow of {self.LIBRARY} mixes {' and '.join(sorted(mixed))}: call "
+                "flow.float() or flow.double()"
+            )
         flow.eval()
         shape = self._features(flow, bound)
         shape = torch.Size(event_shape or ()) if shape is None else shape
         event = shape if event_shape is None else torch.Size(event_shape)
         if not shape:
-            raise TypeError(f"this flow of {self.LIBRARY} does not state the shape of its events: give event_shape=...")
+            raise TypeError(
+                f"this flow of {self.LIBRARY} does not state the shape of its events: give "
+                "event_shape=..."
+            )
         if shape.numel() != event.numel():
             raise ValueError(
-                f"the flow has {shape.numel()} features of shape {tuple(shape)}, which do not fill events of shape {tuple(event)}"
+                f"the flow has {shape.numel()} features of shape {tuple(shape)}, which do not fill "
+                f"events of shape {tuple(event)}"
             )
-        super().__init__(event, support=_constraint(self._own_support(flow) if support is None else support, event), name=name)
+        super().__init__(
+            event,
+            support=_constraint(self._own_support(flow) if support is None else support, event),
+            name=name,
+        )
         self._architecture, self._noise_shape, self._context_shape = plain, shape, bound
-        self._known_bounded, self._unlocked, self._counted, self._bindings = bounded, False, None, Bindings()
+        self._known_bounded, self._unlocked, self._counted, self._bindings = (
+            bounded,
+            False,
+            None,
+            Bindings(),
+        )
         self._stated = support
         self.flow = flow
         self.register_buffer("context", None)
@@ -102,7 +130,8 @@ class WrappedFlow(Density):
     @staticmethod
     @abstractmethod
     def _features(flow: Any, context_shape: torch.Size | None) -> torch.Size | None:
-        """Shape of the flow's events, None where it does not say. Raises TypeError for a flow that is no density."""
+        """Shape of the flow's events, None where it does not say. Raises TypeError for a flow that
+        is no density."""
 
     @abstractmethod
     def _log_prob(self, rows: Tensor, context: Tensor | None) -> Tensor:  # (n, *features) -> (n)
@@ -113,20 +142,24 @@ class WrappedFlow(Density):
         """Draws from torch's global randomness."""
 
     @abstractmethod
-    def _encode(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:  # (n, *features), (n)
+    def _encode(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        # (n, *features), (n)
         """u = f(x) and log|det du/dx|."""
 
     @abstractmethod
-    def _decode(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:  # (n, *features), (n)
+    def _decode(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        # (n, *features), (n)
         """x = f⁻¹(u) and log|det dx/du|."""
 
-    def _invert(self, rows: Tensor, context: Tensor | None) -> Tensor:  # (n, *features) -> (n, *features)
+    def _invert(self, rows: Tensor, context: Tensor | None) -> Tensor:
+        # (n, *features) -> (n, *features)
         """x = f⁻¹(u) alone, where that is cheaper than with its determinant."""
         return self._decode(rows, context)[0]
 
     @abstractmethod
     def _gaussian(self, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Mean and standard deviation of the base, each (*features) or (1, *features); None where it is no diagonal Gaussian."""
+        """Mean and standard deviation of the base, each (*features) or (1, *features); None where
+        it is no diagonal Gaussian."""
 
     def _own_support(self, flow: Any) -> Any:
         """Where the flow itself is non-zero, as `support` above."""
@@ -138,7 +171,8 @@ class WrappedFlow(Density):
     # ---- the density
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        """log p(x) in nats. A row that holds a NaN or an infinity gives NaN and leaves the others alone."""
+        """log p(x) in nats. A row that holds a NaN or an infinity gives NaN and leaves the others
+        alone."""
         rows, batch = self._pack(x)
         if not len(rows):
             return rows.flatten(1).sum(1).reshape(batch)
@@ -147,17 +181,27 @@ class WrappedFlow(Density):
         return torch.where(finite, self._log_prob(rows, self._bound()), math.nan).reshape(batch)
 
     @torch.no_grad()
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
-        """n independent draws, (n, *event), in the flow's own dtype; `generator` decides them all."""
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """n independent draws, (n, *event), in the flow's own dtype; `generator` decides them
+        all."""
         batch, context = (n,) if isinstance(n, int) else tuple(n), self._bound()
         total, base, like = math.prod(batch), self._gaussian(context), self._like()
         if total == 0:
             return like.new_empty(*batch, *self.event_shape)
         if base is not None:
-            noise = torch.randn(total, *self._noise_shape, dtype=like.dtype, generator=generator, device=like.device)
+            noise = torch.randn(
+                total, *self._noise_shape, dtype=like.dtype, generator=generator, device=like.device
+            )
             rows = self._invert(base[0] + base[1] * noise, context)
         else:
-            seed = torch.randint(2**62, (), generator=generator, device="cpu" if generator is None else generator.device)
+            seed = torch.randint(
+                2**62,
+                (),
+                generator=generator,
+                device="cpu" if generator is None else generator.device,
+            )
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(int(seed))
                 rows = self._draw(total, context)
@@ -165,16 +209,21 @@ class WrappedFlow(Density):
 
     # ---- Transport
 
-    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (*batch, *event) -> (*batch, *event), (*batch)
-        """z, standard normal if x is a draw, and log|det dz/dx| in nats. Raises TypeError where the base is no diagonal Gaussian."""
+    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch, *event), (*batch)
+        """z, standard normal if x is a draw, and log|det dz/dx| in nats. Raises TypeError where the
+        base is no diagonal Gaussian."""
         rows, batch = self._pack(x)
         mean, scale = self._standard()
         if not len(rows):
             return x, rows.flatten(1).sum(1).reshape(batch)
         u, log_det = self._encode(rows, self._bound())
-        return ((u - mean) / scale).reshape(x.shape), (log_det - self._log_scale(scale)).reshape(batch)
+        return ((u - mean) / scale).reshape(x.shape), (log_det - self._log_scale(scale)).reshape(
+            batch
+        )
 
-    def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (*batch, *event) -> (*batch, *event), (*batch)
+    def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch, *event), (*batch)
         """x of noise z and log|det dx/dz| in nats. Raises as `to_noise` does."""
         rows, batch = self._pack(z)
         mean, scale = self._standard()
@@ -190,11 +239,15 @@ class WrappedFlow(Density):
 
     @property
     def passes(self) -> int:
-        """How often x = f⁻¹(u) calls the network that is called most, counted on one point; the determinant may take one call more."""
+        """How often x = f⁻¹(u) calls the network that is called most, counted on one point; the
+        determinant may take one call more."""
         if self._counted is None:
             like = self._like()
             with torch.no_grad(), _counting(self.flow) as calls:
-                self._invert(torch.zeros(1, *self._noise_shape, dtype=like.dtype, device=like.device), self._bound())
+                self._invert(
+                    torch.zeros(1, *self._noise_shape, dtype=like.dtype, device=like.device),
+                    self._bound(),
+                )
             self._counted = max([1, *calls.values()])
         return self._counted
 
@@ -206,11 +259,14 @@ class WrappedFlow(Density):
         Raises TypeError for a flow without context, ValueError for a context of another shape.
         """
         if self._context_shape is None:
-            raise TypeError(f"{self} takes no context; wrap a conditional flow with context_shape=...")
+            raise TypeError(
+                f"{self} takes no context; wrap a conditional flow with context_shape=..."
+            )
         context = self._as_context(context)
         if context.shape != self._context_shape:
             raise ValueError(
-                f"{self} takes one context of shape {tuple(self._context_shape)}, not {tuple(context.shape)}; for several contexts "
+                f"{self} takes one context of shape {tuple(self._context_shape)}, not "
+                f"{tuple(context.shape)}; for several contexts "
                 "bind each one with .given()"
             )
         bound = type(self)(
@@ -251,12 +307,19 @@ class WrappedFlow(Density):
     def config(self) -> dict[str, Any]:
         if self._architecture is None:
             raise TypeError(
-                f"{type(self).__name__} wraps a flow object, whose architecture has no plain description: build it from plain "
-                f'arguments, poe.create("{self.LIBRARY}", event_shape=..., kind=...), and load_state_dict its weights into .flow'
+                f"{type(self).__name__} wraps a flow object, whose architecture has no plain "
+                "description: build it from plain "
+                f'arguments, poe.create("{self.LIBRARY}", event_shape=..., kind=...), and '
+                "load_state_dict its weights into .flow"
             )
         context = None if self._context_shape is None else list(self._context_shape)
         bound = {} if self.context is None else {"bound": True}
-        return {"event_shape": list(self.event_shape), "context_shape": context, **bound, **self._architecture}
+        return {
+            "event_shape": list(self.event_shape),
+            "context_shape": context,
+            **bound,
+            **self._architecture,
+        }
 
     @classmethod
     def from_config(cls, *, bound: bool = False, **config: Any) -> WrappedFlow:
@@ -268,7 +331,8 @@ class WrappedFlow(Density):
     def _pack(self, x: Tensor) -> tuple[Tensor, torch.Size]:
         if x.dtype != self.dtype:
             raise TypeError(
-                f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or change the expert by .double() or .float()"
+                f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or change the "
+                "expert by .double() or .float()"
             )
         batch = x.shape[: x.ndim - len(self.event_shape)]
         return x.reshape(math.prod(batch), *self._noise_shape), batch
@@ -279,35 +343,47 @@ class WrappedFlow(Density):
     def _bound(self) -> Tensor | None:
         if not self._ready():
             raise TypeError(
-                f"{self} is conditional: bind a context of shape {tuple(self._context_shape or ())} with .given(context)"
+                f"{self} is conditional: bind a context of shape "
+                f"{tuple(self._context_shape or ())} with .given(context)"
             )
         return self.context
 
     def _standard(self) -> tuple[Tensor, Tensor]:
         base = self._gaussian(self._bound())
         if base is None:
-            raise TypeError(f"the base of {self} is no diagonal Gaussian, so it has no Transport to standard normal noise")
+            raise TypeError(
+                f"the base of {self} is no diagonal Gaussian, so it has no Transport to standard "
+                "normal noise"
+            )
         return base
 
     def _log_scale(self, scale: Tensor) -> Tensor:
         return scale.expand(1, *self._noise_shape).log().sum()
 
     def _probe(self) -> None:
-        """Two evaluations, so that a flow that cannot answer, or answers at random, says so when it is wrapped."""
+        """Two evaluations, so that a flow that cannot answer, or answers at random, says so when it
+        is wrapped."""
         like = self._like()
         zeros = torch.zeros(1, *self._noise_shape, dtype=like.dtype, device=like.device)
         try:
             with torch.no_grad():
                 first, second = (self._log_prob(zeros, self.context) for _ in range(2))
         except Exception as error:
-            what = "" if self.context is None else f" given a context of shape {tuple(self.context.shape)}"
+            what = (
+                ""
+                if self.context is None
+                else f" given a context of shape {tuple(self.context.shape)}"
+            )
             raise TypeError(
-                f"the flow of {self.LIBRARY} does not evaluate on one point of shape {tuple(self._noise_shape)}{what} "
-                f"({type(error).__name__}: {error}); a conditional flow needs context_shape=..., and .given(context) before it is used"
+                f"the flow of {self.LIBRARY} does not evaluate on one point of shape "
+                f"{tuple(self._noise_shape)}{what} "
+                f"({type(error).__name__}: {error}); a conditional flow needs context_shape=..., "
+                "and .given(context) before it is used"
             ) from error
         if not torch.equal(first, second) and not first.isnan().any():
             raise TypeError(
-                f"the flow of {self.LIBRARY} gives two values of log p at one point, {first.item():.6g} and {second.item():.6g}: "
+                f"the flow of {self.LIBRARY} gives two values of log p at one point, "
+                f"{first.item():.6g} and {second.item():.6g}: "
                 "its density is only estimated, at random, and no kernel can be exact with it"
             )
 
@@ -316,7 +392,10 @@ def _constraint(support: Any, event_shape: Sequence[int]) -> sets.Constraint | N
     if support is None or isinstance(support, sets.Constraint):
         return support
     low, high = support
-    ends = [torch.as_tensor(-math.inf if low is None else low), torch.as_tensor(math.inf if high is None else high)]
+    ends = [
+        torch.as_tensor(-math.inf if low is None else low),
+        torch.as_tensor(math.inf if high is None else high),
+    ]
     return sets.box(ends[0], ends[1], event_shape)
 
 
@@ -331,7 +410,11 @@ def _counting(module: nn.Module) -> Iterator[dict[int, int]]:
 
         return hook
 
-    handles = [m.register_forward_hook(count(id(m))) for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    handles = [
+        m.register_forward_hook(count(id(m)))
+        for m in module.modules()
+        if any(True for _ in m.parameters(recurse=False))
+    ]
     try:
         yield calls
     finally:

@@ -1,11 +1,13 @@
 """Flows of zuko as densities: log p(x) = log b(f(x)) + log|det df/dx|, in nats.
 
-A lazy distribution of zuko becomes `p(x | c)` when it is called with a context c; `Zuko` calls it at every evaluation, and so follows
-parameters that are trained or moved between devices. See `experts.wrapped` for the methods.
+A lazy distribution of zuko becomes `p(x | c)` when it is called with a context c; `Zuko` calls it
+at every evaluation, and so follows parameters that are trained or moved between devices. See
+`experts.wrapped` for the methods.
 
 Not built by name, but wrapped at the caller's own risk:
 
-- GF: its density clips in the tails (one transformation integrates to 1.0045), its inverse ends at ±10;
+- GF: its density clips in the tails (one transformation integrates to 1.0045), its inverse ends at
+  ±10;
 - CNF: its gradient is only as good as the tolerance of its solver;
 - UNAF: it inverts by some fifty passes of bisection;
 - SOSPF: its polynomials overflow to NaN far out.
@@ -37,49 +39,78 @@ KINDS: dict[str, type[Any]] = {
     "nsf": flows.NSF,
     "realnvp": flows.RealNVP,
 }
-# univariate maps whose log-derivative is bounded, whatever their parameters, and maps that keep volumes
-_BOUNDED_SLOPE = (transforms.MonotonicAffineTransform, transforms.MonotonicRQSTransform, transforms.AdditiveTransform)
+# univariate maps whose log-derivative is bounded, whatever their parameters, and maps that keep
+# volumes
+_BOUNDED_SLOPE = (
+    transforms.MonotonicAffineTransform,
+    transforms.MonotonicRQSTransform,
+    transforms.AdditiveTransform,
+)
 _VOLUME = (transforms.PermutationTransform, transforms.RotationTransform)
 
 
 @register("zuko")
 class Zuko(WrappedFlow):
-    """A flow or mixture of zuko as a density: one that somebody trained, or one built from plain arguments.
+    """A flow or mixture of zuko as a density: one that somebody trained, or one built from plain
+    arguments.
 
     >>> import poe
     >>> flow = poe.create("zuko", kind="nsf", event_shape=(2,), transforms=2, hidden_features=(16,))
     >>> flow.sample(5).shape
     torch.Size([5, 2])
 
-    Arguments are those of `experts.wrapped.WrappedFlow`; `architecture` holds `kind`, one of `KINDS`, and the arguments of that class.
-    `bounded` is known of affine and rational-quadratic transformations. The support of circular splines (NCSF) is [-π, π]^n.
+    Arguments are those of `experts.wrapped.WrappedFlow`; `architecture` holds `kind`, one of
+    `KINDS`, and the arguments of that class. `bounded` is known of affine and rational-quadratic
+    transformations. The support of circular splines (NCSF) is [-π, π]^n.
 
-    References: Papamakarios et al. 2021, Normalizing flows for probabilistic modeling and inference, JMLR 22.
+    References: Papamakarios et al. 2021, Normalizing flows for probabilistic modeling and
+    inference, JMLR 22.
     """
 
     LIBRARY = "zuko"
 
     @staticmethod
-    def build(features: int, *, context: int = 0, kind: str | None = None, **architecture: Any) -> nn.Module:
+    def build(
+        features: int, *, context: int = 0, kind: str | None = None, **architecture: Any
+    ) -> nn.Module:
         """A new flow of zuko, of one of `KINDS`; a list where zuko wants a tuple will do."""
         if kind not in KINDS:
-            raise ValueError(f"no flow of zuko is of kind {kind!r}; choose kind= one of {', '.join(KINDS)}")
-        return KINDS[kind](features, context, **{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+            raise ValueError(
+                f"no flow of zuko is of kind {kind!r}; choose kind= one of {', '.join(KINDS)}"
+            )
+        return KINDS[kind](
+            features,
+            context,
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()},
+        )
 
     @staticmethod
     def _features(flow: Any, context_shape: torch.Size | None) -> torch.Size | None:
         if not isinstance(flow, lazy.LazyDistribution):
-            raise TypeError(f"Zuko takes a lazy distribution of zuko, such as zuko.flows.NSF(2), not {type(flow).__name__}")
+            raise TypeError(
+                "Zuko takes a lazy distribution of zuko, such as zuko.flows.NSF(2), not "
+                f"{type(flow).__name__}"
+            )
         like = next((t for t in flow.parameters() if t.is_floating_point()), torch.empty(()))
-        context = None if context_shape is None else torch.zeros(context_shape, dtype=like.dtype, device=like.device)
+        context = (
+            None
+            if context_shape is None
+            else torch.zeros(context_shape, dtype=like.dtype, device=like.device)
+        )
         try:
             with torch.no_grad():
                 return torch.Size(flow(context).event_shape)
         except Exception as error:
-            takes = "without a context" if context is None else f"of a context of shape {tuple(context.shape)}"
+            takes = (
+                "without a context"
+                if context is None
+                else f"of a context of shape {tuple(context.shape)}"
+            )
             raise TypeError(
-                f"the flow of zuko makes no distribution {takes} ({type(error).__name__}: {error}); a conditional flow "
-                "needs the shape of its context, context_shape=..., and .given(context) before it is used"
+                f"the flow of zuko makes no distribution {takes} ({type(error).__name__}: "
+                f"{error}); a conditional flow "
+                "needs the shape of its context, context_shape=..., and .given(context) before it "
+                "is used"
             ) from error
 
     def _own_support(self, flow: Any) -> Any:
@@ -107,13 +138,16 @@ class Zuko(WrappedFlow):
 
     def _gaussian(self, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         flow = self._distribution(context)
-        if not isinstance(flow, distributions.NormalizingFlow) or not isinstance(flow.base, distributions.DiagNormal):
+        if not isinstance(flow, distributions.NormalizingFlow) or not isinstance(
+            flow.base, distributions.DiagNormal
+        ):
             return None
         return flow.base.base_dist.loc, flow.base.base_dist.scale
 
     @property
     def bounded(self) -> bool | None:
-        """As stated, or True where the base is bounded and every transformation has a bounded log-derivative; else unknown."""
+        """As stated, or True where the base is bounded and every transformation has a bounded
+        log-derivative; else unknown."""
         if self._known_bounded is not None or not isinstance(self.flow, lazy.Flow):
             return self._known_bounded
         base = self.flow.base
@@ -131,9 +165,15 @@ def _tame(transform: nn.Module) -> bool:
             return all(map(_tame, transform.transforms))
         case lazy.UnconditionalTransform():
             return transform.f in _VOLUME
-        case flows.MaskedAutoregressiveTransform() | flows.GeneralCouplingTransform() | flows.ElementWiseTransform():
+        case (
+            flows.MaskedAutoregressiveTransform()
+            | flows.GeneralCouplingTransform()
+            | flows.ElementWiseTransform()
+        ):
             univariate = (
-                transform.univariate.func if isinstance(transform.univariate, functools.partial) else transform.univariate
+                transform.univariate.func
+                if isinstance(transform.univariate, functools.partial)
+                else transform.univariate
             )
             return univariate in _BOUNDED_SLOPE or univariate is CircularRQSTransform
         case _:

@@ -1,25 +1,22 @@
-"""Products of experts: write down what you want from the models you already have; get draws you can trust, or be told why not."""
+"""Products of experts: write down what you want from the models you already have; get draws you can
+trust, or be told why not."""
 
-from poe.anomaly import anomaly_score
-from poe.draws import Draws
-from poe.energy import (
-    Density,
-    Energy,
-    Estimate,
-    combine,
-    conjunction,
-    contrast,
-    fill,
-    leaves,
-    mixture,
-    names,
-    on,
-    product,
-    pullback,
-    shift,
-)
-from poe.expression import parse
-from poe.fitting import fit_density
+from poe.algebra.combining import combine, conjunction
+from poe.algebra.contrast import contrast
+from poe.algebra.energy import Density, Energy, Estimate, ImproperWarning
+from poe.algebra.maps import fill
+from poe.algebra.mixture import mixture
+from poe.algebra.product import product
+from poe.algebra.pullback import on, pullback
+from poe.algebra.rules import closed_form, simplify
+from poe.algebra.shifted import shift
+from poe.algebra.text import leaves, names
+from poe.diagnostics.anomaly import anomaly_score
+from poe.diagnostics.draws import Draws
+from poe.diagnostics.stein import SteinTest, stein_test
+from poe.io import zoo as _zoo  # noqa: F401  (names by default)
+from poe.io.expression import parse
+from poe.io.storage import load, save
 from poe.kernels import (
     Cycle,
     DiscreteLangevin,
@@ -34,13 +31,11 @@ from poe.kernels import (
     RandomWalk,
     Tempered,
 )
-from poe.modes import mode
-from poe.partition import bracket, log_z, normalize
-from poe.plan import Plan, plan, sample
 from poe.registry import as_energy, available, converter, create, register
-from poe.rules import closed_form, simplify
-from poe.stein import SteinTest, stein_test
-from poe.storage import load, save
+from poe.sampling.modes import mode
+from poe.sampling.partition import EstimateWarning, bracket, log_z, normalize
+from poe.sampling.planning import Plan, plan, sample
+from poe.training.fitting import fit_density
 
 __version__ = "0.1.0"
 
@@ -51,10 +46,12 @@ __all__ = [
     "Draws",
     "Energy",
     "Estimate",
+    "EstimateWarning",
     "Flip",
     "Gibbs",
     "GibbsWithGradients",
     "Hamiltonian",
+    "ImproperWarning",
     "IndependentMetropolis",
     "Langevin",
     "LineIntegral",

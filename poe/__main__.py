@@ -1,4 +1,5 @@
-"""The command line: `python -m poe`, or `poe` where the package is installed. A command is one entry of `COMMANDS`."""
+"""The command line: `python -m poe`, or `poe` where the package is installed. A command is one
+entry of `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -11,10 +12,19 @@ import warnings
 from collections.abc import Sequence
 
 import poe
-from poe import checkup, cli, demo, gallery, inventory
-from poe.storage import StorageError
+from poe.cli import checkup, demo, gallery, inventory
+from poe.cli import main as cli
+from poe.io.container import StorageError
 
-COMMANDS = (inventory.COMMAND, cli.SHOW, cli.SAMPLE, cli.LOGZ, checkup.COMMAND, demo.COMMAND, gallery.COMMAND)
+COMMANDS = (
+    inventory.COMMAND,
+    cli.SHOW,
+    cli.SAMPLE,
+    cli.LOGZ,
+    checkup.COMMAND,
+    demo.COMMAND,
+    gallery.COMMAND,
+)
 
 STATUS = """\
 exit status:
@@ -26,13 +36,15 @@ exit status:
   141  the reader of the output went away
 
 Reports go to standard output, as one JSON object with --json; progress, warnings and errors go to standard error.
-"""
+"""  # noqa: E501
 
 
 def parser() -> argparse.ArgumentParser:
     """The grammar of the command line."""
     layout = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(prog="poe", description="Products of experts.", epilog=STATUS, formatter_class=layout)
+    top = argparse.ArgumentParser(
+        prog="poe", description="Products of experts.", epilog=STATUS, formatter_class=layout
+    )
     top.add_argument("--version", action="version", version=f"%(prog)s {poe.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -44,16 +56,21 @@ def parser() -> argparse.ArgumentParser:
             epilog="Exit statuses are listed by `poe --help`.",
         )
         command.arguments(sub)
-        sub.add_argument("--json", action="store_true", help="report as one JSON object on standard output")
+        sub.add_argument(
+            "--json", action="store_true", help="report as one JSON object on standard output"
+        )
         sub.set_defaults(run=command.run)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the command `poe`; returns the exit status. Raises SystemExit where argparse does, as for --help."""
+    """Entry point of the command `poe`; returns the exit status. Raises SystemExit where argparse
+    does, as for --help."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the rest
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that lacks a character still shows the rest
     try:
         try:
             return _run(parser().parse_args(argv))
@@ -79,7 +96,10 @@ def _run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}", 2, None, arguments.json)
-    except (ImportError, StorageError) as error:  # a library is missing, or a file of the zoo is damaged
+    except (
+        ImportError,
+        StorageError,
+    ) as error:  # a library is missing, or a file of the zoo is damaged
         return _fail(str(error), 2, None, arguments.json)
 
 
@@ -92,7 +112,8 @@ def _fail(message: str, status: int, column: int | None, as_json: bool) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # Python remembers an interrupt that leaves `exec` of a text (dataclasses, namedtuples), though it was handled, and would end by the
-    # signal instead of with this status; the next such `exec` forgets it.
+    # Python remembers an interrupt that leaves `exec` of a text (dataclasses, namedtuples), though
+    # it was handled, and would end by the signal instead of with this status; the next such `exec`
+    # forgets it.
     exec("")
     sys.exit(status)

@@ -1,9 +1,9 @@
 """Experts by name: one table that ours and a stranger's are plugged into in the same way.
 
-A package offers experts through entry points in group `poe.experts`: the name is what `poe.create` takes,
-the value a class, a factory, or a module that registers its experts when it is imported. Our own experts are
-imported when one is asked for; a stranger's, which may register further names, on the first unknown name or
-listing.
+A package offers experts through entry points in group `poe.experts`: the name is what `poe.create`
+takes, the value a class, a factory, or a module that registers its experts when it is imported. Our
+own experts are imported when one is asked for; a stranger's, which may register further names, on
+the first unknown name or listing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _names: dict[Callable[..., Any], str] = {}
 _tried: set[EntryPoint] = set()
 # qualified class name -> registry name, or a function of the object
 _converters: dict[str, str | Callable[..., Any]] = {
-    "poe.energy.Energy": lambda energy: energy,
+    "poe.algebra.energy.Energy": lambda energy: energy,
     "nflows.flows.base.Flow": "flow",
     "torch.distributions.distribution.Distribution": "distribution",
     "torch.nn.modules.module.Module": "function",
@@ -50,18 +50,24 @@ _converters: dict[str, str | Callable[..., Any]] = {
 
 
 def register(name: str) -> Callable[[Owner], Owner]:
-    """Decorator that makes a class or a factory known as `name` (lower-case letters, digits and dashes).
+    """Decorator that makes a class or a factory known as `name` (lower-case letters, digits and
+    dashes).
 
     Raises:
         RegistryError: the name has another form, or belongs to somebody else.
     """
     if not NAME.fullmatch(name):
-        raise RegistryError(f"{name!r} cannot name an expert: use lower-case letters, digits and dashes")
+        raise RegistryError(
+            f"{name!r} cannot name an expert: use lower-case letters, digits and dashes"
+        )
 
     def add(owner: Owner) -> Owner:
         first = _owners.setdefault(name, owner)
         if first is not owner:
-            raise RegistryError(f"the name {name!r} belongs to {_path(first)}; register {_path(owner)} under another one")
+            raise RegistryError(
+                f"the name {name!r} belongs to {_path(first)}; register {_path(owner)} under "
+                "another one"
+            )
         _names.setdefault(owner, name)
         return owner
 
@@ -73,9 +79,10 @@ def create(name: str, /, **arguments: Any) -> Any:
 
     Raises:
         UnknownExpert: nobody registered the name; the message suggests near ones.
-        ImportError: the expert needs a library that is not installed; the message names it, and the extra
-            that brings it.
-        RegistryError: the plug-in that offers the name is broken; the message names its distribution.
+        ImportError: the expert needs a library that is not installed; the message names it, and the
+            extra that brings it.
+        RegistryError: the plug-in that offers the name is broken; the message names its
+            distribution.
     """
     try:
         return lookup(name)(**arguments)
@@ -103,19 +110,25 @@ def available() -> list[str]:
 
 
 def name_of(owner: Callable[..., Any]) -> str | None:
-    """The name that a class or factory is registered under, or offered by a plug-in; None where it is not."""
+    """The name that a class or factory is registered under, or offered by a plug-in; None where it
+    is not."""
     if owner in _names:
         return _names[owner]
-    offered = (name for name, point in _declared(GROUP).items() if f"{point.module}.{point.attr}" == _path(owner))
+    offered = (
+        name
+        for name, point in _declared(GROUP).items()
+        if f"{point.module}.{point.attr}" == _path(owner)
+    )
     return next(offered, None)
 
 
 def converter(type_path: str) -> Callable[[Convert], Convert]:
-    """Decorator for a function that `as_energy` calls on objects of the class with this qualified name.
+    """Decorator for a function that `as_energy` calls on objects of the class with this qualified
+    name.
 
-    It serves subclasses too. The class is given by name ("zuko.flows.core.Flow"), so that nobody needs the
-    library who does not use it. A package may also name its converters in the entry points group
-    `poe.converters`, as qualified class name = function.
+    It serves subclasses too. The class is given by name ("zuko.flows.core.Flow"), so that nobody
+    needs the library who does not use it. A package may also name its converters in the entry
+    points group `poe.converters`, as qualified class name = function.
     """
 
     def add(convert: Convert) -> Convert:
@@ -129,10 +142,11 @@ def converter(type_path: str) -> Callable[[Convert], Convert]:
 
 
 def as_energy(obj: Any, /, **arguments: Any) -> Any:
-    """`obj` as an energy: a flow, a torch distribution, a module, any callable x -> energy, or an energy.
+    """`obj` as an energy: a flow, a torch distribution, a module, any callable x -> energy, or an
+    energy.
 
-    The classes of `obj` choose the expert, the most specific first; the arguments go to that expert (a
-    callable needs `event_shape`, for instance). An energy comes back as it is.
+    The classes of `obj` choose the expert, the most specific first; the arguments go to that expert
+    (a callable needs `event_shape`, for instance). An energy comes back as it is.
 
     Raises:
         TypeError: nobody knows how to read such an object.
@@ -147,9 +161,12 @@ def as_energy(obj: Any, /, **arguments: Any) -> Any:
     if callable(obj):
         return lookup("function")(obj, **arguments)
     raise TypeError(
-        f"cannot read {_path(type(obj))} as an energy: pass a callable x -> energy, a torch distribution, or a model of nflows, zuko, "
-        "normflows, sbi, scikit-learn or diffusers; samples become one by poe.fit_density(samples), a log-density outside torch by "
-        f'poe.create("black-box", log_prob=..., event_shape=...), any other type by @poe.converter({_path(type(obj))!r})'
+        f"cannot read {_path(type(obj))} as an energy: pass a callable x -> energy, a torch "
+        "distribution, or a model of nflows, zuko, "
+        "normflows, sbi, scikit-learn or diffusers; samples become one by "
+        "poe.fit_density(samples), a log-density outside torch by "
+        'poe.create("black-box", log_prob=..., event_shape=...), any other type by '
+        f"@poe.converter({_path(type(obj))!r})"
     )
 
 
@@ -160,7 +177,8 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 def entry_points(group: str) -> list[EntryPoint]:
-    """The entry points of installed packages in one group; unreadable metadata warns and gives none."""
+    """The entry points of installed packages in one group; unreadable metadata warns and gives
+    none."""
     try:
         return list(importlib.metadata.entry_points(group=group))
     except Exception as error:  # metadata of a stranger's package must not take the host down
@@ -174,7 +192,10 @@ def _declared(group: str) -> dict[str, EntryPoint]:
     for point in entry_points(group):
         first = points.setdefault(point.name, point)
         if first.value != point.value:
-            _warn(f"{_source(point)} and {_source(first)} both offer {point.name!r}; the latter is used")
+            _warn(
+                f"{_source(point)} and {_source(first)} both offer {point.name!r}; the latter is "
+                "used"
+            )
     return points
 
 
@@ -220,8 +241,14 @@ def _unknown(name: str) -> str:
     for extra, requirements in _extras(DISTRIBUTION).items():
         if name == extra or name in requirements:
             install = _install_line(DISTRIBUTION, extra)
-            return f"no expert is named {name!r}: {install} brings the library, and poe.as_energy(model) takes a model of it"
-    return f"no expert is named {name!r}{near(name, known) or '; available: ' + (', '.join(known) or 'none')}"
+            return (
+                f"no expert is named {name!r}: {install} brings the library, and "
+                "poe.as_energy(model) takes a model of it"
+            )
+    return (
+        "no expert is named "
+        f"{name!r}{near(name, known) or '; available: ' + (', '.join(known) or 'none')}"
+    )
 
 
 def _add_install_line(error: ImportError) -> None:
@@ -259,7 +286,11 @@ def _canonical(name: str) -> str:
 
 
 def _source(point: EntryPoint) -> str:
-    return f"the plug-in {point.dist.name!r}" if point.dist is not None else f"the plug-in at {point.value!r}"
+    return (
+        f"the plug-in {point.dist.name!r}"
+        if point.dist is not None
+        else f"the plug-in at {point.value!r}"
+    )
 
 
 def _failure(point: EntryPoint, error: Exception) -> str:

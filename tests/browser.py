@@ -1,7 +1,10 @@
-"""Opens every page of a built site: `python tests/browser.py site`. Exits with 1, and says what, where something is broken.
+"""Opens every page of a built site: `python tests/browser.py site`. Exits with 1, and says what,
+where something is broken.
 
-Links, anchors and files are checked in any case. Where there is a chromium, each page is opened in it, without a window, from a local
-server: pictures that do not show, errors of scripts, and what the console says are reported. `--shots FOLDER` writes pictures of pages.
+Links, anchors and files are checked in any case. Where there is a chromium, each page is opened in
+it, without a window, from a local
+server: pictures that do not show, errors of scripts, and what the console says are reported.
+`--shots FOLDER` writes pictures of pages.
 """
 
 from __future__ import annotations
@@ -24,18 +27,31 @@ from pathlib import Path
 
 PATIENCE = 60  # seconds
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+FLAGS += [
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+]
 HARNESS = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><body><script>
 const found = [];
 async function open(page) {
   const frame = document.createElement("iframe");
   frame.width = 1200; frame.height = 900;
-  await new Promise((done) => { frame.onload = done; frame.src = page; document.body.append(frame); });
-  const inside = frame.contentDocument;
+  await new Promise((done) => { frame.onload = done; frame.src = page; document.body.append(frame);
+  }); const inside = frame.contentDocument;
   for (const image of inside.images) {
     try { await image.decode(); } catch { }
-    if (!image.complete || !image.naturalWidth) found.push(`${page}: picture ${image.getAttribute("src")} does not show`);
+    if (!image.complete || !image.naturalWidth) found.push(`${page}: picture
+    ${image.getAttribute("src")} does not show`);
   }
   if (!inside.body || !inside.body.innerText.trim()) found.push(`${page}: nothing to read`);
   frame.remove();
@@ -49,7 +65,8 @@ CONSOLE = re.compile(r"CONSOLE[:(]\d+\)?\] (\".*\", source: \S+.*)$", re.MULTILI
 
 
 class Page(HTMLParser):
-    """What a page links to and loads, the names that a link may point at, and its pictures without alternative text."""
+    """What a page links to and loads, the names that a link may point at, and its pictures without
+    alternative text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -71,18 +88,22 @@ class Page(HTMLParser):
 
 
 def pages_of(site: Path) -> list[Path]:
-    """All pages but the one that servers show for those that are missing, whose paths are absolute."""
+    """All pages but the one that servers show for those that are missing, whose paths are
+    absolute."""
     return sorted(path for path in site.rglob("*.html") if path.name != "404.html")
 
 
 def broken_links(site: Path) -> list[str]:
-    """Links and files that lead nowhere, files from other servers, pictures without alternative text."""
+    """Links and files that lead nowhere, files from other servers, pictures without alternative
+    text."""
     pages = {path.resolve(): Page(path.read_text()) for path in pages_of(site)}
     broken = []
     for path, page in pages.items():
         where = path.relative_to(site.resolve())
         broken += [
-            f"{where}: {load}: loaded from elsewhere" for load in page.loads if "//" in load and not load.startswith("data:")
+            f"{where}: {load}: loaded from elsewhere"
+            for load in page.loads
+            if "//" in load and not load.startswith("data:")
         ]
         broken += [f"{where}: {picture}: no alternative text" for picture in page.silent]
         for link in (*page.loads, *page.links):
@@ -102,7 +123,8 @@ def chromium() -> str | None:
 
 @contextmanager
 def served(site: Path, pages: list[str]) -> Iterator[tuple[str, queue.Queue[list[str]]]]:
-    """The address of a server of this folder, whose page `__all__` opens all others, and where it puts what that page found."""
+    """The address of a server of this folder, whose page `__all__` opens all others, and where it
+    puts what that page found."""
     harness = HARNESS.replace("PAGES", json.dumps(pages)).encode()
     answers: queue.Queue[list[str]] = queue.Queue()
 
@@ -124,7 +146,9 @@ def served(site: Path, pages: list[str]) -> Iterator[tuple[str, queue.Queue[list
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(site))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/", answers
@@ -140,7 +164,13 @@ def browser(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     assert program is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log = Path(folder) / "log"
-        command = [program, *FLAGS, f"--user-data-dir={folder}/profile", "--enable-logging=stderr", *arguments]
+        command = [
+            program,
+            *FLAGS,
+            f"--user-data-dir={folder}/profile",
+            "--enable-logging=stderr",
+            *arguments,
+        ]
         with log.open("wb") as errors:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
             try:
@@ -151,14 +181,24 @@ def browser(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
 
 
 def seen(site: Path) -> list[str]:
-    """What a browser finds wrong: pictures that do not show, empty pages, and all that the console says."""
+    """What a browser finds wrong: pictures that do not show, empty pages, and all that the console
+    says."""
     pages = [str(path.relative_to(site)) for path in pages_of(site)]
-    with served(site, pages) as (address, answers), browser("--remote-debugging-port=0", f"{address}__all__") as (_, log):
+    with (
+        served(site, pages) as (address, answers),
+        browser("--remote-debugging-port=0", f"{address}__all__") as (_, log),
+    ):
         try:
             found = answers.get(timeout=PATIENCE)
         except queue.Empty:
-            return [f"the browser did not get through the pages in {PATIENCE} s: {log.read_text(errors='replace')[-2000:]}"]
-        return [*found, *(f"console: {line}" for line in CONSOLE.findall(log.read_text(errors="replace")))]
+            return [
+                f"the browser did not get through the pages in {PATIENCE} s: "
+                f"{log.read_text(errors='replace')[-2000:]}"
+            ]
+        return [
+            *found,
+            *(f"console: {line}" for line in CONSOLE.findall(log.read_text(errors="replace"))),
+        ]
 
 
 def shots(site: Path, folder: Path) -> None:
@@ -168,7 +208,9 @@ def shots(site: Path, folder: Path) -> None:
     with served(site, pages) as (address, _):
         for page in pages:
             picture = (folder / page.replace("/", "_")).with_suffix(".png")
-            with browser("--window-size=1200,2400", f"--screenshot={picture}", f"{address}{page}") as (process, _):
+            with browser(
+                "--window-size=1200,2400", f"--screenshot={picture}", f"{address}{page}"
+            ) as (process, _):
                 process.wait(PATIENCE)
 
 
@@ -182,7 +224,10 @@ def main() -> int:
         parser.error(f"{site} holds no pages: build them with `make docs`")
     broken = broken_links(site)
     if chromium() is None:
-        print("skipped: no chromium to open the pages in (on Debian, apt-get install chromium); links were checked")
+        print(
+            "skipped: no chromium to open the pages in (on Debian, apt-get install chromium); "
+            "links were checked"
+        )
     else:
         broken += seen(site)
         if arguments.shots:

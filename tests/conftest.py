@@ -1,4 +1,5 @@
-"""Shared by all tests: one thread, reproducible randomness, and the rule for tests that need a GPU."""
+"""Shared by all tests: one thread, reproducible randomness, and the rule for tests that need a
+GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ collect_ignore = ["benchmarks"]  # scripts, run by `make bench`
 
 torch.set_num_threads(1)
 settings.register_profile("fast", deadline=None, derandomize=True, max_examples=50)
-settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
@@ -27,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated() -> Iterator[None]:
-    """Each test starts from the same global seed and leaves torch's default dtype as it found it."""
+    """Each test starts from the same global seed and leaves torch's default dtype as it found
+    it."""
     dtype = torch.get_default_dtype()
     torch.manual_seed(0)
     yield

@@ -1,4 +1,5 @@
-"""The shape of the repository: which package may import which, what an import costs, what is documented."""
+"""The shape of the repository: which package may import which, what an import costs, what is
+documented."""
 
 from __future__ import annotations
 
@@ -20,12 +21,23 @@ import experts
 import poe
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("experts", "nflows", "matplotlib", "sklearn", "scipy", "tensorboard", "transformers", "zuko", "arviz")
+HEAVY = (
+    "experts",
+    "nflows",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "tensorboard",
+    "transformers",
+    "zuko",
+    "arviz",
+)
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, anywhere in its syntax tree, import_module("...") included."""
+    """Every module that a file imports, anywhere in its syntax tree, import_module("...")
+    included."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Import(names=names):
@@ -33,7 +45,8 @@ def imports(path: Path) -> Iterator[str]:
             case ast.ImportFrom(module=str(module), level=0):
                 yield module
             case ast.Call(
-                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                func=ast.Name(id="import_module" | "__import__")
+                | ast.Attribute(attr="import_module"),
                 args=[ast.Constant(value=str(module)), *_],
             ):
                 yield module
@@ -70,7 +83,9 @@ def test_import_walk_sees_every_kind_of_import(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", ["poe", "experts"])
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     heavy = set(HEAVY) - {module}
     assert heavy & set(run.stdout.split()) == set()
 

@@ -1,4 +1,5 @@
-"""A newcomer's path: two nflows checkpoints, loaded from state_dicts and composed, in at most 12 lines from the clone on."""
+"""A newcomer's path: two nflows checkpoints, loaded from state_dicts and composed, in at most 12
+lines from the clone on."""
 
 from __future__ import annotations
 
@@ -22,21 +23,34 @@ def program() -> str:
     """What a newcomer types: the imports that `compose` needs, and its body."""
     source = Path(newcomer.__file__).read_text()
     tree = ast.parse(source)
-    (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "compose"]
-    body = textwrap.dedent("\n".join(source.splitlines()[function.body[0].lineno - 1 : function.end_lineno]))
+    (function,) = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "compose"
+    ]
+    body = textwrap.dedent(
+        "\n".join(source.splitlines()[function.body[0].lineno - 1 : function.end_lineno])
+    )
     needed = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return "\n".join([ast.unparse(node) for node in imports if needed & {alias.name for alias in node.names}] + [body])
+    return "\n".join(
+        [ast.unparse(node) for node in imports if needed & {alias.name for alias in node.names}]
+        + [body]
+    )
 
 
 def test_twelve_lines_from_the_clone_on() -> None:
-    readme = re.search(r"^```\n(python3 -m venv.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    readme = re.search(
+        r"^```\n(python3 -m venv.*?)^```$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     assert readme is not None and "pip install" in readme[1].splitlines()[1]
     lines = [line for line in program().splitlines() if line.strip()]
     assert len(lines) + SHELL <= 12 and max(map(len, lines)) <= 110
 
 
-def test_they_draw_the_product_of_the_two_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_they_draw_the_product_of_the_two_flows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POE_FAST", "1")
     newcomer.main()

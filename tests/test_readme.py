@@ -1,4 +1,5 @@
-"""The README's promises: its code blocks run, in order, in one namespace; its commands are the Makefile's."""
+"""The README's promises: its code blocks run, in order, in one namespace; its commands are the
+Makefile's."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     for block in BLOCK.finditer(README):
-        # Blank lines in front make tracebacks and compile errors point at the README's own line numbers.
+        # Blank lines in front make tracebacks and compile errors point at the README's own line
+        # numbers.
         line = README[: block.start(1)].count("\n")
         exec(compile("\n" * line + block[1], "README.md", "exec"), namespace)
 

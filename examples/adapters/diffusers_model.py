@@ -1,4 +1,5 @@
-"""A U-Net of diffusers, trained here for seconds on bars, and the half of a picture that was seen: draws down the levels of noise."""
+"""A U-Net of diffusers, trained here for seconds on bars, and the half of a picture that was seen:
+draws down the levels of noise."""
 
 import os
 
@@ -9,7 +10,11 @@ import poe
 from experts import Normal
 
 torch.manual_seed(0)
-blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "block_out_channels": (16, 32)}
+blocks = {
+    "down_block_types": ("DownBlock2D",) * 2,
+    "up_block_types": ("UpBlock2D",) * 2,
+    "block_out_channels": (16, 32),
+}
 unet = UNet2DModel(8, 1, 1, layers_per_block=1, norm_num_groups=8, **blocks)
 scheduler, optimiser = DDPMScheduler(), torch.optim.Adam(unet.parameters(), 2e-3)
 for _ in range(30 if os.environ.get("POE_FAST") else 600):
@@ -22,7 +27,9 @@ for _ in range(30 if os.environ.get("POE_FAST") else 600):
     optimiser.step()
 
 pictures = poe.as_energy(unet.eval().requires_grad_(False), scheduler=scheduler, name="pictures")
-lower = poe.on(Normal(-torch.ones(32), 0.3 * torch.ones(32)), range(32, 64), (1, 8, 8))  # the lower half was seen: dark
+lower = poe.on(
+    Normal(-torch.ones(32), 0.3 * torch.ones(32)), range(32, 64), (1, 8, 8)
+)  # the lower half was seen: dark
 target, sigma, x = pictures & lower, 20.0, 20 * torch.randn(16, 1, 8, 8)
 while sigma > 0.1:
     sigma *= 0.8

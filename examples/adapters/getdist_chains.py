@@ -1,4 +1,5 @@
-"""A chain of GetDist on one parameter, and another survey's measurement of it: what they say together."""
+"""A chain of GetDist on one parameter, and another survey's measurement of it: what they say
+together."""
 
 import getdist
 import numpy as np

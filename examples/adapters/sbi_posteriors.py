@@ -1,5 +1,5 @@
-"""Two experiments on the same parameters: the neural posterior of one times the neural likelihood of the other, so that the prior,
-which the posterior contains, counts once."""
+"""Two experiments on the same parameters: the neural posterior of one times the neural likelihood
+of the other, so that the prior, which the posterior contains, counts once."""
 
 import torch
 from sbi.inference import DirectPosterior
@@ -11,7 +11,10 @@ import poe
 torch.manual_seed(0)
 prior = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 theta = prior.sample((2000,))
-x, y = theta + 0.5 * torch.randn(2000, 2), theta.sum(1, keepdim=True) + 0.3 * torch.randn(2000, 1)  # simulations of both
+x, y = (
+    theta + 0.5 * torch.randn(2000, 2),
+    theta.sum(1, keepdim=True) + 0.3 * torch.randn(2000, 1),
+)  # simulations of both
 npe, nle = posterior_nn("nsf", num_transforms=2)(theta, x), likelihood_nn("mdn")(theta, y)
 optimiser = torch.optim.Adam([*npe.parameters(), *nle.parameters()], 5e-3)
 for _ in range(150):  # or NPE(prior).append_simulations(theta, x).train(), and NLE

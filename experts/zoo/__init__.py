@@ -1,2 +1,2 @@
-"""Pretrained experts; `poe.load("digits.even")` and so on. Each file of weights has a card (JSON) and a
-script in examples/."""
+"""Pretrained experts; `poe.load("digits.even")` and so on. Each file of weights has a card (JSON)
+and a script in examples/."""

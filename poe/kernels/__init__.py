@@ -1,4 +1,5 @@
-"""Markov transitions, one file each: `init(energy, x)`, `noise(state, generator)`, and a pure `step(energy, state, noise)`."""
+"""Markov transitions, one file each: `init(energy, x)`, `noise(state, generator)`, and a pure
+`step(energy, state, noise)`."""
 
 from poe.kernels.base import Info, Kernel, State
 from poe.kernels.cycle import Cycle

@@ -1,4 +1,5 @@
-"""What every kernel has in common: the state of a batch of chains, what a step reports and teaches, and the interface."""
+"""What every kernel has in common: the state of a batch of chains, what a step reports and teaches,
+and the interface."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 
 
 class State(NamedTuple):
-    """Chains at rest: positions (*batch, *event), energies (*batch) in nats, gradients (*batch, *event); for kernels that need no
-    gradient the last is empty, of shape (0,)."""
+    """Chains at rest: positions (*batch, *event), energies (*batch) in nats, gradients (*batch,
+    *event); for kernels that need no gradient the last is empty, of shape (0,)."""
 
     x: Tensor
     energy: Tensor
@@ -22,8 +23,9 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a step did, each of shape (*batch): acceptance probability in [0, 1], whether the proposal was taken, whether its energy
-    or gradient was not finite (it is rejected then), whether its energy rose by more than 1000 nats."""
+    """What a step did, each of shape (*batch): acceptance probability in [0, 1], whether the
+    proposal was taken, whether its energy or gradient was not finite (it is rejected then), whether
+    its energy rose by more than 1000 nats."""
 
     acceptance: Tensor
     accepted: Tensor
@@ -32,15 +34,16 @@ class Info(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Standard normal numbers (*batch, *event) and uniform ones (*batch): all randomness of one step."""
+    """Standard normal numbers (*batch, *event) and uniform ones (*batch): all randomness of one
+    step."""
 
     normal: Tensor
     uniform: Tensor
 
 
 class Flight(NamedTuple):
-    """Where trajectories began and ended, (chains, *event); the whitened velocities at the end, (chains, d); and the times they took,
-    (chains), in units of whitened x over velocity."""
+    """Where trajectories began and ended, (chains, *event); the whitened velocities at the end,
+    (chains, d); and the times they took, (chains), in units of whitened x over velocity."""
 
     start: Tensor
     end: Tensor
@@ -49,8 +52,9 @@ class Flight(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What one step teaches adaptation: a number for each walker (*batch), whose mean over the chains `Kernel.judge` reads; the
-    trajectories, of a kernel that learns their length; and the lessons of the kernel's parts."""
+    """What one step teaches adaptation: a number for each walker (*batch), whose mean over the
+    chains `Kernel.judge` reads; the trajectories, of a kernel that learns their length; and the
+    lessons of the kernel's parts."""
 
     signal: Tensor
     flight: Flight | None = None
@@ -58,10 +62,11 @@ class Lesson(NamedTuple):
 
 
 class Kernel(ABC):
-    """One Markov transition on a batch of chains; a frozen value. All randomness is drawn before the step, with a fixed size.
+    """One Markov transition on a batch of chains; a frozen value. All randomness is drawn before
+    the step, with a fixed size.
 
-    A new kernel subclasses this and has `init`, `noise`, `step` and, where it has a step size, `tuned` and `guess`; the rest has
-    defaults.
+    A new kernel subclasses this and has `init`, `noise`, `step` and, where it has a step size,
+    `tuned` and `guess`; the rest has defaults.
     """
 
     @property
@@ -89,12 +94,14 @@ class Kernel(ABC):
 
     @property
     def compiles(self) -> bool:
-        """Whether `step` is one graph of tensors, and `noise` takes a number of steps for a leading axis."""
+        """Whether `step` is one graph of tensors, and `noise` takes a number of steps for a leading
+        axis."""
         return False
 
     @property
     def plain(self) -> bool:
-        """Whether its states are `State`, all that there is to know, so that other kernels can go on from them."""
+        """Whether its states are `State`, all that there is to know, so that other kernels can go
+        on from them."""
         return True
 
     @property
@@ -108,7 +115,8 @@ class Kernel(ABC):
 
     @property
     def target_acceptance(self) -> float | None:
-        """What warm-up steers `judge` to, in many dimensions; None where there is no step size to find."""
+        """What warm-up steers `judge` to, in many dimensions; None where there is no step size to
+        find."""
         return None
 
     @property
@@ -128,7 +136,9 @@ class Kernel(ABC):
     def init(self, energy: Energy, x: Tensor) -> Any: ...
 
     @abstractmethod
-    def noise(self, state: Any, generator: torch.Generator | None = None, steps: int | None = None) -> Any: ...
+    def noise(
+        self, state: Any, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Any: ...
 
     @abstractmethod
     def step(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info]: ...
@@ -139,7 +149,8 @@ class Kernel(ABC):
         return state, info, Lesson(info.acceptance)
 
     def judge(self, signal: Tensor) -> Tensor:
-        """A number in [0, 1] that falls with the step size, from the mean signal over the chains, (*rungs)."""
+        """A number in [0, 1] that falls with the step size, from the mean signal over the chains,
+        (*rungs)."""
         return signal
 
     def target(self, d: int) -> float | None:
@@ -147,7 +158,8 @@ class Kernel(ABC):
         return self.target_acceptance
 
     def guess(self, d: int) -> float:
-        """A step size for a standard normal of d dimensions: where the search goes on after each new preconditioner."""
+        """A step size for a standard normal of d dimensions: where the search goes on after each
+        new preconditioner."""
         raise NotImplementedError(f"{type(self).__name__} has no step size")
 
     def guess_length(self, d: int) -> float:
@@ -155,10 +167,13 @@ class Kernel(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no trajectories")
 
     def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
-        """The slope of what the length of trajectories should maximise, by its logarithm, from all chains; a number."""
+        """The slope of what the length of trajectories should maximise, by its logarithm, from all
+        chains; a number."""
         raise NotImplementedError(f"{type(self).__name__} has no trajectories")
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Self:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> Self:
         """The same kernel with another step size and preconditioner."""
         return self
 
@@ -171,7 +186,8 @@ class Kernel(ABC):
         return self
 
     def through(self, around: Callable[[Energy], Energy]) -> Self:
-        """The same kernel in other variables: the energies that it holds itself, such as a proposal, are rewritten by `around`."""
+        """The same kernel in other variables: the energies that it holds itself, such as a
+        proposal, are rewritten by `around`."""
         return self
 
     def walkers(self, state: Any) -> State:
@@ -179,5 +195,6 @@ class Kernel(ABC):
         return state
 
     def position(self, state: Any) -> tuple[Tensor, Tensor]:
-        """The draws of the target that a state holds, and their energies: (chains, *event), (chains)."""
+        """The draws of the target that a state holds, and their energies: (chains, *event),
+        (chains)."""
         return state.x, state.energy

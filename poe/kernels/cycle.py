@@ -9,21 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, Lesson, State
 from poe.kernels.moves import evaluate
 
 
 @dataclass(frozen=True)
 class Cycle(Kernel):
-    """Kernels run one after another in each step, always in the same order: it leaves invariant what all of them do.
+    """Kernels run one after another in each step, always in the same order: it leaves invariant
+    what all of them do.
 
-    Each kernel is tuned for itself in warm-up, at its own acceptance; what a step reports is the mean acceptance over the kernels, and
-    whether any of them moved or failed. Where one of the kernels needs gradients, those that need none evaluate them as well, so
-    that every step starts from a complete state.
+    Each kernel is tuned for itself in warm-up, at its own acceptance; what a step reports is the
+    mean acceptance over the kernels, and whether any of them moved or failed. Where one of the
+    kernels needs gradients, those that need none evaluate them as well, so that every step starts
+    from a complete state.
 
-    Raises TypeError for kernels whose states hold more than `State` (replica exchange, unadjusted microcanonical dynamics): they cannot
-    go on from where another kernel stops.
+    Raises TypeError for kernels whose states hold more than `State` (replica exchange, unadjusted
+    microcanonical dynamics): they cannot go on from where another kernel stops.
     """
 
     kernels: Sequence[Kernel]
@@ -35,7 +37,8 @@ class Cycle(Kernel):
         for kernel in self.kernels:
             if not kernel.plain:
                 raise TypeError(
-                    f"{type(kernel).__name__} keeps a state of its own, so that no other kernel can take turns with it"
+                    f"{type(kernel).__name__} keeps a state of its own, so that no other kernel "
+                    "can take turns with it"
                 )
 
     @property
@@ -58,7 +61,9 @@ class Cycle(Kernel):
     def gradients_per_step(self) -> float:
         if not self.needs_gradient:
             return 0.0
-        return sum(kernel.gradients_per_step if kernel.needs_gradient else 1.0 for kernel in self.kernels)
+        return sum(
+            kernel.gradients_per_step if kernel.needs_gradient else 1.0 for kernel in self.kernels
+        )
 
     def check(self, energy: Energy) -> None:
         for kernel in self.kernels:
@@ -68,7 +73,9 @@ class Cycle(Kernel):
         self.check(energy)
         return evaluate(energy, x.detach(), self.needs_gradient)
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> tuple[Any, ...]:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> tuple[Any, ...]:
         return tuple(kernel.noise(state, generator, steps) for kernel in self.kernels)
 
     def step(self, energy: Energy, state: State, noise: tuple[Any, ...]) -> tuple[State, Info]:
@@ -78,7 +85,9 @@ class Cycle(Kernel):
             infos.append(info)
         return state, joined(infos)
 
-    def learn(self, energy: Energy, state: State, noise: tuple[Any, ...]) -> tuple[State, Info, Lesson]:
+    def learn(
+        self, energy: Energy, state: State, noise: tuple[Any, ...]
+    ) -> tuple[State, Info, Lesson]:
         infos, lessons = [], []
         for kernel, numbers in zip(self.kernels, noise, strict=True):
             state, info, lesson = kernel.learn(energy, state, numbers)

@@ -1,4 +1,5 @@
-"""Metropolis moves between values of discrete coordinates: many sites at once by gradients, one site by gradients, random flips."""
+"""Metropolis moves between values of discrete coordinates: many sites at once by gradients, one
+site by gradients, random flips."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from poe.conditionals import Conditionals
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, State
 from poe.kernels.moves import check_positive, decide, evaluate, has_gradient, per_event
-from poe.sites import Sites, pick, sites_of, vectors
+from poe.spaces.conditionals import Conditionals
+from poe.spaces.sites import Sites, pick, sites_of, vectors
 
 
 class Noise(NamedTuple):
@@ -24,8 +25,9 @@ class Noise(NamedTuple):
 
 
 class _Local(NamedTuple):
-    """A state, and for each site and value of it: the place of its own value (*batch, n), and the energy that changing to it would add,
-    to first order or exactly, (*batch, n, values), +inf where there is no such value."""
+    """A state, and for each site and value of it: the place of its own value (*batch, n), and the
+    energy that changing to it would add, to first order or exactly, (*batch, n, values), +inf where
+    there is no such value."""
 
     state: State
     place: Tensor
@@ -33,7 +35,8 @@ class _Local(NamedTuple):
 
 
 def _local(energy: Energy, state: State, sites: Sites) -> _Local:
-    """What informs proposals at a state. Floating points: the slope of E along each site times the change, from one gradient. Whole
+    """What informs proposals at a state. Floating points: the slope of E along each site times the
+    change, from one gradient. Whole
     numbers: the exact change, from the conditionals of the sites."""
     event = state.x.ndim - state.energy.ndim
     place = sites.places(state.x, event)
@@ -41,7 +44,9 @@ def _local(energy: Energy, state: State, sites: Sites) -> _Local:
         if not has_gradient(state):
             state = State(state.x, *energy.value_and_grad(state.x))
         values, inside = sites.values(state.x)
-        rise = vectors(state.gradient, event).unsqueeze(-1) * (values - vectors(state.x, event).unsqueeze(-1))
+        rise = vectors(state.gradient, event).unsqueeze(-1) * (
+            values - vectors(state.x, event).unsqueeze(-1)
+        )
         return _Local(state, place, rise.masked_fill(~inside, math.inf))
     known = Conditionals(energy)
     with torch.no_grad():
@@ -56,7 +61,8 @@ def _at(values: Tensor, place: Tensor) -> Tensor:  # (*batch, n, values), (*batc
 
 
 class _Informed(Kernel):
-    """What both gradient-based kernels share: they evaluate the gradients they need themselves, at x' once a step."""
+    """What both gradient-based kernels share: they evaluate the gradients they need themselves, at
+    x' once a step."""
 
     @property
     def needs_gradient(self) -> bool:
@@ -77,22 +83,25 @@ class _Informed(Kernel):
 
 @dataclass(frozen=True)
 class DiscreteLangevin(_Informed):
-    """Langevin proposals on a discrete space, Metropolis-adjusted (DMALA), with step size h. All sites move at once, each from
+    """Langevin proposals on a discrete space, Metropolis-adjusted (DMALA), with step size h. All
+    sites move at once, each from
 
         q_i(v | x) ∝ exp(-½ d_i(v) - (v - x_i)²/(2h)),     d_i(v) = ∂E/∂x_i · (v - x_i),
 
-    over the values v of site i, for points that are floating numbers (bits, spins). For whole numbers, which have no slopes, d_i(v) is
-    the exact change of E, from the conditionals of the sites, and (v - x_i)²/(2h) is 1/h for each v ≠ x_i, the distance of one-hot
-    vectors. x' is taken by each chain for itself with probability
+    over the values v of site i, for points that are floating numbers (bits, spins). For whole
+    numbers, which have no slopes, d_i(v) is the exact change of E, from the conditionals of the
+    sites, and (v - x_i)²/(2h) is 1/h for each v ≠ x_i, the distance of one-hot vectors. x' is taken
+    by each chain for itself with probability
 
         min(1, exp(E(x) - E(x')) Π_i q_i(x_i | x') / q_i(x'_i | x)).
 
-    Both products are worked out in full, from the gradient at the point that each starts from. What a site cannot be, by its range or
-    because the others exclude it (d_i(v) = +inf), has probability 0 in the forward and in the reverse proposal.
+    Both products are worked out in full, from the gradient at the point that each starts from. What
+    a site cannot be, by its range or because the others exclude it (d_i(v) = +inf), has probability
+    0 in the forward and in the reverse proposal.
 
     Arguments:
-        step_size: h, in units of x²; a number or a tensor over trailing batch axes. None: found in warm-up from the pooled chains, at
-            the acceptance 0.574.
+        step_size: h, in units of x²; a number or a tensor over trailing batch axes. None: found in
+            warm-up from the pooled chains, at the acceptance 0.574.
 
     References: Zhang, Liu and Liu 2022, ICML (DMALA); Zanella 2020, JASA 115 (the ½ that balances).
     """
@@ -109,7 +118,9 @@ class DiscreteLangevin(_Informed):
     def guess(self, d: int) -> float:
         return 1.0
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return _uniforms(state, (state.x.shape[state.energy.ndim :].numel(),), generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
@@ -121,21 +132,30 @@ class DiscreteLangevin(_Informed):
         there = _local(energy, evaluate(energy, x, x.is_floating_point()), sites)
         reverse = self._log_q(there, sites)
         log_q = _at(reverse, here.place).sum(-1) - _at(forward, place).sum(-1)
-        return decide(here.state, there.state, here.state.energy - there.state.energy + log_q, noise.decision)
+        return decide(
+            here.state, there.state, here.state.energy - there.state.energy + log_q, noise.decision
+        )
 
     def _log_q(self, local: _Local, sites: Sites) -> Tensor:  # -> (*batch, n, values)
         """log q_i(v | x)."""
         if self.step_size is None:
             raise ValueError(
-                "DiscreteLangevin(step_size=None) is tuned by poe.sample; to step by hand give a step size in units of x squared"
+                "DiscreteLangevin(step_size=None) is tuned by poe.sample; to step by hand give a "
+                "step size in units of x squared"
             )
         x, like = local.state.x, local.rise
-        h = torch.as_tensor(self.step_size, dtype=like.dtype, device=like.device).expand(local.state.energy.shape)
+        h = torch.as_tensor(self.step_size, dtype=like.dtype, device=like.device).expand(
+            local.state.energy.shape
+        )
         gap = torch.arange(sites.most, device=x.device) - local.place.unsqueeze(-1)
-        distance = (sites.step * gap).square() / 2 if x.is_floating_point() else (gap != 0).to(like.dtype)
+        distance = (
+            (sites.step * gap).square() / 2 if x.is_floating_point() else (gap != 0).to(like.dtype)
+        )
         return (-0.5 * like - distance / per_event(h, 2)).log_softmax(-1)
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> DiscreteLangevin:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> DiscreteLangevin:
         return replace(self, step_size=step_size)
 
 
@@ -145,7 +165,8 @@ class GibbsWithGradients(_Informed):
 
         q(i, v | x) ∝ exp(-½ d_i(v)),     v ≠ x_i,     d_i as for `DiscreteLangevin`,
 
-    and taken by each chain for itself with probability min(1, exp(E(x) - E(x')) q(i, x_i | x') / q(i, v | x)). Nothing to tune.
+    and taken by each chain for itself with probability min(1, exp(E(x) - E(x')) q(i, x_i | x') /
+    q(i, v | x)). Nothing to tune.
 
     Reference: Grathwohl, Swersky, Hashemi, Duvenaud and Maddison 2021, ICML.
     """
@@ -154,21 +175,27 @@ class GibbsWithGradients(_Informed):
     def ready(self) -> bool:
         return True
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return _uniforms(state, (1,), generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         sites, event = sites_of(energy), state.x.ndim - state.energy.ndim
         here = _local(energy, state, sites)
         forward = self._log_q(here)
-        chosen = pick(forward.unsqueeze(-2), noise.proposal)  # one number for each pair (site, value)
+        chosen = pick(
+            forward.unsqueeze(-2), noise.proposal
+        )  # one number for each pair (site, value)
         site, value = chosen // sites.most, chosen % sites.most
         place = here.place.scatter(-1, site, value)
         x = sites.put(state.x, torch.arange(place.shape[-1], device=place.device), place, event)
         there = _local(energy, evaluate(energy, x, x.is_floating_point()), sites)
         back = site * sites.most + here.place.gather(-1, site)
         log_q = (self._log_q(there).gather(-1, back) - forward.gather(-1, chosen)).squeeze(-1)
-        return decide(here.state, there.state, here.state.energy - there.state.energy + log_q, noise.decision)
+        return decide(
+            here.state, there.state, here.state.energy - there.state.energy + log_q, noise.decision
+        )
 
     def _log_q(self, local: _Local) -> Tensor:  # -> (*batch, n · values)
         rise = local.rise.scatter(-1, local.place.unsqueeze(-1), math.inf)
@@ -177,9 +204,10 @@ class GibbsWithGradients(_Informed):
 
 @dataclass(frozen=True)
 class Flip(Kernel):
-    """Random-walk Metropolis on a discrete space: `count` times in a row a site is chosen evenly, and changed to one of its other
-    values, evenly too; the result is taken by each chain for itself with probability min(1, exp(E(x) - E(x'))). A site may be chosen
-    again. One energy a step, no gradient, nothing to tune.
+    """Random-walk Metropolis on a discrete space: `count` times in a row a site is chosen evenly,
+    and changed to one of its other values, evenly too; the result is taken by each chain for itself
+    with probability min(1, exp(E(x) - E(x'))). A site may be chosen again. One energy a step, no
+    gradient, nothing to tune.
 
     Reference: Metropolis et al. 1953, J. Chem. Phys. 21(6).
     """
@@ -210,7 +238,9 @@ class Flip(Kernel):
         self.check(energy)
         return evaluate(energy, x.detach(), False)
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return _uniforms(state, (self.count, 2), generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
@@ -227,8 +257,16 @@ class Flip(Kernel):
         return decide(state, proposed, state.energy - proposed.energy, noise.decision)
 
 
-def _uniforms(state: State, shape: tuple[int, ...], generator: torch.Generator | None, steps: int | None) -> Noise:
-    """Uniform numbers (*batch, *shape) and (*batch), of one step or of so many along a leading axis."""
+def _uniforms(
+    state: State, shape: tuple[int, ...], generator: torch.Generator | None, steps: int | None
+) -> Noise:
+    """Uniform numbers (*batch, *shape) and (*batch), of one step or of so many along a leading
+    axis."""
     like, lead = state.energy, () if steps is None else (steps,)
     sizes = ((*lead, *like.shape, *shape), (*lead, *like.shape))
-    return Noise(*(torch.rand(size, generator=generator, dtype=like.dtype, device=like.device) for size in sizes))
+    return Noise(
+        *(
+            torch.rand(size, generator=generator, dtype=like.dtype, device=like.device)
+            for size in sizes
+        )
+    )

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.capabilities import TakesUniforms
-from poe.conditionals import Conditionals, opaque
-from poe.energy import Energy
+from poe.algebra.capabilities import TakesUniforms
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, State
 from poe.kernels.moves import evaluate, has_gradient, per_event
+from poe.spaces.conditionals import Conditionals, opaque
 
 SCANS = ("systematic", "random")
 
 
 class Noise(NamedTuple):
-    """Uniform numbers (*batch, sweeps, coordinates and hidden units), and those that order the blocks, (sweeps, coordinates); of a
-    systematic scan the latter are empty, (sweeps, 0)."""
+    """Uniform numbers (*batch, sweeps, coordinates and hidden units), and those that order the
+    blocks, (sweeps, coordinates); of a systematic scan the latter are empty, (sweeps, 0)."""
 
     uniform: Tensor
     order: Tensor
@@ -28,24 +28,29 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class Gibbs(Kernel):
-    """Gibbs sampling: every block B of coordinates in turn is redrawn from its exact conditional, by inversion of given uniforms:
+    """Gibbs sampling: every block B of coordinates in turn is redrawn from its exact conditional,
+    by inversion of given uniforms:
 
         x_B ~ p(x_B | x_rest) = exp(-E(x_B, x_rest)) / Σ_B exp(-E(x_B, x_rest)).
 
-    Sites of one block are independent given all others, so that one pass redraws them together: the colours of a checkerboard, the
-    layers of a Boltzmann machine. Where experts sum over hidden units h (an RBM), a sweep begins with h ~ p(h | x), and then
-    x_B ~ p(x_B | x_rest, h): it leaves p(x) invariant too. What blocks there are, and the conditionals, are put together from the
-    experts of a composition (`poe.conditionals`); any other discrete energy is evaluated with each value of a site in turn: as many
-    energies for each coordinate as it has values. Nothing is rejected and nothing tuned; but where a conditional is NaN, the block
-    stays as it was, and that is counted as not finite.
+    Sites of one block are independent given all others, so that one pass redraws them together: the
+    colours of a checkerboard, the layers of a Boltzmann machine. Where experts sum over hidden
+    units h (an RBM), a sweep begins with h ~ p(h | x), and then x_B ~ p(x_B | x_rest, h): it leaves
+    p(x) invariant too. What blocks there are, and the conditionals, are put together from the
+    experts of a composition (`poe.spaces.conditionals`); any other discrete energy is evaluated
+    with each value of a site in turn: as many energies for each coordinate as it has values.
+    Nothing is rejected and nothing tuned; but where a conditional is NaN, the block stays as it
+    was, and that is counted as not finite.
 
     Arguments:
-        scan: "systematic", always in the same order; or "random", in a new random order each sweep, which makes the step reversible.
+        scan: "systematic", always in the same order; or "random", in a new random order each sweep,
+            which makes the step reversible.
         sweeps: over all blocks, a step; the energy is evaluated once a step.
-        hidden: uniforms that a sweep takes beyond one for each coordinate. None: what the energy needs, found by `init`. To be given
-            only within `Cycle`, whose states do not carry it.
+        hidden: uniforms that a sweep takes beyond one for each coordinate. None: what the energy
+            needs, found by `init`. To be given only within `Cycle`, whose states do not carry it.
 
-    References: Geman and Geman 1984, IEEE PAMI 6(6); Hinton 2002, Neural Computation 14(8) (layers of an RBM).
+    References: Geman and Geman 1984, IEEE PAMI 6(6); Hinton 2002, Neural Computation 14(8) (layers
+    of an RBM).
     """
 
     scan: str = "systematic"
@@ -54,7 +59,10 @@ class Gibbs(Kernel):
 
     def __post_init__(self) -> None:
         if self.scan not in SCANS:
-            raise ValueError(f'scan={self.scan!r} is unknown: blocks are visited in a "systematic" or a "random" order')
+            raise ValueError(
+                f'scan={self.scan!r} is unknown: blocks are visited in a "systematic" or a '
+                '"random" order'
+            )
         if self.sweeps < 1:
             raise ValueError(f"a step has at least one sweep, got {self.sweeps}")
 
@@ -71,7 +79,8 @@ class Gibbs(Kernel):
         return 0.0
 
     def check(self, energy: Energy) -> None:
-        """Raises ValueError where the energy has neither blocks that it redraws nor finitely many values for each coordinate."""
+        """Raises ValueError where the energy has neither blocks that it redraws nor finitely many
+        values for each coordinate."""
         _extra(energy)
 
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
@@ -79,16 +88,30 @@ class Gibbs(Kernel):
         state = evaluate(energy, x.detach(), False)
         return state._replace(gradient=state.energy.new_empty(0, extra)) if extra else state
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         if steps is not None:
             raise ValueError("Gibbs draws the noise of one step at a time")
         like, n = state.energy, state.x.shape[state.energy.ndim :].numel()
         extra = self.hidden
         if extra is None:
-            extra = 0 if has_gradient(state) or state.gradient.ndim != 2 else state.gradient.shape[1]
-        uniform = torch.rand((*like.shape, self.sweeps, n + extra), generator=generator, dtype=like.dtype, device=like.device)
+            extra = (
+                0 if has_gradient(state) or state.gradient.ndim != 2 else state.gradient.shape[1]
+            )
+        uniform = torch.rand(
+            (*like.shape, self.sweeps, n + extra),
+            generator=generator,
+            dtype=like.dtype,
+            device=like.device,
+        )
         random = n if self.scan == "random" else 0
-        return Noise(uniform, torch.rand(self.sweeps, random, generator=generator, dtype=torch.float64, device=like.device))
+        return Noise(
+            uniform,
+            torch.rand(
+                self.sweeps, random, generator=generator, dtype=torch.float64, device=like.device
+            ),
+        )
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         x, own = state.x, opaque(energy)
@@ -96,7 +119,8 @@ class Gibbs(Kernel):
         needed = how.hidden + x.shape[state.energy.ndim :].numel()
         if noise.uniform.shape[-1] != needed:
             raise ValueError(
-                f"a sweep over {energy} takes {needed} uniforms, {how.hidden} of them for hidden units, and the noise has "
+                f"a sweep over {energy} takes {needed} uniforms, {how.hidden} of them for hidden "
+                "units, and the noise has "
                 f"{noise.uniform.shape[-1]}: within Cycle give Gibbs(hidden={how.hidden})"
             )
         failed = torch.zeros(state.energy.shape, dtype=torch.bool, device=x.device)
@@ -109,7 +133,9 @@ class Gibbs(Kernel):
         moved = evaluate(energy, x, has_gradient(state))
         gradient = moved.gradient if has_gradient(state) else state.gradient
         good = ~failed & moved.energy.isfinite()
-        return moved._replace(gradient=gradient), Info(good.to(moved.energy), good, ~good, torch.zeros_like(good))
+        return moved._replace(gradient=gradient), Info(
+            good.to(moved.energy), good, ~good, torch.zeros_like(good)
+        )
 
 
 def _extra(energy: Energy) -> int:
@@ -127,7 +153,9 @@ class _Own:
         self.widths = list(energy.uniforms) if energy.can(TakesUniforms) else sizes
         self.hidden = sum(self.widths) - energy.event_shape.numel()
 
-    def sweep(self, x: Tensor, uniform: Tensor, order: Sequence[int], batch: int) -> tuple[Tensor, Tensor]:
+    def sweep(
+        self, x: Tensor, uniform: Tensor, order: Sequence[int], batch: int
+    ) -> tuple[Tensor, Tensor]:
         pieces = uniform.split(self.widths, -1)
         for block in order:
             x = self.energy.sample_block(x, block, pieces[block])
@@ -142,7 +170,9 @@ class _Stated:
         self.sites = conditionals.blocks(device)
         self.blocks = len(self.sites)
 
-    def sweep(self, x: Tensor, uniform: Tensor, order: Sequence[int], batch: int) -> tuple[Tensor, Tensor]:
+    def sweep(
+        self, x: Tensor, uniform: Tensor, order: Sequence[int], batch: int
+    ) -> tuple[Tensor, Tensor]:
         c, event = self.conditionals, x.ndim - batch
         own, hidden = uniform.split([uniform.shape[-1] - self.hidden, self.hidden], -1)
         drawn = c.draw(x, hidden)

@@ -1,4 +1,5 @@
-"""Hamiltonian Monte Carlo: leapfrog trajectories of jittered length, one length for all chains of a batch."""
+"""Hamiltonian Monte Carlo: leapfrog trajectories of jittered length, one length for all chains of a
+batch."""
 
 from __future__ import annotations
 
@@ -8,9 +9,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.kernels.base import Flight, Info, Kernel, Lesson, State
-from poe.kernels.moves import DIVERGENT, check_positive, decide, evaluate, flat, per_event, scaled, steps_of, transposed
+from poe.kernels.moves import (
+    DIVERGENT,
+    check_positive,
+    decide,
+    evaluate,
+    flat,
+    per_event,
+    scaled,
+    steps_of,
+    transposed,
+)
 from poe.kernels.trajectory import NORMAL, Noise, chees, count, draw_jittered, mean_count
 
 FEW = 8  # the most steps of a trajectory whose length nobody has set
@@ -18,37 +29,45 @@ FEW = 8  # the most steps of a trajectory whose length nobody has set
 
 @dataclass(frozen=True)
 class Hamiltonian(Kernel):
-    """Hamiltonian Monte Carlo with step size h and preconditioner M = L Lᵀ, for a velocity v ~ N(0, I) drawn anew each time:
+    """Hamiltonian Monte Carlo with step size h and preconditioner M = L Lᵀ, for a velocity v ~ N(0,
+    I) drawn anew each time:
 
         v ← v - h/2 Lᵀ∇E(x),    x ← x + h L v,    v ← v - h/2 Lᵀ∇E(x),      n times (leapfrog),
 
-    accepted by each chain for itself with probability min(1, exp(E(x) + ½|v|² - E(x') - ½|v'|²)). The number of steps is
-    n = ⌈u T / h⌉, at most `most_steps`, where u ~ U(0, 1) is part of the noise and one number for all chains of a batch: they all take
-    n gradients, that at the end being the first of the next trajectory. Step sizes over rungs share n, found from their mean.
+    accepted by each chain for itself with probability min(1, exp(E(x) + ½|v|² - E(x') - ½|v'|²)).
+    The number of steps is n = ⌈u T / h⌉, at most `most_steps`, where u ~ U(0, 1) is part of the
+    noise and one number for all chains of a batch: they all take n gradients, that at the end being
+    the first of the next trajectory. Step sizes over rungs share n, found from their mean.
 
-    The length is found in warm-up from the pooled chains. ChEES, the change in the squared distance from the centre,
+    The length is found in warm-up from the pooled chains. ChEES, the change in the squared distance
+    from the centre,
 
         C(T) = ¼ E[D²],     D = |z' - μ'|² - |z - μ|²,     z = L⁻¹x,
 
-    is to be large for its cost: T maximises C(T)/√T. Adam (rate 0.025, β₁ = 0, β₂ = 0.95) ascends on log T along the mean over the
-    chains, weighted by their acceptance probabilities α, of
+    is to be large for its cost: T maximises C(T)/√T. Adam (rate 0.025, β₁ = 0, β₂ = 0.95) ascends
+    on log T along the mean over the chains, weighted by their acceptance probabilities α, of
 
         √T ∂(C/√T)/∂log T = t D (z' - μ')·v' - D²/8,     t = n h,
 
-    μ the mean over the chains and μ' the mean weighted by α. It needs at least two chains. For a standard normal, where
-    z(t) = z cos t + v sin t and C ∝ sin² t, the optimum over u is T = 1.9283. (C alone, as in the paper, gives 2.2467 there, but far
-    longer trajectories on curved targets: on a Rosenbrock density of 36 dimensions they cost five times what they gain.)
+    μ the mean over the chains and μ' the mean weighted by α. It needs at least two chains. For a
+    standard normal, where z(t) = z cos t + v sin t and C ∝ sin² t, the optimum over u is T =
+    1.9283. (C alone, as in the paper, gives 2.2467 there, but far
+    longer trajectories on curved targets: on a Rosenbrock density of 36 dimensions they cost five
+    times what they gain.)
 
     Arguments:
-        step_size: h, in units of x (of whitened x, with a preconditioner); a number or a tensor over trailing batch axes. None: found
-            in warm-up from the pooled chains, at the mean acceptance 0.651.
-        length: T, in the units of h; kept where it is given. None: found in warm-up; where there is none, and for step sizes over
-            rungs, trajectories have ⌈8 u⌉ steps.
+        step_size: h, in units of x (of whitened x, with a preconditioner); a number or a tensor
+            over trailing batch axes. None: found in warm-up from the pooled chains, at the mean
+            acceptance 0.651.
+        length: T, in the units of h; kept where it is given. None: found in warm-up; where there is
+            none, and for step sizes over rungs, trajectories have ⌈8 u⌉ steps.
         most_steps: the longest trajectory, in steps.
-        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`, (*b, d, d) lower triangular.
+        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`,
+            (*b, d, d) lower triangular.
 
-    References: Neal 2011, Handbook of Markov Chain Monte Carlo, chapter 5; Hoffman, Radul and Sountsov 2021, AISTATS (ChEES; they
-    maximise C, and take the harmonic mean acceptance and a quasi-random u); Beskos et al. 2013, Bernoulli 19(5A) (0.651).
+    References: Neal 2011, Handbook of Markov Chain Monte Carlo, chapter 5; Hoffman, Radul and
+    Sountsov 2021, AISTATS (ChEES; they maximise C, and take the harmonic mean acceptance and a
+    quasi-random u); Beskos et al. 2013, Bernoulli 19(5A) (0.651).
     """
 
     step_size: float | Tensor | None = None
@@ -61,7 +80,9 @@ class Hamiltonian(Kernel):
         check_positive(self.step_size, "step size of Hamiltonian")
         check_positive(self.length, "length of Hamiltonian's trajectories")
         if self.most_steps < 1:
-            raise ValueError(f"a trajectory has at least one step, got most_steps={self.most_steps}")
+            raise ValueError(
+                f"a trajectory has at least one step, got most_steps={self.most_steps}"
+            )
 
     @property
     def target_acceptance(self) -> float:
@@ -90,7 +111,9 @@ class Hamiltonian(Kernel):
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
         return evaluate(energy, x.detach(), True)
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return draw_jittered(state, generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
@@ -104,18 +127,27 @@ class Hamiltonian(Kernel):
         before, after = (flat(v, event).square().sum(-1) / 2 for v in (noise.normal, velocity))
         log_ratio = state.energy - proposed.energy + before - after
         moved, info = decide(state, proposed, log_ratio, noise.uniform, -log_ratio)
-        # a trajectory that runs off to infinity ends at energy +inf, but not because it left the support: it has been kicked
+        # a trajectory that runs off to infinity ends at energy +inf, but not because it left the
+        # support: it has been kicked
         lost = (proposed.energy == math.inf) & ~(after - before < DIVERGENT)
         info = info._replace(divergent=info.divergent | lost)
-        return moved, info, Lesson(info.acceptance, Flight(state.x, proposed.x, flat(velocity, event), n * h))
+        return (
+            moved,
+            info,
+            Lesson(info.acceptance, Flight(state.x, proposed.x, flat(velocity, event), n * h)),
+        )
 
-    def leapfrog(self, energy: Energy, state: State, velocity: Tensor, h: Tensor, n: int) -> tuple[State, Tensor]:
+    def leapfrog(
+        self, energy: Energy, state: State, velocity: Tensor, h: Tensor, n: int
+    ) -> tuple[State, Tensor]:
         # velocity (*batch, *event), h broadcast against it
         """State and velocity after n steps."""
         event = state.x.ndim - state.energy.ndim
         velocity = velocity - h / 2 * transposed(state.gradient, self.scale, self.dense, event)
         for i in range(n):
-            state = evaluate(energy, state.x + scaled(h * velocity, self.scale, self.dense, event), True)
+            state = evaluate(
+                energy, state.x + scaled(h * velocity, self.scale, self.dense, event), True
+            )
             kick = h if i < n - 1 else h / 2
             velocity = velocity - kick * transposed(state.gradient, self.scale, self.dense, event)
         return state, velocity
@@ -123,7 +155,9 @@ class Hamiltonian(Kernel):
     def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
         return chees(flight, acceptance, self.scale, self.dense)
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Hamiltonian:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> Hamiltonian:
         return replace(self, step_size=step_size, scale=scale, dense=dense)
 
     def lengthened(self, length: float) -> Hamiltonian:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from poe import support as sets
-from poe.capabilities import Samples
-from poe.energy import Energy
+from poe.algebra import support as sets
+from poe.algebra.capabilities import Samples
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, State
 from poe.kernels.moves import decide, evaluate, has_gradient
 
@@ -25,17 +25,19 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class IndependentMetropolis(Kernel):
-    """Independence Metropolis with a proposal q that draws exactly: x' ~ q, whatever x is, taken by each chain for itself with
-    probability
+    """Independence Metropolis with a proposal q that draws exactly: x' ~ q, whatever x is, taken by
+    each chain for itself with probability
 
         min(1, w(x') / w(x)),     w = exp(-E) / q,
 
-    so q need be known only up to a constant. A step takes one energy of the target (with its gradient, from a state that holds one) and
-    two of the proposal, and there is nothing to tune. Where q / exp(-E) is at least ε everywhere, a chain forgets its start at the rate
-    (1 - ε) a step; where it is not bounded below, chains stay for long where w is large.
+    so q need be known only up to a constant. A step takes one energy of the target (with its
+    gradient, from a state that holds one) and two of the proposal, and there is nothing to tune.
+    Where q / exp(-E) is at least ε everywhere, a chain forgets its start at the rate (1 - ε) a
+    step; where it is not bounded below, chains stay for long where w is large.
 
-    The proposal must cover the target: where exp(-E) > 0 and q = 0, no proposal ever goes, and a chain that starts there stays. `init`
-    refuses a proposal whose support is known to be too small; in general nobody can tell.
+    The proposal must cover the target: where exp(-E) > 0 and q = 0, no proposal ever goes, and a
+    chain that starts there stays. `init` refuses a proposal whose support is known to be too small;
+    in general nobody can tell.
 
     Reference: Tierney 1994, Annals of Statistics 22(4).
 
@@ -47,7 +49,8 @@ class IndependentMetropolis(Kernel):
     def __post_init__(self) -> None:
         if not self.proposal.can(Samples):
             raise TypeError(
-                f"IndependentMetropolis needs a proposal that draws exactly, and {self.proposal} does not: give a Density, such as a "
+                f"IndependentMetropolis needs a proposal that draws exactly, and {self.proposal} "
+                "does not: give a Density, such as a "
                 "flow or a normal, or a composition with a closed form through poe.simplify"
             )
 
@@ -71,24 +74,32 @@ class IndependentMetropolis(Kernel):
             )
         if sets.covers(self.proposal.support, energy.support) is False:
             raise ValueError(
-                f"the proposal {self.proposal} draws from {self.proposal.support!r} only, and {energy} lives on {energy.support!r}"
+                f"the proposal {self.proposal} draws from {self.proposal.support!r} only, and "
+                f"{energy} lives on {energy.support!r}"
             )
 
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
         self.check(energy)
         return evaluate(energy, x.detach(), False)
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         shape = state.energy.shape if steps is None else (steps, *state.energy.shape)
         fresh = self.proposal.sample(tuple(shape), generator=generator)  # type: ignore[operator]
         like = state.energy
-        return Noise(fresh.to(state.x), torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device))
+        return Noise(
+            fresh.to(state.x),
+            torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device),
+        )
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         proposed = evaluate(energy, noise.fresh, has_gradient(state))
         with torch.no_grad():
             here, there = self.proposal(state.x), self.proposal(noise.fresh)
-        return decide(state, proposed, (there - proposed.energy) - (here - state.energy), noise.uniform)
+        return decide(
+            state, proposed, (there - proposed.energy) - (here - state.energy), noise.uniform
+        )
 
     def through(self, around: Callable[[Energy], Energy]) -> IndependentMetropolis:
         return replace(self, proposal=around(self.proposal))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, Lesson, Noise, State
 from poe.kernels.moves import decide, draw, evaluate, flat, per_event, scaled, transposed
 
@@ -19,21 +19,26 @@ class Langevin(Kernel):
 
         x' = x - h M ∇E(x) + sqrt(2h) L ξ,     ξ ~ N(0, I).
 
-    With `metropolis` (MALA), x' is accepted by each chain for itself with probability min(1, exp a),
+    With `metropolis` (MALA), x' is accepted by each chain for itself with probability min(1, exp
+    a),
 
         a = E(x) - E(x') + ½|ξ|² - ½|ξ - sqrt(h/2) Lᵀ(∇E(x) + ∇E(x'))|²,
 
-    which is the Metropolis-Hastings ratio with proposal variance 2h M. Without it (ULA) every finite x' is taken, and the law of
-    the chain is biased by O(h): on N(0, σ²) its variance is σ² / (1 - h/(2σ²)).
+    which is the Metropolis-Hastings ratio with proposal variance 2h M. Without it (ULA) every
+    finite x' is taken, and the law of the chain is biased by O(h): on N(0, σ²) its variance is σ² /
+    (1 - h/(2σ²)).
 
     Arguments:
-        step_size: h, in units of x² (of x² / M with a preconditioner); a number or a tensor over trailing batch axes. None: found in
-            warm-up from the pooled chains, at the acceptance 0.574; without `metropolis`, at the probability 0.95 with which MALA would
+        step_size: h, in units of x² (of x² / M with a preconditioner); a number or a tensor over
+            trailing batch axes. None: found in warm-up from the pooled chains, at the acceptance
+            0.574; without `metropolis`, at the probability 0.95 with which MALA would
             have accepted, for the sake of the bias: that costs one more gradient a step of warm-up.
         metropolis: whether to accept or reject.
-        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`, (*b, d, d) lower triangular.
+        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`,
+            (*b, d, d) lower triangular.
 
-    References: Roberts and Tweedie 1996, Bernoulli 2(4); Roberts and Rosenthal 1998, J. R. Statist. Soc. B 60(1) (0.574).
+    References: Roberts and Tweedie 1996, Bernoulli 2(4); Roberts and Rosenthal 1998, J. R. Statist.
+    Soc. B 60(1) (0.574).
     """
 
     step_size: float | Tensor | None = None
@@ -43,7 +48,10 @@ class Langevin(Kernel):
 
     def __post_init__(self) -> None:
         if isinstance(self.step_size, (int, float)) and not 0 < self.step_size < math.inf:
-            raise ValueError(f"the step size of Langevin is a positive number in units of x squared, got {self.step_size}")
+            raise ValueError(
+                "the step size of Langevin is a positive number in units of x squared, got "
+                f"{self.step_size}"
+            )
 
     @property
     def exact(self) -> bool:
@@ -63,19 +71,26 @@ class Langevin(Kernel):
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
         return evaluate(energy, x.detach(), True)
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         if self.step_size is None:
             raise ValueError(
-                "Langevin(step_size=None) is tuned by poe.sample; to step by hand give a step size in units of x squared"
+                "Langevin(step_size=None) is tuned by poe.sample; to step by hand give a step size "
+                "in units of x squared"
             )
         event = state.x.ndim - state.energy.ndim
-        h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(state.energy.shape)
+        h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(
+            state.energy.shape
+        )
         root = per_event(h.sqrt(), event)
         pull = transposed(state.gradient, self.scale, self.dense, event)
-        move = scaled(math.sqrt(2) * root * noise.normal - root * root * pull, self.scale, self.dense, event)
+        move = scaled(
+            math.sqrt(2) * root * noise.normal - root * root * pull, self.scale, self.dense, event
+        )
         proposed = evaluate(energy, state.x + move, True)
         log_ratio = None
         if self.metropolis:
@@ -92,5 +107,7 @@ class Langevin(Kernel):
         _, adjusted = replace(self, metropolis=True).step(energy, state, noise)
         return moved, info, Lesson(adjusted.acceptance)
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Langevin:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> Langevin:
         return replace(self, step_size=step_size, scale=scale, dense=dense)

@@ -1,4 +1,5 @@
-"""Microcanonical dynamics: trajectories of unit speed that bend along the gradient, Metropolis-adjusted or not."""
+"""Microcanonical dynamics: trajectories of unit speed that bend along the gradient,
+Metropolis-adjusted or not."""
 
 from __future__ import annotations
 
@@ -9,16 +10,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.kernels.base import Flight, Info, Kernel, Lesson, State
-from poe.kernels.moves import check_positive, decide, evaluate, flat, per_event, scaled, steps_of, transposed
+from poe.kernels.moves import (
+    check_positive,
+    decide,
+    evaluate,
+    flat,
+    per_event,
+    scaled,
+    steps_of,
+    transposed,
+)
 from poe.kernels.trajectory import NORMAL, Noise, chees, count, draw_jittered, mean_count
 
-ERROR = 5e-4  # nats² a dimension: the mean square energy error of a step that the unadjusted form is tuned to
+# nats² a dimension: the mean square energy error of a step that the unadjusted form is tuned to
+ERROR = 5e-4
 
 
 class Moving(NamedTuple):
-    """Chains on their way: `State`, and directions (*batch, d) of unit length, 0 before the first step."""
+    """Chains on their way: `State`, and directions (*batch, d) of unit length, 0 before the first
+    step."""
 
     x: Tensor
     energy: Tensor
@@ -28,36 +40,44 @@ class Moving(NamedTuple):
 
 @dataclass(frozen=True)
 class Microcanonical(Kernel):
-    """Microcanonical Hamiltonian or Langevin dynamics with step size h and preconditioner M = L Lᵀ, for a direction u, |u| = 1, in d
-    dimensions, at least 2. A step turns u for h/2, moves x ← x + h L u, and turns u for h/2 again. The turn for a time s is exact at
-    fixed g = Lᵀ∇E(x), e = -g/|g|, δ = s|g|/(d - 1):
+    """Microcanonical Hamiltonian or Langevin dynamics with step size h and preconditioner M = L Lᵀ,
+    for a direction u, |u| = 1, in d dimensions, at least 2. A step turns u for h/2, moves x ← x + h
+    L u, and turns u for h/2 again. The turn for a time s is exact at fixed g = Lᵀ∇E(x), e = -g/|g|,
+    δ = s|g|/(d - 1):
 
-        u ← (u + e (sinh δ + e·u (cosh δ - 1))) / (cosh δ + e·u sinh δ),     K ← K + (d - 1) log(cosh δ + e·u sinh δ),
+        u ← (u + e (sinh δ + e·u (cosh δ - 1))) / (cosh δ + e·u sinh δ),     K ← K + (d - 1)
+        log(cosh δ + e·u sinh δ),
 
     the change of K, in nats, being minus the log-determinant of the turn on the sphere.
 
-    With `metropolis`, u is drawn anew, uniformly, for each trajectory of n = ⌈w T / h⌉ moves, at most `most_steps` (w ~ U(0, 1) part
-    of the noise, one number for all chains of a batch), whose end is taken by each chain for itself with probability
-    min(1, exp(-ΔE - ΔK)). A step takes n gradients.
+    With `metropolis`, u is drawn anew, uniformly, for each trajectory of n = ⌈w T / h⌉ moves, at
+    most `most_steps` (w ~ U(0, 1) part of the noise, one number for all chains of a batch), whose
+    end is taken by each chain for itself with probability min(1, exp(-ΔE - ΔK)). A step takes n
+    gradients.
 
-    Without it, each step is one move and one gradient, after u ← (u + ν ξ)/|u + ν ξ|, ξ ~ N(0, I), ν² = (exp(2h / T) - 1)/d. Every
-    finite move is taken, so the law of the chain has a bias and the kernel is not exact: the variance of a whitened normal is too large
-    by about h²/(12 d) of itself, 3 % at the step size found in warm-up.
+    Without it, each step is one move and one gradient, after u ← (u + ν ξ)/|u + ν ξ|, ξ ~ N(0, I),
+    ν² = (exp(2h / T) - 1)/d. Every
+    finite move is taken, so the law of the chain has a bias and the kernel is not exact: the
+    variance of a whitened normal is too large by about h²/(12 d) of itself, 3 % at the step size
+    found in warm-up.
 
     Arguments:
-        step_size: h, a distance in units of x (of whitened x, with a preconditioner); a number, or with `metropolis` a tensor over
-            trailing batch axes. None: found in warm-up from the pooled chains, at the mean acceptance 0.9; without `metropolis` so
-            that the mean over the chains of (ΔE + ΔK)² is 0.0005 d.
-        length: T, in the units of h: the longest trajectory or, without `metropolis`, the distance over which the direction is
-            forgotten. None: found in warm-up, as for `Hamiltonian`, from 1.9283 sqrt(d), which is best for a whitened normal; that
-            length itself where there is no warm-up, and for step sizes over rungs; without `metropolis` sqrt(d).
+        step_size: h, a distance in units of x (of whitened x, with a preconditioner); a number, or
+            with `metropolis` a tensor over trailing batch axes. None: found in warm-up from the
+            pooled chains, at the mean acceptance 0.9; without `metropolis` so that the mean over
+            the chains of (ΔE + ΔK)² is 0.0005 d.
+        length: T, in the units of h: the longest trajectory or, without `metropolis`, the distance
+            over which the direction is forgotten. None: found in warm-up, as for `Hamiltonian`,
+            from 1.9283 sqrt(d), which is best for a whitened normal; that length itself where there
+            is no warm-up, and for step sizes over rungs; without `metropolis` sqrt(d).
         metropolis: whether to accept or reject.
         most_steps: the longest trajectory, in steps.
-        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`, (*b, d, d) lower triangular.
+        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`,
+            (*b, d, d) lower triangular.
 
-    References: Robnik, De Luca, Silverstein and Seljak 2023, JMLR 24 (the dynamics, ν, sqrt(d) and 0.0005, theirs for an integrator
-    of two gradients a step); Robnik, Cohn-Gordon and Seljak 2025, arXiv 2503.01707 (the adjusted form, 0.9); Ver Steeg and Galstyan
-    2021, NeurIPS (the turn).
+    References: Robnik, De Luca, Silverstein and Seljak 2023, JMLR 24 (the dynamics, ν, sqrt(d) and
+    0.0005, theirs for an integrator of two gradients a step); Robnik, Cohn-Gordon and Seljak 2025,
+    arXiv 2503.01707 (the adjusted form, 0.9); Ver Steeg and Galstyan 2021, NeurIPS (the turn).
     """
 
     step_size: float | Tensor | None = None
@@ -71,7 +91,9 @@ class Microcanonical(Kernel):
         check_positive(self.step_size, "step size of Microcanonical")
         check_positive(self.length, "length of Microcanonical's trajectories")
         if self.most_steps < 1:
-            raise ValueError(f"a trajectory has at least one step, got most_steps={self.most_steps}")
+            raise ValueError(
+                f"a trajectory has at least one step, got most_steps={self.most_steps}"
+            )
 
     @property
     def exact(self) -> bool:
@@ -91,10 +113,13 @@ class Microcanonical(Kernel):
 
     @property
     def gradients_per_step(self) -> float:
-        """With `metropolis`, in the dimension of the preconditioner, or in two where there is none."""
+        """With `metropolis`, in the dimension of the preconditioner, or in two where there is
+        none."""
         if not self.metropolis or self.step_size is None:
             return 1.0
-        return mean_count(self._longest(2 if self.scale is None else self.scale.shape[-1]), self.most_steps)
+        return mean_count(
+            self._longest(2 if self.scale is None else self.scale.shape[-1]), self.most_steps
+        )
 
     @property
     def learns_length(self) -> bool:
@@ -108,7 +133,10 @@ class Microcanonical(Kernel):
 
     def check(self, energy: Energy) -> None:
         if energy.event_shape.numel() < 2:
-            raise ValueError(f"microcanonical dynamics needs two dimensions or more, and {energy} has one: use Hamiltonian()")
+            raise ValueError(
+                f"microcanonical dynamics needs two dimensions or more, and {energy} has one: use "
+                "Hamiltonian()"
+            )
 
     def init(self, energy: Energy, x: Tensor) -> Any:  # x: (*batch, *event)
         self.check(energy)
@@ -116,7 +144,9 @@ class Microcanonical(Kernel):
         still = state.x.new_zeros(*state.energy.shape, energy.event_shape.numel())
         return state if self.metropolis else Moving(*state, still)
 
-    def noise(self, state: Any, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: Any, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return draw_jittered(state, generator, steps)
 
     def step(self, energy: Energy, state: Any, noise: Noise) -> tuple[Any, Info]:
@@ -133,7 +163,9 @@ class Microcanonical(Kernel):
             proposed, ahead, kinetic = self.drift(energy, here, _unit(normal), h, n)
             error = proposed.energy - here.energy + kinetic
             # where u is -e to the last digit, rounding loses K: it is no number then
-            moved, info = decide(here, proposed, (-error).where(kinetic != -math.inf, math.nan), noise.uniform, error)
+            moved, info = decide(
+                here, proposed, (-error).where(kinetic != -math.inf, math.nan), noise.uniform, error
+            )
             return moved, info, Lesson(info.acceptance, Flight(here.x, proposed.x, ahead, n * h))
         nu = ((2 * h / (self.length or self.guess_length(d))).expm1() / d).sqrt()
         direction = _unit(state.direction + nu.unsqueeze(-1) * normal)
@@ -144,7 +176,9 @@ class Microcanonical(Kernel):
         signal = torch.where(info.accepted & error.isfinite(), error.square() / (d * ERROR), 1e6)
         return Moving(*moved, turned), info, Lesson(signal)
 
-    def drift(self, energy: Energy, state: State, direction: Tensor, h: Tensor, n: int) -> tuple[State, Tensor, Tensor]:
+    def drift(
+        self, energy: Energy, state: State, direction: Tensor, h: Tensor, n: int
+    ) -> tuple[State, Tensor, Tensor]:
         # direction (*batch, d), h (*batch)
         """State, direction and change of K after n steps."""
         event = state.x.ndim - state.energy.ndim
@@ -155,11 +189,14 @@ class Microcanonical(Kernel):
             kinetic = kinetic + change
             if i < n:
                 move = (per_event(h, 1) * direction).reshape(state.x.shape)
-                state = evaluate(energy, state.x + scaled(move, self.scale, self.dense, event), True)
+                state = evaluate(
+                    energy, state.x + scaled(move, self.scale, self.dense, event), True
+                )
         return state, direction, kinetic
 
     def judge(self, signal: Tensor) -> Tensor:
-        """Without `metropolis`, 1/(1 + m^(1/6)) for the mean square error m in units of its target: the error grows as h³."""
+        """Without `metropolis`, 1/(1 + m^(1/6)) for the mean square error m in units of its target:
+        the error grows as h³."""
         return signal if self.metropolis else 1 / (1 + signal ** (1 / 6))
 
     def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
@@ -168,7 +205,9 @@ class Microcanonical(Kernel):
     def lengthened(self, length: float) -> Microcanonical:
         return replace(self, length=length)
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Microcanonical:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> Microcanonical:
         return replace(self, step_size=step_size, scale=scale, dense=dense)
 
     def walkers(self, state: Any) -> State:
@@ -181,7 +220,8 @@ class Microcanonical(Kernel):
 
 def turn(direction: Tensor, gradient: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
     # (*batch, d), (*batch, d), (*batch) -> (*batch, d), (*batch)
-    """The direction after the turn, and the change of K in nats; no exponential grows, however steep the gradient."""
+    """The direction after the turn, and the change of K in nats; no exponential grows, however
+    steep the gradient."""
     d = gradient.shape[-1]
     norm = gradient.norm(dim=-1, keepdim=True)
     away = -gradient / norm.clamp(min=torch.finfo(norm.dtype).tiny)

@@ -1,4 +1,5 @@
-"""What kernels are built from: preconditioning, noise, evaluation, and the decision of each chain."""
+"""What kernels are built from: preconditioning, noise, evaluation, and the decision of each
+chain."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Noise, State
 
 DIVERGENT = 1000.0  # nats: a proposal whose energy rises by more is counted as divergent
@@ -48,8 +49,13 @@ def transposed(v: Tensor, scale: Tensor | None, dense: bool, event: int) -> Tens
 def steps_of(step_size: float | Tensor | None, state: Any, name: str) -> Tensor:
     """The step size of each walker, (*batch)."""
     if step_size is None:
-        raise ValueError(f"{name}(step_size=None) is tuned by poe.sample; to step by hand give a step size in units of x")
-    return torch.as_tensor(step_size, dtype=state.x.dtype, device=state.x.device).expand(state.energy.shape)
+        raise ValueError(
+            f"{name}(step_size=None) is tuned by poe.sample; to step by hand give a step size in "
+            "units of x"
+        )
+    return torch.as_tensor(step_size, dtype=state.x.dtype, device=state.x.device).expand(
+        state.energy.shape
+    )
 
 
 def check_positive(value: float | Tensor | None, what: str) -> None:
@@ -82,11 +88,15 @@ def has_gradient(state: State) -> bool:
 
 
 def decide(
-    state: State, proposed: State, log_ratio: Tensor | None, uniform: Tensor, rise: Tensor | None = None
+    state: State,
+    proposed: State,
+    log_ratio: Tensor | None,
+    uniform: Tensor,
+    rise: Tensor | None = None,
 ) -> tuple[State, Info]:
-    """Each chain for itself takes its proposal with probability min(1, exp(log_ratio)), (*batch); every finite one where `log_ratio`
-    is None. A proposal with a non-finite energy, gradient or ratio is rejected. `rise` is the energy error in nats that makes it
-    divergent.
+    """Each chain for itself takes its proposal with probability min(1, exp(log_ratio)), (*batch);
+    every finite one where `log_ratio` is None. A proposal with a non-finite energy, gradient or
+    ratio is rejected. `rise` is the energy error in nats that makes it divergent.
     """
     event = state.x.ndim - state.energy.ndim
     finite = proposed.energy.isfinite()
@@ -102,9 +112,12 @@ def decide(
     moved = State(
         torch.where(taken, proposed.x, state.x),
         torch.where(accepted, proposed.energy, state.energy),
-        torch.where(taken, proposed.gradient, state.gradient) if has_gradient(state) else state.gradient,
+        torch.where(taken, proposed.gradient, state.gradient)
+        if has_gradient(state)
+        else state.gradient,
     )
-    # an energy of +inf is what the outside of the support has: rejected like any other, and no divergence
+    # an energy of +inf is what the outside of the support has: rejected like any other, and no
+    # divergence
     nonfinite = ~finite & (proposed.energy != math.inf)
     divergent = torch.zeros_like(finite) if rise is None else finite & (rise > DIVERGENT)
     return moved, Info(acceptance, accepted, nonfinite, divergent)

@@ -7,28 +7,41 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, Noise, State
-from poe.kernels.moves import check_positive, decide, draw, evaluate, has_gradient, per_event, scaled, steps_of
+from poe.kernels.moves import (
+    check_positive,
+    decide,
+    draw,
+    evaluate,
+    has_gradient,
+    per_event,
+    scaled,
+    steps_of,
+)
 
 
 @dataclass(frozen=True)
 class RandomWalk(Kernel):
     """Random-walk Metropolis with step size h and preconditioner M = L Lᵀ:
 
-        x' = x + h L ξ,     ξ ~ N(0, I),     taken by each chain for itself with probability min(1, exp(E(x) - E(x'))).
+        x' = x + h L ξ,     ξ ~ N(0, I),     taken by each chain for itself with probability min(1,
+        exp(E(x) - E(x'))).
 
-    One energy a step and no gradient, so it needs none to exist. (From a state that holds a gradient, as within `Cycle`, it evaluates
-    the gradient at x' too.)
+    One energy a step and no gradient, so it needs none to exist. (From a state that holds a
+    gradient, as within `Cycle`, it evaluates the gradient at x' too.)
 
     Arguments:
-        step_size: h, in units of x (of whitened x, with a preconditioner); a number or a tensor over trailing batch axes. None: found
-            in warm-up from the pooled chains, at the acceptance 0.234 + 0.206 / d, which is within 0.02 of the best in d dimensions
-            for a normal target.
-        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`, (*b, d, d) lower triangular.
+        step_size: h, in units of x (of whitened x, with a preconditioner); a number or a tensor
+            over trailing batch axes. None: found in warm-up from the pooled chains, at the
+            acceptance 0.234 + 0.206 / d, which is within 0.02 of the best in d dimensions for a
+            normal target.
+        scale: L over the flattened event: None (identity), (*b, d) for a diagonal or, with `dense`,
+            (*b, d, d) lower triangular.
 
-    References: Metropolis et al. 1953, J. Chem. Phys. 21(6); Gelman, Roberts and Gilks 1996, Bayesian Statistics 5 (acceptance by
-    dimension); Roberts, Gelman and Gilks 1997, Annals of Applied Probability 7(1) (0.234).
+    References: Metropolis et al. 1953, J. Chem. Phys. 21(6); Gelman, Roberts and Gilks 1996,
+    Bayesian Statistics 5 (acceptance by dimension); Roberts, Gelman and Gilks 1997, Annals of
+    Applied Probability 7(1) (0.234).
     """
 
     step_size: float | Tensor | None = None
@@ -63,7 +76,9 @@ class RandomWalk(Kernel):
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
         return evaluate(energy, x.detach(), False)
 
-    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
@@ -73,5 +88,7 @@ class RandomWalk(Kernel):
         proposed = evaluate(energy, proposal, has_gradient(state))
         return decide(state, proposed, state.energy - proposed.energy, noise.uniform)
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> RandomWalk:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> RandomWalk:
         return replace(self, step_size=step_size, scale=scale, dense=dense)

@@ -10,24 +10,31 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.capabilities import Counts, ScoreOnly, Watched
-from poe.energy import Energy, Product, leaves, product
+from poe.algebra.capabilities import Counts, ScoreOnly, Watched
+from poe.algebra.energy import Energy
+from poe.algebra.product import Product, product
+from poe.algebra.text import leaves
 from poe.kernels.base import Info, Kernel, Noise, State
 from poe.kernels.moves import decide, draw, flat, per_event, scaled, transposed
 
-# interior nodes on [0, 1] with their weights, and the weight of either end: Gauss-Lobatto rules, exact to degree 2·interior + 1
+# interior nodes on [0, 1] with their weights, and the weight of either end: Gauss-Lobatto rules,
+# exact to degree 2·interior + 1
 LOBATTO: tuple[tuple[float, tuple[tuple[float, float], ...]], ...] = (
     (1 / 2, ()),
     (1 / 6, ((1 / 2, 2 / 3),)),
     (1 / 12, ((1 / 2 - 0.05**0.5, 5 / 12), (1 / 2 + 0.05**0.5, 5 / 12))),
-    (1 / 20, ((1 / 2 - 21**0.5 / 14, 49 / 180), (1 / 2, 16 / 45), (1 / 2 + 21**0.5 / 14, 49 / 180))),
+    (
+        1 / 20,
+        ((1 / 2 - 21**0.5 / 14, 49 / 180), (1 / 2, 16 / 45), (1 / 2 + 21**0.5 / 14, 49 / 180)),
+    ),
 )
 REFERENCE = 8  # panels of the line from the origin, each by the rule with one interior node
 
 
 class Walk(NamedTuple):
-    """Chains: positions, energies as they are known, gradients, as `State`; the part of the gradient that experts without an energy
-    have, (*batch, *event); and the energy of the others alone, (*batch), in nats."""
+    """Chains: positions, energies as they are known, gradients, as `State`; the part of the
+    gradient that experts without an energy have, (*batch, *event); and the energy of the others
+    alone, (*batch), in nats."""
 
     x: Tensor
     energy: Tensor
@@ -38,14 +45,16 @@ class Walk(NamedTuple):
 
 @dataclass(frozen=True)
 class LineIntegral(Kernel):
-    """Preconditioned Langevin that is tested without an energy: E = K + S, where K is known and of S only the gradient,
+    """Preconditioned Langevin that is tested without an energy: E = K + S, where K is known and of
+    S only the gradient,
 
         x' = x - h M ∇E(x) + sqrt(2h) L ξ,     ξ ~ N(0, I),     M = L Lᵀ,
         a = -ΔK - ΔS + ½|ξ|² - ½|ξ - sqrt(h/2) Lᵀ(∇E(x) + ∇E(x'))|²,     ΔK = K(x') - K(x),
         ΔS = (x' - x)·Σ_k w_k ∇S(x + τ_k(x' - x)),     accepted with probability min(1, exp a).
 
-    τ and w are a Gauss-Lobatto rule on [0, 1] with both ends and so many `nodes` between, so that ΔS changes sign with the direction
-    and is the difference of S, for a score that is a gradient, but for a derivative of S somewhere along the line, d = |x' - x|:
+    τ and w are a Gauss-Lobatto rule on [0, 1] with both ends and so many `nodes` between, so that
+    ΔS changes sign with the direction and is the difference of S, for a score that is a gradient,
+    but for a derivative of S somewhere along the line, d = |x' - x|:
 
     | nodes | rule        | ΔS is too large by  |
     |-------|-------------|---------------------|
@@ -54,22 +63,26 @@ class LineIntegral(Kernel):
     | 2     | four points | S⁽⁷⁾ d⁷ / 1512000   |
     | 3     | five points | S⁽⁹⁾ d⁹ / 1422489600 |
 
-    It is never exact: what that error leaves, and what a network's score lacks to be a gradient, biases the law of the chain. Without
-    experts that have only a score it is `Langevin(metropolis=True)`.
+    It is never exact: what that error leaves, and what a network's score lacks to be a gradient,
+    biases the law of the chain. Without experts that have only a score it is
+    `Langevin(metropolis=True)`.
 
-    The energy of a state is K plus the line integral of ∇S from the origin to where the chain began and then along its moves: that of
-    the target up to a constant, where the score is a gradient. R-hat of the energies shows where it is not.
+    The energy of a state is K plus the line integral of ∇S from the origin to where the chain began
+    and then along its moves: that of the target up to a constant, where the score is a gradient.
+    R-hat of the energies shows where it is not.
 
     Arguments:
         step_size: h, as of `Langevin`; None: found in warm-up at the acceptance 0.574.
-        nodes: from 0 to 3, one evaluation each; all that a step needs are one batch for the network.
+        nodes: from 0 to 3, one evaluation each; all that a step needs are one batch for the
+            network.
         scale, dense: as of `Langevin`.
 
-    Raises TypeError for a mixture or contrast over an expert that has only a score, whose gradient needs energies too; ValueError on a
-    constrained support.
+    Raises TypeError for a mixture or contrast over an expert that has only a score, whose gradient
+    needs energies too; ValueError on a constrained support.
 
-    References: Sjöberg, Lindqvist, Önnheim, Jirstrand and Svensson 2026, Entropy 28(3) (tests by line integrals of scores); Abramowitz
-    and Stegun 1964, 25.4.32 (the rules); Roberts and Rosenthal 1998, J. R. Statist. Soc. B 60(1) (0.574).
+    References: Sjöberg, Lindqvist, Önnheim, Jirstrand and Svensson 2026, Entropy 28(3) (tests by
+    line integrals of scores); Abramowitz and Stegun 1964, 25.4.32 (the rules); Roberts and
+    Rosenthal 1998, J. R. Statist. Soc. B 60(1) (0.574).
     """
 
     step_size: float | Tensor | None = None
@@ -79,9 +92,15 @@ class LineIntegral(Kernel):
 
     def __post_init__(self) -> None:
         if isinstance(self.step_size, (int, float)) and not 0 < self.step_size < math.inf:
-            raise ValueError(f"the step size of LineIntegral is a positive number in units of x squared, got {self.step_size}")
+            raise ValueError(
+                "the step size of LineIntegral is a positive number in units of x squared, got "
+                f"{self.step_size}"
+            )
         if isinstance(self.nodes, bool) or self.nodes not in range(len(LOBATTO)):
-            raise ValueError(f"a line integral has from 0 to {len(LOBATTO) - 1} nodes between its ends, not {self.nodes}")
+            raise ValueError(
+                f"a line integral has from 0 to {len(LOBATTO) - 1} nodes between its ends, not "
+                f"{self.nodes}"
+            )
         object.__setattr__(self, "_divided", [])
 
     @property
@@ -104,9 +123,14 @@ class LineIntegral(Kernel):
         return 1.36 * d ** (-1 / 3)
 
     def through(self, around: Callable[[Energy], Energy]) -> LineIntegral:
-        raise ValueError("LineIntegral moves on all of R^n: a target with a constrained support needs an expert with an energy")
+        raise ValueError(
+            "LineIntegral moves on all of R^n: a target with a constrained support needs an expert "
+            "with an energy"
+        )
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> LineIntegral:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> LineIntegral:
         return replace(self, step_size=step_size, scale=scale, dense=dense)
 
     def walkers(self, state: Walk) -> State:
@@ -121,25 +145,34 @@ class LineIntegral(Kernel):
         event, panels = len(energy.event_shape), 2 * REFERENCE
         score = scored.value_and_grad(x)[1]
         line = torch.zeros_like(value)
-        for i in range(panels + 1):  # composite Simpson from the origin; one node at a time, as x may be large
+        for i in range(
+            panels + 1
+        ):  # composite Simpson from the origin; one node at a time, as x may be large
             weight = (1 if i in (0, panels) else 4 if i % 2 else 2) / (3 * panels)
             at = score if i == panels else scored.value_and_grad(i / panels * x)[1]
             line = line + weight * flat(at * x, event).sum(-1)
         return Walk(x, value + line, slope + score, score, value)
 
-    def noise(self, state: Walk, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: Walk, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: Walk, noise: Noise) -> tuple[Walk, Info]:
         if self.step_size is None:
             raise ValueError(
-                "LineIntegral(step_size=None) is tuned by poe.sample; to step by hand give a step size in units of x squared"
+                "LineIntegral(step_size=None) is tuned by poe.sample; to step by hand give a step "
+                "size in units of x squared"
             )
         event = state.x.ndim - state.energy.ndim
-        h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(state.energy.shape)
+        h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(
+            state.energy.shape
+        )
         root = per_event(h.sqrt(), event)
         pull = transposed(state.gradient, self.scale, self.dense, event)
-        move = scaled(math.sqrt(2) * root * noise.normal - root * root * pull, self.scale, self.dense, event)
+        move = scaled(
+            math.sqrt(2) * root * noise.normal - root * root * pull, self.scale, self.dense, event
+        )
         known, scored = self._parts(energy)
         value, slope = _evaluated(known, state.x + move, event)
         rise, score = value - state.known, state.scored
@@ -152,9 +185,15 @@ class LineIntegral(Kernel):
         back = noise.normal - root / math.sqrt(2) * (pull + new_pull)
         forward, reverse = (flat(z, event).square().sum(-1) / 2 for z in (noise.normal, back))
         proposed = State(state.x + move, state.energy + rise, slope)
-        moved, info = decide(State(*state[:3]), proposed, forward - reverse - rise, noise.uniform, rise)
+        moved, info = decide(
+            State(*state[:3]), proposed, forward - reverse - rise, noise.uniform, rise
+        )
         taken = per_event(info.accepted, event)
-        return Walk(*moved, torch.where(taken, score, state.scored), torch.where(info.accepted, value, state.known)), info
+        return Walk(
+            *moved,
+            torch.where(taken, score, state.scored),
+            torch.where(info.accepted, value, state.known),
+        ), info
 
     def _line(self, scored: Energy, state: Walk, move: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
@@ -176,7 +215,8 @@ class LineIntegral(Kernel):
 
 
 def divided(energy: Energy) -> tuple[Energy | None, Energy | None]:
-    """The factors of an energy that have one, and those that have only a score, either None where there are none.
+    """The factors of an energy that have one, and those that have only a score, either None where
+    there are none.
 
     Raises TypeError where a mixture or contrast rests on an expert that has only a score.
     """
@@ -189,13 +229,19 @@ def divided(energy: Energy) -> tuple[Energy | None, Energy | None]:
         return None, energy
     if isinstance(energy, Product):
         parts = [(term.power, divided(term.energy)) for term in energy.terms if term.power]
-        known, scored = ([(power, both[side]) for power, both in parts if both[side] is not None] for side in (0, 1))
+        known, scored = (
+            [(power, both[side]) for power, both in parts if both[side] is not None]
+            for side in (0, 1)
+        )
         return _product(known), _product(scored)
     if len(energy.parts) == 1:  # a shift or a change of variables
-        known, scored = (None if part is None else energy.rebuild([part]) for part in divided(energy.parts[0]))
+        known, scored = (
+            None if part is None else energy.rebuild([part]) for part in divided(energy.parts[0])
+        )
         return known, scored
     raise TypeError(
-        f"{energy} weighs its parts by their energies, and {lacking[0]} has only a score: `|` and `-` need experts with an energy, "
+        f"{energy} weighs its parts by their energies, and {lacking[0]} has only a score: `|` and "
+        "`-` need experts with an energy, "
         "while `&`, `/` and `**` do not"
     )
 

@@ -1,4 +1,5 @@
-"""Replica exchange: copies of the chains along a path swap places, so that the last one crosses between modes."""
+"""Replica exchange: copies of the chains along a path swap places, so that the last one crosses
+between modes."""
 
 from __future__ import annotations
 
@@ -9,18 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.capabilities import Samples
-from poe.energy import Energy
+from poe.algebra.capabilities import Samples
+from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, Lesson, State
 from poe.kernels.cycle import joined
 from poe.kernels.langevin import Langevin
 from poe.kernels.moves import has_gradient
-from poe.path import Geometric, mix, take
+from poe.spaces.path import Geometric, mix, take
 
 
 class Ladder(NamedTuple):
-    """All rungs of all chains, as one batch (chains, rungs), with the parity of the next swap and the mean swap acceptance
-    (rungs - 1,) of the step that led here."""
+    """All rungs of all chains, as one batch (chains, rungs), with the parity of the next swap and
+    the mean swap acceptance (rungs - 1,) of the step that led here."""
 
     rungs: State
     parity: int
@@ -28,7 +29,8 @@ class Ladder(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """The inner kernel's noise of each move, uniforms (chains, rungs - 1) for the swaps, and exact draws for the first rung."""
+    """The inner kernel's noise of each move, uniforms (chains, rungs - 1) for the swaps, and exact
+    draws for the first rung."""
 
     moves: tuple[Any, ...]
     swaps: Tensor
@@ -37,26 +39,30 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class Tempered(Kernel):
-    """Replica exchange over a path from `start` to the target, at inverse temperatures 0 = β_0 < ... < β_R = 1.
+    """Replica exchange over a path from `start` to the target, at inverse temperatures 0 = β_0 <
+    ... < β_R = 1.
 
-    One step: `moves` transitions of the inner kernel on every rung; the first rung is then redrawn exactly from `start`; then
-    neighbours i, i + 1 (even i in one step, odd i in the next) swap with probability min(1, exp((β_{i+1} - β_i)(U(x_{i+1}) - U(x_i)))),
-    U = E_1 - E_0. The joint law Π p_{β_i} is invariant whenever the inner kernel leaves each p_β so.
+    One step: `moves` transitions of the inner kernel on every rung; the first rung is then redrawn
+    exactly from `start`; then neighbours i, i + 1 (even i in one step, odd i in the next) swap with
+    probability min(1, exp((β_{i+1} - β_i)(U(x_{i+1}) - U(x_i)))), U = E_1 - E_0. The joint law Π
+    p_{β_i} is invariant whenever the inner kernel leaves each p_β so.
 
     Arguments:
         start: where the path begins; it draws exactly.
         betas: inverse temperatures (rungs,), from 0 to 1.
-        kernel: moves the walkers of all rungs as one batch (chains, rungs), a step size for each; Langevin, Hamiltonian, RandomWalk
-            or any other kernel with one step size whose states are `State`. With RandomWalk no gradient is ever asked for.
+        kernel: moves the walkers of all rungs as one batch (chains, rungs), a step size for each;
+            Langevin, Hamiltonian, RandomWalk or any other kernel with one step size whose states
+            are `State`. With RandomWalk no gradient is ever asked for.
         moves: of the inner kernel, a step.
-        path: builds the path from its two ends; the geometric one by default. It has `start`, `end`, `pair(x)` and `level(betas)`, as
-            `poe.path.Geometric`, and its energies are (1 - β) E_0 + β E_1.
+        path: builds the path from its two ends; the geometric one by default. It has `start`,
+            `end`, `pair(x)` and `level(betas)`, as `poe.spaces.path.Geometric`, and its energies
+            are (1 - β) E_0 + β E_1.
 
-    Raises ValueError for inverse temperatures that do not rise from 0 to 1, TypeError for a start that cannot draw or a kernel that
-    cannot move a ladder.
+    Raises ValueError for inverse temperatures that do not rise from 0 to 1, TypeError for a start
+    that cannot draw or a kernel that cannot move a ladder.
 
-    References: Geyer 1991; Syed, Bouchard-Côté, Deligiannidis and Doucet 2022, J. R. Statist. Soc. B 84(2) (even-odd swaps, and the
-    spacing that equalises the rejection rates, `respaced`).
+    References: Geyer 1991; Syed, Bouchard-Côté, Deligiannidis and Doucet 2022, J. R. Statist. Soc.
+    B 84(2) (even-odd swaps, and the spacing that equalises the rejection rates, `respaced`).
     """
 
     start: Energy
@@ -70,10 +76,14 @@ class Tempered(Kernel):
         if b.ndim != 1 or len(b) < 2 or b[0] != 0 or b[-1] != 1 or not bool((b.diff() > 0).all()):
             raise ValueError(f"inverse temperatures rise from 0 to 1, got {b.tolist()}")
         if not self.start.can(Samples):
-            raise TypeError(f"replica exchange starts from an energy that draws exactly, and {self.start} does not")
+            raise TypeError(
+                f"replica exchange starts from an energy that draws exactly, and {self.start} does "
+                "not"
+            )
         if not self.kernel.plain or self.kernel.parts:
             raise TypeError(
-                f"replica exchange moves its rungs by one kernel whose states are plain, not by {type(self.kernel).__name__}"
+                "replica exchange moves its rungs by one kernel whose states are plain, not by "
+                f"{type(self.kernel).__name__}"
             )
         if self.moves < 1:
             raise ValueError(f"each step needs at least one move, got {self.moves}")
@@ -125,13 +135,21 @@ class Tempered(Kernel):
         rungs = self.kernel.init(self._level(energy, x), x)
         return Ladder(rungs, 0, rungs.energy.new_zeros(len(self.betas) - 1))
 
-    def noise(self, state: Ladder, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+    def noise(
+        self, state: Ladder, generator: torch.Generator | None = None, steps: int | None = None
+    ) -> Noise:
         if steps is not None:
             raise ValueError("replica exchange draws the noise of one step at a time")
         rungs = state.rungs
         moves = tuple(self.kernel.noise(rungs, generator) for _ in range(self.moves))
         like = rungs.energy
-        swaps = torch.rand(len(like), len(self.betas) - 1, generator=generator, dtype=like.dtype, device=like.device)
+        swaps = torch.rand(
+            len(like),
+            len(self.betas) - 1,
+            generator=generator,
+            dtype=like.dtype,
+            device=like.device,
+        )
         fresh = self.start.sample(len(like), generator=generator)  # type: ignore[operator]
         return Noise(moves, swaps, fresh.to(rungs.x))
 
@@ -162,13 +180,17 @@ class Tempered(Kernel):
             with torch.no_grad():
                 start, end = level.path.start(x), level.path.end(x)
             order, probability = self._swaps(end - start, state.parity, noise.swaps)
-            energies, gradients = mix(level.beta, take(start, order), take(end, order)), rungs.gradient
+            energies, gradients = (
+                mix(level.beta, take(start, order), take(end, order)),
+                rungs.gradient,
+            )
         swapped = state.swapped.clone()
         swapped[state.parity :: 2] = probability[:, state.parity :: 2].mean(0)
         return Ladder(State(take(x, order), energies, gradients), 1 - state.parity, swapped)
 
     def _swaps(self, gap: Tensor, parity: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """(order of the rungs after swapping, acceptance probabilities) from U = E_1 - E_0 at each rung, (chains, rungs)."""
+        """(order of the rungs after swapping, acceptance probabilities) from U = E_1 - E_0 at each
+        rung, (chains, rungs)."""
         beta = self.betas.to(gap)
         log_ratio = (beta[1:] - beta[:-1]) * (gap[:, 1:] - gap[:, :-1])
         probability = torch.where(log_ratio.isnan(), 0, log_ratio.clamp(max=0).exp())
@@ -194,12 +216,15 @@ class Tempered(Kernel):
     def check(self, energy: Energy) -> None:
         self.kernel.check(energy)
 
-    def tuned(self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False) -> Tempered:
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> Tempered:
         return replace(self, kernel=self.kernel.tuned(step_size, scale, dense))
 
     def respaced(self, rejection: Tensor, count: int | None = None) -> Tempered:
-        """The ladder of `count` rungs whose rejection rates are equal, from the measured ones (rungs - 1,): the cumulative
-        rejection Λ(β) is interpolated linearly and cut into equal pieces. Step sizes and preconditioners follow their β.
+        """The ladder of `count` rungs whose rejection rates are equal, from the measured ones
+        (rungs - 1,): the cumulative rejection Λ(β) is interpolated linearly and cut into equal
+        pieces. Step sizes and preconditioners follow their β.
         """
         count = len(self.betas) if count is None else count
         barrier = torch.cat([torch.zeros(1).to(rejection), (rejection + 1e-3).cumsum(0)]).double()

@@ -1,4 +1,5 @@
-"""How many steps a trajectory takes, one number for all chains of a batch from one jittered length; and how long it should be."""
+"""How many steps a trajectory takes, one number for all chains of a batch from one jittered length;
+and how long it should be."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ NORMAL = 1.9283  # the length at unit frequency that `chees` leads to for a stan
 
 
 class Noise(NamedTuple):
-    """Standard normal numbers (*batch, *event) for the velocities, uniform ones (*batch) for the decisions, and one uniform number ()
-    for the length that all chains of the batch share."""
+    """Standard normal numbers (*batch, *event) for the velocities, uniform ones (*batch) for the
+    decisions, and one uniform number () for the length that all chains of the batch share."""
 
     normal: Tensor
     uniform: Tensor
@@ -27,11 +28,15 @@ def draw_jittered(state: Any, generator: torch.Generator | None, steps: int | No
     """The noise of one trajectory, or of so many, along a leading axis."""
     shape = () if steps is None else (steps,)
     like = state.energy
-    return Noise(*draw(state, generator, steps), torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device))
+    return Noise(
+        *draw(state, generator, steps),
+        torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device),
+    )
 
 
 def count(jitter: Tensor, longest: float, most: int) -> int:
-    """⌈u·longest⌉ steps, u in [0, 1), at least 1 and at most `most`; `longest` is the longest trajectory in steps."""
+    """⌈u·longest⌉ steps, u in [0, 1), at least 1 and at most `most`; `longest` is the longest
+    trajectory in steps."""
     return min(max(math.ceil(float(jitter) * longest), 1), most)
 
 
@@ -42,8 +47,9 @@ def mean_count(longest: float, most: int) -> float:
 
 
 def chees(flight: Flight, acceptance: Tensor, scale: Tensor | None, dense: bool) -> Tensor:
-    """The slope of ChEES over the root of the length, by the logarithm of the length and up to a positive factor; the formula stands at
-    `Hamiltonian`. Trajectories that are surely rejected have no weight, whatever they hold."""
+    """The slope of ChEES over the root of the length, by the logarithm of the length and up to a
+    positive factor; the formula stands at `Hamiltonian`. Trajectories that are surely rejected have
+    no weight, whatever they hold."""
     some = acceptance > 0
     weight = acceptance.reshape(acceptance.shape + (1,) * (flight.start.ndim - 1))
     end = torch.where(weight > 0, flight.end, 0)
@@ -51,7 +57,9 @@ def chees(flight: Flight, acceptance: Tensor, scale: Tensor | None, dense: bool)
     end = whitened(end - (weight * end).sum(0) / weight.sum(), scale, dense)
     change = end.square().sum(-1) - start.square().sum(-1)
     along = torch.where(some, (end * flight.velocity).sum(-1), 0)
-    return (acceptance * (flight.time * change * along - change.square() / 8)).sum() / acceptance.sum()
+    return (
+        acceptance * (flight.time * change * along - change.square() / 8)
+    ).sum() / acceptance.sum()
 
 
 def whitened(v: Tensor, scale: Tensor | None, dense: bool) -> Tensor:

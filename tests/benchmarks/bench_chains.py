@@ -1,8 +1,10 @@
-"""(c) Langevin chains on an 8-mode mixture in the plane: compiled blocks of steps against eager autograd.
+"""(c) Langevin chains on an 8-mode mixture in the plane: compiled blocks of steps against eager
+autograd.
 
-Both sides follow the same rule (MALA: one gradient a step, accept per chain) on the same energy, in float32
-on one thread, and keep every position. Ours is the run loop, timed from step 500 on, so that compilation (shown
-apart) does not count. By hand is the loop that a user writes in eager torch.
+Both sides follow the same rule (MALA: one gradient a step, accept per chain) on the same energy, in
+float32 on one thread, and keep every position. Ours is the run loop, timed from step 500 on, so
+that compilation (shown apart) does not count. By hand is the loop that a user writes in eager
+torch.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 import poe
 from poe.kernels.langevin import Langevin
-from poe.run import run, streams
+from poe.mcmc.run import run, streams
 from timing import seconds, table
 
 STEP, SETTLED, LONG, TURNS = 0.2, 500, 10_500, 5
@@ -62,7 +64,8 @@ def by_hand(x: Tensor, steps: int) -> Tensor:  # (chains, 2) -> (steps, chains, 
 
 
 class Clock:
-    """Stands where a checkpoint does, is asked after every block of steps whether to save, and notes the time."""
+    """Stands where a checkpoint does, is asked after every block of steps whether to save, and
+    notes the time."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -80,9 +83,19 @@ def ours(x: Tensor, steps: int, compiled: bool) -> tuple[float, float]:
     """Seconds of the first `SETTLED` steps, and of each of the others."""
     clock, began = Clock(), time.process_time()
     generators = streams(0, 1, x.device)
-    run(Langevin(STEP), Ring(), x, draws=steps, generators=generators, compile=compiled, checkpoint=clock)  # type: ignore[arg-type]
+    run(
+        Langevin(STEP),
+        Ring(),
+        x,
+        draws=steps,
+        generators=generators,
+        compile=compiled,
+        checkpoint=clock,
+    )  # type: ignore[arg-type]
     settled = len(clock.times) * SETTLED // steps
-    return clock.times[settled] - began, (time.process_time() - clock.times[settled]) / (steps - SETTLED)
+    return clock.times[settled] - began, (time.process_time() - clock.times[settled]) / (
+        steps - SETTLED
+    )
 
 
 rows = []

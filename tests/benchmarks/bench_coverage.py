@@ -1,7 +1,9 @@
-"""(f) Are standard errors of log Z honest? 200 cheap runs on each of three targets: how often 95 % intervals hold the truth.
+"""(f) Are standard errors of log Z honest? 200 cheap runs on each of three targets: how often 95 %
+intervals hold the truth.
 
-Intervals are value ± 1.96 standard errors; the goal is 90 to 99 % over all runs. The three are drawn by importance from a part, by
-annealing from a part, and by annealing from a start that has to be found. Warnings and failures are counted, and none is left out.
+Intervals are value ± 1.96 standard errors; the goal is 90 to 99 % over all runs. The three are
+drawn by importance from a part, by annealing from a part, and by annealing from a start that has to
+be found. Warnings and failures are counted, and none is left out.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from torch.nn.functional import softplus
 
 import poe
 import targets as known
-import timing  # noqa: F401 - one thread
-from poe.energy import Energy, Estimate
-from poe.partition import EstimateWarning
+import timing  # noqa: F401
+from poe.algebra.energy import Energy, Estimate
+from poe.sampling.partition import EstimateWarning
 
 
 class Target(NamedTuple):
@@ -34,11 +36,15 @@ def tilted() -> Target:
     """N(0, I) in three dimensions, times exp(-3 softplus(2 s)) with s = Σ xᵢ ~ N(0, 3)."""
 
     def density(s: float) -> float:
-        return math.exp(-(s**2) / 6 - 3 * math.log1p(math.exp(-abs(2 * s))) - 6 * max(s, 0.0)) / math.sqrt(6 * math.pi)
+        return math.exp(
+            -(s**2) / 6 - 3 * math.log1p(math.exp(-abs(2 * s))) - 6 * max(s, 0.0)
+        ) / math.sqrt(6 * math.pi)
 
     normal = known.isotropic(torch.zeros(1, 3), 1.0, name="normal")
     tilt = known.Opaque(lambda x: 3 * softplus(2 * x.sum(-1)), 3, name="tilt")
-    return Target("by importance from a part", lambda: normal & tilt, math.log(quad(density, -20, 20)[0]))
+    return Target(
+        "by importance from a part", lambda: normal & tilt, math.log(quad(density, -20, 20)[0])
+    )
 
 
 def narrowed() -> Target:
@@ -58,8 +64,11 @@ def apart() -> Target:
     return Target("from a start that is found", lambda: known.opaque(mixed), 0.0)
 
 
-def covered(target: Target, estimate: Callable[[Energy, int], Estimate | None], runs: int) -> list[bool]:
-    """Whether the interval of each run holds the truth; a run that fails does not. Prints a line."""
+def covered(
+    target: Target, estimate: Callable[[Energy, int], Estimate | None], runs: int
+) -> list[bool]:
+    """Whether the interval of each run holds the truth; a run that fails does not. Prints a
+    line."""
     held, errors, warned, failed, began = [], [], 0, 0, time.process_time()
     for seed in range(runs):
         with warnings.catch_warnings(record=True) as caught:
@@ -75,7 +84,8 @@ def covered(target: Target, estimate: Callable[[Energy, int], Estimate | None], 
         errors.append(z)
     z = torch.tensor([error for error in errors if math.isfinite(error)])
     print(
-        f"  {target.name:<28} {100 * sum(held) / runs:5.1f} %; error in units of its own: mean {z.mean():+.2f}, sd {z.std():.2f}, "
+        f"  {target.name:<28} {100 * sum(held) / runs:5.1f} %; error in units of its own: mean "
+        f"{z.mean():+.2f}, sd {z.std():.2f}, "
         f"largest {z.abs().max():.1f}; {warned} warnings, {failed} without an answer; "
         f"{(time.process_time() - began) / runs:.2f} s a run",
         flush=True,
@@ -93,6 +103,10 @@ if __name__ == "__main__":
     }
     for name, estimate in ways.items():
         print(f"\n{name}: share of {runs} intervals that hold the truth")
-        held = [hit for target in (tilted(), narrowed(), apart()) for hit in covered(target, estimate, runs)]
+        held = [
+            hit
+            for target in (tilted(), narrowed(), apart())
+            for hit in covered(target, estimate, runs)
+        ]
         share = 100 * sum(held) / len(held)
         print(f"  over all {share:.1f} % (90 to 99: {'met' if 90 <= share <= 99 else 'MISSED'})")

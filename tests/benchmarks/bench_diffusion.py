@@ -1,9 +1,11 @@
-"""(h) Compositions in the plane with exact noised experts, the tasks of Du et al. 2023 (ICML, section 4): a ring of 8 Gaussians of
-radius .5 and sd .03, and a box [-.2, .2] x [-1, 1], as product, mixture and contrast.
+"""(h) Compositions in the plane with exact noised experts, the tasks of Du et al. 2023 (ICML,
+section 4): a ring of 8 Gaussians of radius .5 and sd .03, and a box [-.2, .2] x [-1, 1], as
+product, mixture and contrast.
 
-The figure is the mean log-likelihood of the draws under the normalised target, seen through noise of .002 (quadrature on a grid),
-beside that of exact draws; and the share of the upper half plane (exactly .5). Du et al. report -2.95 for reverse diffusion and 1.81
-for their annealed Hamiltonian Monte Carlo on the product.
+The figure is the mean log-likelihood of the draws under the normalised target, seen through noise
+of .002 (quadrature on a grid), beside that of exact draws; and the share of the upper half plane
+(exactly .5). Du et al. report -2.95 for reverse diffusion and 1.81 for their annealed Hamiltonian
+Monte Carlo on the product.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 import poe
-import timing  # noqa: F401 - one thread
+import timing  # noqa: F401
 from baselines import annealed_chains, hmc, mala, reverse_diffusion, ula
 
 LOW, HIGH, DRAWS = 0.002, 2.0, 2000
@@ -49,7 +51,10 @@ class Noised(poe.Energy):
 class Ring(Noised):
     def forward(self, x: Tensor) -> Tensor:  # (*batch, 2) -> (*batch)
         angle = torch.arange(8) * (math.pi / 4)
-        means, variance = torch.stack([angle.cos(), angle.sin()], -1).to(x) / 2, 0.03**2 + self.sigma**2
+        means, variance = (
+            torch.stack([angle.cos(), angle.sin()], -1).to(x) / 2,
+            0.03**2 + self.sigma**2,
+        )
         squares = (x.unsqueeze(-2) - means).square().sum(-1)
         return math.log(16 * math.pi * variance) - (-squares / (2 * variance)).logsumexp(-1)
 
@@ -58,7 +63,10 @@ class Box(Noised):
     def forward(self, x: Tensor) -> Tensor:  # (*batch, 2) -> (*batch)
         half = torch.tensor([0.2, 1.0]).to(x)
         far, near = (x.abs() - half) / self.sigma, (-x.abs() - half) / self.sigma
-        upper, lower = torch.special.log_ndtr(-far), torch.special.log_ndtr(near)  # both in the lower tail, where logs are exact
+        upper, lower = (
+            torch.special.log_ndtr(-far),
+            torch.special.log_ndtr(near),
+        )  # both in the lower tail, where logs are exact
         return ((2 * half).log() - upper - torch.log1p(-(lower - upper).exp())).sum(-1)
 
 
@@ -77,14 +85,25 @@ def main() -> None:
         log_z, exact = grid(target)
         print(f"{target}: exact draws {exact:.3f}, log Z {log_z:.3f}")
 
-        def row(name: str, x: Tensor, seconds: float, target: poe.Energy = target, log_z: float = log_z) -> None:
+        def row(
+            name: str, x: Tensor, seconds: float, target: poe.Energy = target, log_z: float = log_z
+        ) -> None:
             logs = -target(x) - log_z
-            print(f"  {name:36s} {logs.mean():8.3f}   upper half {(x[:, 1] > 0).float().mean():.3f}   {seconds:.1f} s")
+            print(
+                f"  {name:36s} {logs.mean():8.3f}   upper half {(x[:, 1] > 0).float().mean():.3f}  "
+                f" {seconds:.1f} s"
+            )
 
         for name, draw in {
-            "reverse diffusion, 100 levels": lambda g, e=target: reverse_diffusion(e, DRAWS, 100, g),
-            "ULA, 100 levels of 10": lambda g, e=target: annealed_chains(e, DRAWS, 100, 10, ula(0.1), g),
-            "MALA, 100 levels of 10": lambda g, e=target: annealed_chains(e, DRAWS, 100, 10, mala(0.5), g),
+            "reverse diffusion, 100 levels": lambda g, e=target: reverse_diffusion(
+                e, DRAWS, 100, g
+            ),
+            "ULA, 100 levels of 10": lambda g, e=target: annealed_chains(
+                e, DRAWS, 100, 10, ula(0.1), g
+            ),
+            "MALA, 100 levels of 10": lambda g, e=target: annealed_chains(
+                e, DRAWS, 100, 10, mala(0.5), g
+            ),
             "HMC after reverse diffusion, 100 of 1": lambda g, e=target: annealed_chains(
                 e, DRAWS, 100, 1, hmc(0.3, 3.0), g, diffuse=True
             ),

@@ -1,9 +1,12 @@
-"""(k) What the concepts of `shapes` know of the score: the squared error of D that E[x₀ | x, c] saves, c a concept of the picture.
+"""(k) What the concepts of `shapes` know of the score: the squared error of D that E[x₀ | x, c]
+saves, c a concept of the picture.
 
-At each level of noise, the mean of (‖m_c - x₀‖² - ‖D - x₀‖²) / σ² over pictures, in each factor: of m_c = D + σ²∇log p(c | x; σ) by the
-gradient of the classifier, of m_c = D + Δ_c by the guide, and of the exact E[x₀ | x, c] over the exact E[x₀ | x], by enumeration of all
-combinations and of places on a grid of 0.25 pixels. Its mean over log σ, halved, is what a path of reverse diffusion loses, in nats
-(Girsanov), where the concept is not followed. Levels lie above 0.8, where the grid is fine enough.
+At each level of noise, the mean of (‖m_c - x₀‖² - ‖D - x₀‖²) / σ² over pictures, in each factor: of
+m_c = D + σ²∇log p(c | x; σ) by the gradient of the classifier, of m_c = D + Δ_c by the guide, and
+of the exact E[x₀ | x, c] over the exact E[x₀ | x], by enumeration of all combinations and of places
+on a grid of 0.25 pixels. Its mean over log σ, halved, is what a path of reverse diffusion loses, in
+nats (Girsanov), where the concept is not followed. Levels lie above 0.8, where the grid is fine
+enough.
 
     python tests/benchmarks/bench_guidance.py
 """
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 import poe
-import timing  # noqa: F401 - one thread
+import timing  # noqa: F401
 from experts.noise import ConceptNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -39,10 +42,14 @@ def templates() -> tuple[Tensor, Tensor]:  # -> (m, 768), (m, 5)
     grid, seen = torch.cartesian_prod(at, at), combinations()
     cells = seen[:, None, 2:4]
     factors = seen[:, None].expand(-1, len(grid), -1)
-    return render(factors, low[cells] + (high - low)[cells] * grid).flatten(0, 1).flatten(1), factors.flatten(0, 1)
+    return render(factors, low[cells] + (high - low)[cells] * grid).flatten(0, 1).flatten(
+        1
+    ), factors.flatten(0, 1)
 
 
-def exact(x: Tensor, clean: Tensor, truth: Tensor, sigma: float, known: tuple[Tensor, Tensor]) -> list[float]:
+def exact(
+    x: Tensor, clean: Tensor, truth: Tensor, sigma: float, known: tuple[Tensor, Tensor]
+) -> list[float]:
     points, factors = known
     logs = (2 * x.flatten(1) @ points.T - points.square().sum(1)) / (2 * sigma**2)
     plain = squares((logs.softmax(1) @ points).view_as(x), clean, sigma)
@@ -53,19 +60,27 @@ def exact(x: Tensor, clean: Tensor, truth: Tensor, sigma: float, known: tuple[Te
     return saved
 
 
-def learned(network: ConceptNetwork, x: Tensor, clean: Tensor, truth: Tensor, sigma: float) -> tuple[list[float], list[float]]:
+def learned(
+    network: ConceptNetwork, x: Tensor, clean: Tensor, truth: Tensor, sigma: float
+) -> tuple[list[float], list[float]]:
     """By the gradient of the classifier, and by the guide."""
     level, first = torch.full((len(x),), sigma), torch.tensor([0, *network.sizes[:-1]]).cumsum(0)
     x = x.clone().requires_grad_()
     gains = network.gains(x, level).gather(1, first + truth)
-    slopes = [torch.autograd.grad(gains[:, i].sum(), x, retain_graph=True)[0] for i in range(len(FACTORS))]
+    slopes = [
+        torch.autograd.grad(gains[:, i].sum(), x, retain_graph=True)[0] for i in range(len(FACTORS))
+    ]
     with torch.no_grad():
         features = network.features(x, level)
         d = network.point(features)
         plain = squares(d, clean, sigma)
-        shifts = [network.shift(features, first[i] + truth[:, i], gains[:, i]) for i in range(len(FACTORS))]
+        shifts = [
+            network.shift(features, first[i] + truth[:, i], gains[:, i])
+            for i in range(len(FACTORS))
+        ]
         return tuple(
-            [float(squares(d + by, clean, sigma) - plain) for by in way] for way in ([sigma**2 * s for s in slopes], shifts)
+            [float(squares(d + by, clean, sigma) - plain) for by in way]
+            for way in ([sigma**2 * s for s in slopes], shifts)
         )  # type: ignore[return-value]
 
 
@@ -76,12 +91,18 @@ def main() -> None:
     for sigma in SIGMAS:
         clean, truth = pictures(PICTURES, generator=generator)
         x = clean + sigma * torch.randn(clean.shape, generator=generator)
-        rows.append([*learned(network, x, clean, truth, sigma), exact(x, clean, truth, sigma, known)])
+        rows.append(
+            [*learned(network, x, clean, truth, sigma), exact(x, clean, truth, sigma, known)]
+        )
         for name, saved in zip(("gradient", "guide", "exact"), rows[-1], strict=True):
             print(f"  σ {sigma:4.1f} {name:8s}", *(f"{value:7.3f}" for value in saved), flush=True)
     means = torch.tensor(rows).mean(0)  # the levels are nearly even in log σ
     for name, saved in zip(("gradient", "guide", "exact"), means.tolist(), strict=True):
-        print(f"  mean   {name:8s}", *(f"{value:7.3f}" for value in saved), f" all {sum(saved) / len(saved):7.3f}")
+        print(
+            f"  mean   {name:8s}",
+            *(f"{value:7.3f}" for value in saved),
+            f" all {sum(saved) / len(saved):7.3f}",
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""(h) ESS a gradient and a second beside other libraries: 64 chains on a Gaussian, a banana and a composed mixture.
+"""(h) ESS a gradient and a second beside other libraries: 64 chains on a Gaussian, a banana and a
+composed mixture.
 
     bench_peers.py                                      ours alone
-    bench_peers.py blackjax=PYTHON numpyro=PYTHON ...   and those that these interpreters have (`peers.py` says which)
+    bench_peers.py blackjax=PYTHON numpyro=PYTHON ...   and those that these interpreters have
+    (`peers.py` says which)
 
-The Gaussian has 100 dimensions and condition number 1000, turned at random; the mixture has four modes that chains do not move between.
-Warm-up and compilation are left out, but for `poe.sample`, where everything counts. ESS is the smallest bulk ESS over the coordinates
-(arviz-stats), of all chains together: where they do not agree, R-hat says so and ESS is small.
+The Gaussian has 100 dimensions and condition number 1000, turned at random; the mixture has four
+modes that chains do not move between. Warm-up and compilation are left out, but for `poe.sample`,
+where everything counts. ESS is the smallest bulk ESS over the coordinates (arviz-stats), of all
+chains together: where they do not agree, R-hat says so and ESS is small.
 """
 
 from __future__ import annotations
@@ -22,18 +25,25 @@ import torch
 
 import poe
 import targets as known
-import timing  # noqa: F401 - one thread
+import timing  # noqa: F401
 from peers import CHAINS, DIMENSIONS, DRAWS, energy, start
-from poe.chains import WARMUP, usual_kernel
-from poe.diagnostics import ess, rhat
-from poe.run import run, streams
+from poe.diagnostics.evidence import ess, rhat
+from poe.mcmc.run import run, streams
+from poe.sampling.chains import WARMUP, usual_kernel
 
 
 def chains(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     """The usual kernel after the usual warm-up."""
     target = opaque(name)
     generators = streams(seed, 1, target.device)
-    warm = run(usual_kernel(target), target, torch.from_numpy(start(name, seed)), draws=1, warmup=WARMUP, generators=generators)
+    warm = run(
+        usual_kernel(target),
+        target,
+        torch.from_numpy(start(name, seed)),
+        draws=1,
+        warmup=WARMUP,
+        generators=generators,
+    )
     before, began = target.tally.gradients, time.process_time()
     trace = run(warm.kernel, target, warm.states, draws=DRAWS, generators=generators)
     return counted(trace.x, target.tally.gradients - before, time.process_time() - began, before)
@@ -51,7 +61,10 @@ def opaque(name: str) -> known.Opaque:
 
 
 def counted(x: torch.Tensor, gradients: int, seconds: float, warm: int) -> dict[str, np.ndarray]:
-    return {"x": x.numpy()} | {k: np.asarray(v) for k, v in (("gradients", gradients), ("seconds", seconds), ("warm", warm))}
+    return {"x": x.numpy()} | {
+        k: np.asarray(v)
+        for k, v in (("gradients", gradients), ("seconds", seconds), ("warm", warm))
+    }
 
 
 def theirs(library: str, python: str, name: str) -> dict[str, np.ndarray] | None:
@@ -70,7 +83,8 @@ def line(name: str, found: dict[str, np.ndarray]) -> None:
     size, worst = float(ess(found["x"], "bulk").min()), float(rhat(found["x"]).max())
     gradients, seconds, warm = (float(found[key]) for key in ("gradients", "seconds", "warm"))
     print(
-        f"  {name:<10} {1e3 * size / gradients:9.3f} a thousand gradients {size / seconds:10.1f} a second; ESS {size:,.0f}, R-hat "
+        f"  {name:<10} {1e3 * size / gradients:9.3f} a thousand gradients {size / seconds:10.1f} a "
+        f"second; ESS {size:,.0f}, R-hat "
         f"{worst:.3f}, {gradients / CHAINS:,.0f} gradients a chain after {warm / CHAINS:,.0f}",
         flush=True,
     )

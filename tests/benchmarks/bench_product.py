@@ -1,4 +1,5 @@
-"""(b) A product of 16 distinct neural experts: time over the sum of its parts, peak memory over one part."""
+"""(b) A product of 16 distinct neural experts: time over the sum of its parts, peak memory over one
+part."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ peaks = [peak_bytes(run) for run in runs]
 table(
     "product of 16 neural experts, 1024 points",
     [
-        ("time over the sum of its parts", median_ratio(times, slice(0, 1), slice(1, None)), "x", 1.05),
+        (
+            "time over the sum of its parts",
+            median_ratio(times, slice(0, 1), slice(1, None)),
+            "x",
+            1.05,
+        ),
         (
             f"peak memory over one part ({max(peaks[1:]) / 2**20:.1f} MiB)",
             peaks[0] / max(peaks[1:]),

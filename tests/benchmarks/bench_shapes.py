@@ -1,12 +1,13 @@
-"""(i) Concepts of the zoo's `shapes` composed: how many draws satisfy what was asked for, judged by the exact classifier of
-examples/shapes.py, and how the factors that were left free are distributed.
+"""(i) Concepts of the zoo's `shapes` composed: how many draws satisfy what was asked for, judged by
+the exact classifier of examples/shapes.py, and how the factors that were left free are distributed.
 
     python tests/benchmarks/bench_shapes.py [--draws 256] [--thin 1] [--rows NAME ...] [--baselines]
 
-For each composition: the share of draws that satisfy it; that are broken (no object, several, or one that no render comes near); the
-largest total variation between the shares of a free factor and the truth, over the factors; ESS, R-hat, and processor seconds. With
-`--baselines` the same by the score-only ways of baselines.py on the same networks: reverse diffusion, ULA and MALA at each level. They
-draw a mixture from the log-sum-exp of its parts as it stands.
+For each composition: the share of draws that satisfy it; that are broken (no object, several, or
+one that no render comes near); the largest total variation between the shares of a free factor and
+the truth, over the factors; ESS, R-hat, and processor seconds. With `--baselines` the same by the
+score-only ways of baselines.py on the same networks: reverse diffusion, ULA and MALA at each level.
+They draw a mixture from the log-sum-exp of its parts as it stands.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor
 
 import poe
-import timing  # noqa: F401 - one thread
+import timing  # noqa: F401
 from baselines import annealed_chains, mala, reverse_diffusion, ula
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from shapes import FACTORS, combinations, judge
@@ -62,24 +63,40 @@ CASES = {
     "2: red square": conjunction("red", "square", goal="98"),
     "2: circle left": conjunction("circle", "left", goal="98"),
     "3: blue circle large": conjunction("blue", "circle", "large", goal="96"),
-    "4: yellow triangle right large": conjunction("yellow", "triangle", "right", "large", goal="94"),
+    "4: yellow triangle right large": conjunction(
+        "yellow", "triangle", "right", "large", goal="94"
+    ),
     "4: red circle left small": conjunction("red", "circle", "left", "small", goal="94"),
-    "5: green square right bottom large": conjunction("green", "square", "right", "bottom", "large", goal="90"),
+    "5: green square right bottom large": conjunction(
+        "green", "square", "right", "bottom", "large", goal="90"
+    ),
     "mixture .3 red .7 circle": Case(
-        "97; 30 ± 7", lambda: poe.mixture([normal("red"), normal("circle")], weights=[0.3, 0.7]), (("red",), ("circle",))
+        "97; 30 ± 7",
+        lambda: poe.mixture([normal("red"), normal("circle")], weights=[0.3, 0.7]),
+        (("red",), ("circle",)),
     ),
     "mixture red small, blue large": Case(
         "97; 50 ± 7",
         lambda: poe.mixture([normal("red", "small"), normal("blue", "large")], weights=[0.5, 0.5]),
         (("red", "small"), ("blue", "large")),
     ),
-    "circle but not red": Case("97", lambda: poe.contrast(normal("circle"), normal("red"), strength=8), (("circle",),), ("red",)),
+    "circle but not red": Case(
+        "97",
+        lambda: poe.contrast(normal("circle"), normal("red"), strength=8),
+        (("circle",),),
+        ("red",),
+    ),
     "square left but not blue": Case(
-        "97", lambda: poe.contrast(normal("square", "left"), normal("blue"), strength=8), (("square", "left"),), ("blue",)
+        "97",
+        lambda: poe.contrast(normal("square", "left"), normal("blue"), strength=8),
+        (("square", "left"),),
+        ("blue",),
     ),
     "unseen: circle yellow large": conjunction("circle", "yellow", "large", goal="85", unseen=True),
     "unseen: triangle red left": conjunction("triangle", "red", "left", goal="85", unseen=True),
-    "unseen: square green small top": conjunction("square", "green", "small", "top", goal="85", unseen=True),
+    "unseen: square green small top": conjunction(
+        "square", "green", "small", "top", goal="85", unseen=True
+    ),
 }
 
 
@@ -89,7 +106,11 @@ def row(case: Case, x: Tensor, seconds: float, evidence: str = "") -> str:
     good = held.any(0)
     for concept in case.unwanted:
         good &= ~seen.has(concept)
-    sides = "" if len(held) == 1 else " sides " + " ".join(f"{100 * side.double().mean():.1f}" for side in held)
+    sides = (
+        ""
+        if len(held) == 1
+        else " sides " + " ".join(f"{100 * side.double().mean():.1f}" for side in held)
+    )
     free = ""
     if len(held) == 1 and not case.unwanted:
         truth = combinations(case.wanted[0], unseen=case.unseen)
@@ -100,7 +121,11 @@ def row(case: Case, x: Tensor, seconds: float, evidence: str = "") -> str:
                 gaps[factor] = 0.5 * (seen.shares(factor) - exact).abs().sum().item()
         free = " TV " + " ".join(f"{factor} {gap:.2f}" for factor, gap in gaps.items())
     share, broken = 100 * good.double().mean().item(), 100 * seen.broken.double().mean().item()
-    return f"{share:5.1f} % (goal {case.goal})  broken {broken:4.1f} %{sides}{free}  {seconds:.0f} s  {evidence}"
+    return (
+        f"{share:5.1f} % (goal {case.goal})  broken {broken:4.1f} %{sides}{free}  "
+        f"{seconds:.0f} "
+        f"s  {evidence}"
+    )
 
 
 def main() -> None:
@@ -109,7 +134,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(CASES))
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--thin", type=int, default=1, help="particles for each that is needed; 1,024 are for 256 draws")
+    parser.add_argument(
+        "--thin",
+        type=int,
+        default=1,
+        help="particles for each that is needed; 1,024 are for 256 draws",
+    )
     arguments = parser.parse_args()
     for name in arguments.rows:
         case = CASES[name]
@@ -119,11 +149,17 @@ def main() -> None:
         draws = poe.sample(target, arguments.draws, seed=arguments.seed, thin=arguments.thin)
         d = draws.diagnostics
         evidence = f"ESS {d.ess_bulk:.0f}, R-hat {d.rhat:.3f}, log Z {draws.log_z}, {draws.verdict}"
-        print("  poe.sample        ", row(case, draws.x, time.process_time() - started, evidence), flush=True)
+        print(
+            "  poe.sample        ",
+            row(case, draws.x, time.process_time() - started, evidence),
+            flush=True,
+        )
         if not arguments.baselines:
             continue
         for title, draw in {
-            "reverse diffusion ": lambda g, e=target, n=arguments.draws: reverse_diffusion(e, n, LEVELS * (1 + STEPS), g),
+            "reverse diffusion ": lambda g, e=target, n=arguments.draws: reverse_diffusion(
+                e, n, LEVELS * (1 + STEPS), g
+            ),
             "ULA               ": lambda g, e=target, n=arguments.draws: annealed_chains(
                 e, n, LEVELS, STEPS, ula(0.05), g, diffuse=True
             ),

@@ -1,6 +1,7 @@
 """(a) What a Metropolis-adjusted Langevin step costs beyond the one gradient that it needs.
 
-One turn is a bare `value_and_grad` of the energy and a whole step (its noise included) of the same chains.
+One turn is a bare `value_and_grad` of the energy and a whole step (its noise included) of the same
+chains.
 """
 
 from __future__ import annotations

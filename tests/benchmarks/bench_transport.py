@@ -1,9 +1,12 @@
-"""(g) Chains in the noise of a flow: a trained RealNVP & a trained MAF & a classifier in 16 dimensions.
+"""(g) Chains in the noise of a flow: a trained RealNVP & a trained MAF & a classifier in 16
+dimensions.
 
-The data are eight pairs (u, v), u ~ N(0, 1) and v ~ N(u², s²) scaled by 2^-k in pair k: s = .2 for the RealNVP, .5 for the MAF; the
-classifier tells a positive sum of the u from a negative one. All are trained here, in about a minute. `poe.sample(e, method="chains")`
-then moves in the noise of the RealNVP; the same kernel without transport is asked for by `kernel=`. "With warm-up" is a whole run of
-`poe.sample`, "after it" a long run of the tuned kernel. ESS is the smallest bulk ESS over coordinates and energy (arviz-stats).
+The data are eight pairs (u, v), u ~ N(0, 1) and v ~ N(u², s²) scaled by 2^-k in pair k: s = .2 for
+the RealNVP, .5 for the MAF; the classifier tells a positive sum of the u from a negative one. All
+are trained here, in about a minute. `poe.sample(e, method="chains")` then moves in the noise of the
+RealNVP; the same kernel without transport is asked for by `kernel=`. "With warm-up" is a whole run
+of `poe.sample`, "after it" a long run of the tuned kernel. ESS is the smallest bulk ESS over
+coordinates and energy (arviz-stats).
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 import poe
-import timing  # noqa: F401 - one thread
+import timing  # noqa: F401
 from experts.classifier import Classifier
 from experts.flow import Flow
-from poe.chains import WARMUP, usual_kernel
-from poe.diagnostics import diagnose
-from poe.energy import Energy
-from poe.run import run, streams
-from poe.transport import Transported
+from poe.algebra.energy import Energy
+from poe.diagnostics.evidence import diagnose
+from poe.mcmc.run import run, streams
+from poe.sampling.chains import WARMUP, usual_kernel
+from poe.spaces.transport import Transported
 
 PAIRS, STEPS, BATCH, CHAINS = 8, 1500, 256, 32
 
@@ -69,11 +72,16 @@ def whole(energy: Energy, moved: bool, seed: int) -> tuple[float, float, float]:
     """ESS, gradients and seconds of a run of `poe.sample`."""
     began, kernel = time.process_time(), None if moved else usual_kernel(energy)
     draws = poe.sample(energy, 4000, method="chains", chains=CHAINS, kernel=kernel, seed=seed)
-    print(f"    {'in the noise' if moved else 'as it stands'}, seed {seed}: {draws.verdict}", flush=True)
+    print(
+        f"    {'in the noise' if moved else 'as it stands'}, seed {seed}: {draws.verdict}",
+        flush=True,
+    )
     return draws.diagnostics.ess_bulk, draws.diagnostics.gradients, time.process_time() - began
 
 
-def settled(energy: Energy, flow: Flow | None, seed: int, start: Flow) -> tuple[float, float, float]:
+def settled(
+    energy: Energy, flow: Flow | None, seed: int, start: Flow
+) -> tuple[float, float, float]:
     """ESS, gradients and seconds of 300 steps of every chain after warm-up."""
     space = energy if flow is None else Transported(energy, flow)
     generators = streams(seed, 1, energy.device)
@@ -91,7 +99,11 @@ def settled(energy: Energy, flow: Flow | None, seed: int, start: Flow) -> tuple[
 def line(name: str, measured: list[tuple[float, float, float]]) -> tuple[float, float]:
     """ESS a second and a thousand gradients: means over the seeds, printed."""
     ess, gradients, seconds = (sum(column) for column in zip(*measured, strict=True))
-    print(f"  {name:<34} {ess / seconds:8.1f} a second {1e3 * ess / gradients:8.2f} a thousand gradients", flush=True)
+    print(
+        f"  {name:<34} {ess / seconds:8.1f} a second {1e3 * ess / gradients:8.2f} a thousand "
+        "gradients",
+        flush=True,
+    )
     return ess / seconds, ess / gradients
 
 
@@ -106,9 +118,15 @@ if __name__ == "__main__":
     energy, seeds = realnvp & maf & positive, range(2)
     for name, measure in (
         ("with warm-up", lambda moved, seed: whole(energy, moved, seed)),
-        ("after it", lambda moved, seed: settled(energy, realnvp if moved else None, seed, realnvp)),
+        (
+            "after it",
+            lambda moved, seed: settled(energy, realnvp if moved else None, seed, realnvp),
+        ),
     ):
         print(f"ESS of {CHAINS} chains, {name}")
         noise = line("in the noise of the RealNVP", [measure(True, seed) for seed in seeds])
         plain = line("as it stands", [measure(False, seed) for seed in seeds])
-        print(f"  {noise[0] / plain[0]:.1f} x a second, {noise[1] / plain[1]:.1f} x a gradient (goal 3 x a second)")
+        print(
+            f"  {noise[0] / plain[0]:.1f} x a second, {noise[1] / plain[1]:.1f} x a gradient (goal "
+            "3 x a second)"
+        )

@@ -1,9 +1,11 @@
-"""Other libraries on the targets of `bench_peers.py`, each in the interpreter that has it: `python peers.py NAME TARGET FILE.npz`.
+"""Other libraries on the targets of `bench_peers.py`, each in the interpreter that has it: `python
+peers.py NAME TARGET FILE.npz`.
 
-Writes the draws (chain, draw, d), gradients and seconds of sampling, and gradients of warm-up. BlackJAX and NumPyro: NUTS with window
-adaptation of a diagonal mass matrix, their default (in 100 dimensions a dense one takes 350,000 gradients a chain of warm-up), 64
-chains as one batch, compilation left out. torchebm: its HMC, which adapts nothing; the best of a grid of step sizes and lengths, found
-beforehand and not counted.
+Writes the draws (chain, draw, d), gradients and seconds of sampling, and gradients of warm-up.
+BlackJAX and NumPyro: NUTS with window adaptation of a diagonal mass matrix, their default (in 100
+dimensions a dense one takes 350,000 gradients a chain of warm-up), 64 chains as one batch,
+compilation left out. torchebm: its HMC, which adapts nothing; the best of a grid of step sizes and
+lengths, found beforehand and not counted.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ CHAINS, WARM, DRAWS = 64, 500, 500
 
 
 def rotated(d: int = 100, condition: float = 1000.0) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and covariance of a normal whose variances are spread over `condition`, evenly in the logarithm, turned at random."""
+    """Precision and covariance of a normal whose variances are spread over `condition`, evenly in
+    the logarithm, turned at random."""
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((d, d)))[0]
     variances = condition ** np.linspace(0, 1, d)
     return (turn / variances) @ turn.T, (turn * variances) @ turn.T
@@ -28,8 +31,10 @@ MODES = np.array([[3.0, 0.0], [-3.0, 0.5], [0.0, 3.0], [0.5, -3.0]])
 DIMENSIONS = {"gaussian": 100, "banana": 2, "mixture": 2}
 
 
-def energy(name: str, x: Any, math: Any) -> Any:  # (*batch, d) -> (*batch); math is torch or jax.numpy
-    """The Gaussian; x ~ N(1, 1), y ~ N(x², .1); a mixture of four normals of sd .5 & a wide banana that favours some of them."""
+def energy(name: str, x: Any, math: Any) -> Any:
+    # (*batch, d) -> (*batch); math is torch or jax.numpy
+    """The Gaussian; x ~ N(1, 1), y ~ N(x², .1); a mixture of four normals of sd .5 & a wide banana
+    that favours some of them."""
     if name == "gaussian":
         precision = math.asarray(rotated()[0].astype(np.float32))
         return ((x @ precision) * x).sum(-1) / 2
@@ -42,7 +47,9 @@ def energy(name: str, x: Any, math: Any) -> Any:  # (*batch, d) -> (*batch); mat
 
 
 def start(name: str, seed: int) -> np.ndarray:
-    return 2 * np.random.default_rng(seed).standard_normal((CHAINS, DIMENSIONS[name])).astype(np.float32)
+    return 2 * np.random.default_rng(seed).standard_normal((CHAINS, DIMENSIONS[name])).astype(
+        np.float32
+    )
 
 
 def blackjax_nuts(name: str, seed: int) -> dict[str, Any]:
@@ -53,7 +60,9 @@ def blackjax_nuts(name: str, seed: int) -> dict[str, Any]:
     density = lambda x: -energy(name, x, jnp)  # noqa: E731
 
     def warm(key, x):
-        (state, parameters), info = blackjax.window_adaptation(blackjax.nuts, density).run(key, x, WARM)
+        (state, parameters), info = blackjax.window_adaptation(blackjax.nuts, density).run(
+            key, x, WARM
+        )
         return state, parameters, info.info.num_integration_steps.sum()
 
     def draw(key, state, parameters):
@@ -72,7 +81,12 @@ def blackjax_nuts(name: str, seed: int) -> dict[str, Any]:
     jax.block_until_ready(draw(keys[CHAINS:], state, parameters))
     began = time.process_time()
     x, steps = jax.block_until_ready(draw(keys[CHAINS:], state, parameters))
-    return {"x": x, "gradients": steps.sum(), "seconds": time.process_time() - began, "warm": before.sum()}
+    return {
+        "x": x,
+        "gradients": steps.sum(),
+        "seconds": time.process_time() - began,
+        "warm": before.sum(),
+    }
 
 
 def numpyro_nuts(name: str, seed: int) -> dict[str, Any]:
@@ -84,7 +98,9 @@ def numpyro_nuts(name: str, seed: int) -> dict[str, Any]:
     options = {"num_chains": CHAINS, "chain_method": "vectorized", "progress_bar": False}
     mcmc = MCMC(kernel, num_warmup=WARM, num_samples=DRAWS, **options)
     key = jax.random.key(seed)
-    mcmc.warmup(key, init_params=start(name, seed), extra_fields=("num_steps",), collect_warmup=True)
+    mcmc.warmup(
+        key, init_params=start(name, seed), extra_fields=("num_steps",), collect_warmup=True
+    )
     before = mcmc.get_extra_fields()["num_steps"].sum()
     seconds = []
     for draws in (1, 1, DRAWS):  # it compiles anew for each run: what one draw takes is left out
@@ -113,16 +129,25 @@ def torchebm_hmc(name: str, seed: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
         sampler = HamiltonianMonteCarlo(Model(), step_size=step, n_leapfrog_steps=length)
         began = time.process_time()
-        x = sampler.sample(torch.from_numpy(start(name, seed)), n_steps=2 * draws, return_trajectory=True, generator=generator)
+        x = sampler.sample(
+            torch.from_numpy(start(name, seed)),
+            n_steps=2 * draws,
+            return_trajectory=True,
+            generator=generator,
+        )
         seconds = (time.process_time() - began) / 2  # half is warm-up
-        gradients = CHAINS * draws * (length + 1)  # its leapfrog starts each trajectory with a new gradient
+        gradients = (
+            CHAINS * draws * (length + 1)
+        )  # its leapfrog starts each trajectory with a new gradient
         return {"x": x[:, draws:], "gradients": gradients, "seconds": seconds, "warm": gradients}
 
     def worth(step: float, length: int) -> float:
         x = draw(step, length, 50)["x"].numpy()
         if not np.isfinite(x).all():
             return 0.0
-        return float(np.nanmin(array_stats.ess(x, chain_axis=0, draw_axis=1, method="bulk"))) / length
+        return (
+            float(np.nanmin(array_stats.ess(x, chain_axis=0, draw_axis=1, method="bulk"))) / length
+        )
 
     grid = [(step, length) for step in (0.05, 0.1, 0.2, 0.4, 0.8, 1.5) for length in (5, 20)]
     return draw(*max(grid, key=lambda pair: worth(*pair)), DRAWS)
@@ -130,5 +155,7 @@ def torchebm_hmc(name: str, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     library, target, path = sys.argv[1:]
-    found = {"blackjax": blackjax_nuts, "numpyro": numpyro_nuts, "torchebm": torchebm_hmc}[library](target, 0)
+    found = {"blackjax": blackjax_nuts, "numpyro": numpyro_nuts, "torchebm": torchebm_hmc}[library](
+        target, 0
+    )
     np.savez(path, **{key: np.asarray(value) for key, value in found.items()})

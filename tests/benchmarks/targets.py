@@ -1,4 +1,5 @@
-"""Hard targets with known answers. Each counts the points at which it was evaluated, with and without a gradient."""
+"""Hard targets with known answers. Each counts the points at which it was evaluated, with and
+without a gradient."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 import poe
-from poe import support as sets
-from poe.energy import Density, Energy
+from poe.algebra import support as sets
+from poe.algebra.energy import Density, Energy
 
 Function = Callable[[Tensor], Tensor]
 LOG_2PI = math.log(2 * math.pi)
@@ -35,7 +36,9 @@ class Opaque(Energy):
 
     proper = bounded = True
 
-    def __init__(self, function: Function, d: int, *, name: str, support: sets.Constraint | None = None) -> None:
+    def __init__(
+        self, function: Function, d: int, *, name: str, support: sets.Constraint | None = None
+    ) -> None:
         super().__init__((d,), support=support, name=name)
         self.function, self.tally = function, Tally()
 
@@ -45,8 +48,8 @@ class Opaque(Energy):
 
 
 class Mixed(Density):
-    """A mixture of Gaussians that draws, and of which no closed form knows: (k) log weights that sum to 1, (k, d) means, and Cholesky
-    factors of covariances, (k, d, d)."""
+    """A mixture of Gaussians that draws, and of which no closed form knows: (k) log weights that
+    sum to 1, (k, d) means, and Cholesky factors of covariances, (k, d, d)."""
 
     bounded = True
 
@@ -54,18 +57,26 @@ class Mixed(Density):
         super().__init__(means.shape[1:], name=name)
         self.log_weights, self.means, self.roots, self.tally = log_weights, means, roots, Tally()
         self.inverse = torch.linalg.inv(roots)
-        self.constant = log_weights - roots.diagonal(dim1=1, dim2=2).log().sum(1) - means.shape[1] / 2 * LOG_2PI
+        self.constant = (
+            log_weights - roots.diagonal(dim1=1, dim2=2).log().sum(1) - means.shape[1] / 2 * LOG_2PI
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, d) -> (*batch)
         self.tally.add(x)
         z = torch.einsum("kij,...kj->...ki", self.inverse.to(x), x.unsqueeze(-2) - self.means.to(x))
         return (self.constant.to(x) - z.square().sum(-1) / 2).logsumexp(-1)
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         shape = (n,) if isinstance(n, int) else tuple(n)
-        which = torch.multinomial(self.log_weights.exp(), math.prod(shape), replacement=True, generator=generator)
+        which = torch.multinomial(
+            self.log_weights.exp(), math.prod(shape), replacement=True, generator=generator
+        )
         noise = torch.randn(len(which), self.means.shape[1], generator=generator)
-        return (self.means[which] + torch.einsum("nij,nj->ni", self.roots[which], noise)).reshape(*shape, -1)
+        return (self.means[which] + torch.einsum("nij,nj->ni", self.roots[which], noise)).reshape(
+            *shape, -1
+        )
 
 
 class Box(Density):
@@ -80,9 +91,13 @@ class Box(Density):
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, d) -> (*batch)
         return 0 * x.sum(-1) - (self.high - self.low).log().sum()
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         shape = (n,) if isinstance(n, int) else tuple(n)
-        return self.low + (self.high - self.low) * torch.rand(*shape, len(self.low), generator=generator)
+        return self.low + (self.high - self.low) * torch.rand(
+            *shape, len(self.low), generator=generator
+        )
 
 
 def opaque(density: Density, power: float = 1.0) -> Opaque:
@@ -109,15 +124,26 @@ def forty() -> Mixed:
 
 
 def forty_cubed() -> tuple[Mixed, float]:
-    """q³, normalised, and its log Z: the product of three Gaussians is one, with a third of the variance, so q³ is 40³ of them."""
+    """q³, normalised, and its log Z: the product of three Gaussians is one, with a third of the
+    variance, so q³ is 40³ of them."""
     variance = SD40**2
     triples = MEANS40.double()[torch.cartesian_prod(*[torch.arange(40)] * 3)]  # (40³, 3, 2)
     means = triples.mean(1)
     logs = -(triples - means.unsqueeze(1)).square().sum((1, 2)) / (2 * variance)
-    logs = logs + math.log(2 * math.pi * variance / 3) - 3 * math.log(2 * math.pi * variance) - 3 * math.log(40)
+    logs = (
+        logs
+        + math.log(2 * math.pi * variance / 3)
+        - 3 * math.log(2 * math.pi * variance)
+        - 3 * math.log(40)
+    )
     log_z = float(logs.logsumexp(0))
     kept = logs > logs.max() - 40  # the others weigh less than 64,000 e⁻⁴⁰ together
-    law = isotropic(means[kept].float(), SD40 / math.sqrt(3), name="exact", log_weights=(logs[kept] - log_z).float())
+    law = isotropic(
+        means[kept].float(),
+        SD40 / math.sqrt(3),
+        name="exact",
+        log_weights=(logs[kept] - log_z).float(),
+    )
     return law, log_z
 
 
@@ -157,13 +183,21 @@ def rosenbrock() -> Opaque:
 
 
 def gaussians() -> tuple[Mixed, Mixed, float]:
-    """N(1, A⁻¹) and N(-½, B⁻¹) in ten dimensions, A = diag(10⁻¹ ... 10), B with 2 on its diagonal and .9 beside it; and log Z of their
-    product."""
+    """N(1, A⁻¹) and N(-½, B⁻¹) in ten dimensions, A = diag(10⁻¹ ... 10), B with 2 on its diagonal
+    and .9 beside it; and log Z of their product."""
     ones = torch.ones(10, dtype=torch.float64)
-    first, second = torch.logspace(-1, 1, 10, dtype=torch.float64).diag(), 2 * ones.diag() + _beside(0.9)
+    first, second = (
+        torch.logspace(-1, 1, 10, dtype=torch.float64).diag(),
+        2 * ones.diag() + _beside(0.9),
+    )
     covariances = torch.stack([first.inverse(), second.inverse()])
     parts = [
-        Mixed(torch.zeros(1), torch.full((1, 10), mean), torch.linalg.cholesky(cov).float().unsqueeze(0), name=name)
+        Mixed(
+            torch.zeros(1),
+            torch.full((1, 10), mean),
+            torch.linalg.cholesky(cov).float().unsqueeze(0),
+            name=name,
+        )
         for mean, cov, name in zip((1.0, -0.5), covariances, ("first", "second"), strict=True)
     ]
     law = torch.distributions.MultivariateNormal(-ones / 2, covariances.sum(0))
@@ -171,12 +205,16 @@ def gaussians() -> tuple[Mixed, Mixed, float]:
 
 
 def _beside(value: float) -> Tensor:
-    return value * (torch.ones(9, dtype=torch.float64).diag(1) + torch.ones(9, dtype=torch.float64).diag(-1))
+    return value * (
+        torch.ones(9, dtype=torch.float64).diag(1) + torch.ones(9, dtype=torch.float64).diag(-1)
+    )
 
 
 # ---- shapes in the plane
 
-RING = 0.5 * torch.stack([torch.arange(8).mul(math.pi / 4).cos(), torch.arange(8).mul(math.pi / 4).sin()], 1)
+RING = 0.5 * torch.stack(
+    [torch.arange(8).mul(math.pi / 4).cos(), torch.arange(8).mul(math.pi / 4).sin()], 1
+)
 RING_SD, WALL, LINE = 0.03, 0.005, 0.02
 
 
@@ -189,20 +227,31 @@ def strip() -> Box:
 
 
 def square(half: float) -> Opaque:
-    """[-half, half]² with walls that rise by a nat in `WALL`: E = Σ softplus((|xᵢ| - half)/WALL)."""
+    """[-half, half]² with walls that rise by a nat in `WALL`: E = Σ softplus((|xᵢ| -
+    half)/WALL)."""
     wall = torch.nn.functional.softplus
-    return Opaque(lambda x: wall((x.abs() - half) / WALL).sum(-1), 2, name=f"square{half:g}".replace(".", "_"))
+    return Opaque(
+        lambda x: wall((x.abs() - half) / WALL).sum(-1), 2, name=f"square{half:g}".replace(".", "_")
+    )
 
 
 def circle(at: float) -> Opaque:
     """The unit circle about (at, 0), a line with standard deviation `LINE`."""
-    return Opaque(lambda x: ((x - x.new_tensor([at, 0])).norm(dim=-1) - 1).square() / (2 * LINE**2), 2, name=_side("circle", at))
+    return Opaque(
+        lambda x: ((x - x.new_tensor([at, 0])).norm(dim=-1) - 1).square() / (2 * LINE**2),
+        2,
+        name=_side("circle", at),
+    )
 
 
 def disc(at: float) -> Opaque:
     """The unit disc about (at, 0), with a wall that rises by a nat in `WALL`."""
     wall = torch.nn.functional.softplus
-    return Opaque(lambda x: wall(((x - x.new_tensor([at, 0])).norm(dim=-1) - 1) / WALL), 2, name=_side("disc", at))
+    return Opaque(
+        lambda x: wall(((x - x.new_tensor([at, 0])).norm(dim=-1) - 1) / WALL),
+        2,
+        name=_side("disc", at),
+    )
 
 
 def _side(what: str, at: float) -> str:
@@ -210,7 +259,8 @@ def _side(what: str, at: float) -> str:
 
 
 def quadrature(energy: Energy, half: float, steps: int = 4000) -> tuple[float, Tensor, Tensor]:
-    """log Z over [-half, half]² by the midpoint rule, the points (n, 2), and their probabilities (n)."""
+    """log Z over [-half, half]² by the midpoint rule, the points (n, 2), and their probabilities
+    (n)."""
     side = half * (2 * (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 1)
     points = torch.cartesian_prod(side, side)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """How the benchmarks measure: things that are compared run in turns, in one process, on one thread.
 
-The clock of a shared machine drifts; medians of ratios taken turn by turn do not. Seconds are those of this
+The clock of a shared machine drifts; medians of ratios taken turn by turn do not. Seconds are those
+of this
 process on the processor, so that other processes do not count: everything runs on one thread.
 """
 
@@ -24,8 +25,11 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def in_turns(runs: Sequence[Callable[[], object]], turns: int, warmup: int = 3) -> list[list[float]]:
-    """Seconds of each run in each turn, (turns, runs); every turn takes the runs one after the other."""
+def in_turns(
+    runs: Sequence[Callable[[], object]], turns: int, warmup: int = 3
+) -> list[list[float]]:
+    """Seconds of each run in each turn, (turns, runs); every turn takes the runs one after the
+    other."""
     for _ in range(warmup):
         for run in runs:
             run()
@@ -40,13 +44,17 @@ def median_ratio(times: Sequence[Sequence[float]], top: slice, bottom: slice) ->
 def peak_bytes(run: Callable[[], object]) -> int:
     """Most bytes of tensors alive at once that were allocated during one call.
 
-    Sums the CPU allocator's own events (+ allocate, - free), as torch's profiler records them, by time.
-    Unlike resident memory it counts no caches of malloc and no garbage of earlier calls: it repeats exactly.
+    Sums the CPU allocator's own events (+ allocate, - free), as torch's profiler records them, by
+    time.
+    Unlike resident memory it counts no caches of malloc and no garbage of earlier calls: it repeats
+    exactly.
     """
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     alive = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()
@@ -54,8 +62,11 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-def table(title: str, rows: Sequence[tuple[str, float, str, float | None]], *, largest: bool = True) -> None:
-    """Prints (what, value, unit, goal) rows; a goal is the largest value wanted, or the smallest."""
+def table(
+    title: str, rows: Sequence[tuple[str, float, str, float | None]], *, largest: bool = True
+) -> None:
+    """Prints (what, value, unit, goal) rows; a goal is the largest value wanted, or the
+    smallest."""
     print(f"\n{title}")
     for what, value, unit, goal in rows:
         verdict = ""

@@ -9,7 +9,7 @@ from torch import nn
 import experts
 import poe
 from experts import MADE, Causal, NGram, PixelCNN
-from poe.capabilities import Samples, Sequential
+from poe.algebra.capabilities import Samples, Sequential
 from poe.spaces import points
 from poe.testing import check_expert
 
@@ -17,7 +17,8 @@ F64 = torch.float64
 
 
 def shaken(expert, scale: float = 1.0):
-    """Weights far from those of an untrained network, so that conditionals visibly depend on what was before."""
+    """Weights far from those of an untrained network, so that conditionals visibly depend on what
+    was before."""
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in expert.parameters():
@@ -86,7 +87,9 @@ def test_sums_to_one_over_binary_pictures(make):
 @pytest.mark.parametrize("make", [*BINARY.values(), *MANY.values()], ids=[*BINARY, *MANY])
 def test_obeys_the_laws_of_experts(make):
     report = check_expert(make)
-    assert {"normalisation", "draws match the density", "batch invariance", "eval mode"} <= set(report.checked)
+    assert {"normalisation", "draws match the density", "batch invariance", "eval mode"} <= set(
+        report.checked
+    )
     assert ("save and load" in report.skipped) == report.expert.startswith("causal")
 
 
@@ -110,8 +113,11 @@ def test_next_logits_multiply_to_the_density(make):
 
 
 def assert_triangular(expert, x):
-    """∂(conditional of position i)/∂(value j) is 0 for all j >= i along the order, and not 0 for all j < i."""
-    jacobian = torch.autograd.functional.jacobian(lambda x: expert._conditionals(x[:-1], 0)[..., 0], x)
+    """∂(conditional of position i)/∂(value j) is 0 for all j >= i along the order, and not 0 for
+    all j < i."""
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: expert._conditionals(x[:-1], 0)[..., 0], x
+    )
     n = len(x)
     assert (jacobian.triu() == 0).all()
     assert (jacobian[torch.ones(n, n).tril(-1).bool()] != 0).all()
@@ -123,7 +129,9 @@ def assert_triangular(expert, x):
 def test_pixelcnn_sees_every_earlier_value_and_no_other(shape, levels, kernel):
     layers = -(-max(shape[-2:]) // (kernel // 2))
     expert = pixelcnn(shape, levels=levels, kernel=kernel, layers=layers, channels=6).double()
-    x = torch.randint(levels, expert.event_shape, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randint(
+        levels, expert.event_shape, generator=torch.Generator().manual_seed(0)
+    ).double()
     assert_triangular(expert, x.flatten()[expert.order])
 
 
@@ -162,7 +170,11 @@ def test_pictures_of_256_levels_have_a_normalised_pixel():
     assert x.dtype == torch.long
     assert expert.next_logits(x.flatten(1)[:, :3]).exp().sum(-1).allclose(torch.ones(7))
     assert (
-        pixelcnn((1, 1), levels=256, layers=1).log_prob(torch.arange(256).reshape(-1, 1, 1)).exp().sum().allclose(torch.ones(()))
+        pixelcnn((1, 1), levels=256, layers=1)
+        .log_prob(torch.arange(256).reshape(-1, 1, 1))
+        .exp()
+        .sum()
+        .allclose(torch.ones(()))
     )
 
 
@@ -200,7 +212,9 @@ def test_causal_agrees_with_its_model_and_checks_its_shape():
 
 def test_products_of_binary_experts_compose():
     g = torch.Generator().manual_seed(0)
-    product = made() & pixelcnn() ** 0.5 & experts.Bernoulli(torch.rand(3, 3, generator=g) * 0.8 + 0.1)
+    product = (
+        made() & pixelcnn() ** 0.5 & experts.Bernoulli(torch.rand(3, 3, generator=g) * 0.8 + 0.1)
+    )
     assert product.proper
     draws = poe.sample(product, 200, seed=0)
     assert draws.x.shape == (200, 3, 3)
@@ -223,5 +237,7 @@ def test_nonsense_is_refused(build, message):
 
 @pytest.mark.parametrize("name", ["discrete-made", "pixelcnn"])
 def test_registered(name):
-    assert isinstance(poe.create(name, event_shape=(3, 3)), MADE if name == "discrete-made" else PixelCNN)
+    assert isinstance(
+        poe.create(name, event_shape=(3, 3)), MADE if name == "discrete-made" else PixelCNN
+    )
     assert experts.autoregressive.MixtureMADE is experts.MixtureMADE

@@ -12,7 +12,7 @@ from scipy import stats
 import poe
 from experts import Normal
 from experts.blackbox import BlackBox
-from poe import support as sets
+from poe.algebra import support as sets
 from poe.testing import check_expert
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 2.0]])
@@ -37,14 +37,18 @@ def test_laws_with_a_gradient():
 
 
 def test_laws_without_a_gradient():
-    report = check_expert(lambda: poe.create("black-box", log_prob=log_prob, event_shape=(2,), log_z=0.0))
+    report = check_expert(
+        lambda: poe.create("black-box", log_prob=log_prob, event_shape=(2,), log_z=0.0)
+    )
     assert "normalisation" in report.checked
     assert "no gradient= was given" in report.skipped["gradient"]
 
 
 def test_energies_are_minus_the_log_densities_of_scipy():
     x = torch.randn(3, 4, 2)
-    assert torch.allclose(with_gradient()(x).double(), -torch.as_tensor(REFERENCE.logpdf(x.numpy())), atol=1e-5)
+    assert torch.allclose(
+        with_gradient()(x).double(), -torch.as_tensor(REFERENCE.logpdf(x.numpy())), atol=1e-5
+    )
     assert with_gradient()(x.double()).dtype == torch.float64
     assert with_gradient()(x[:0]).shape == (0, 4)
 
@@ -58,7 +62,11 @@ def gaussian_product() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("kernel", [poe.RandomWalk(), poe.Hamiltonian()])
 def test_products_have_the_closed_form(kernel):
-    box = with_gradient() if isinstance(kernel, poe.Hamiltonian) else BlackBox(log_prob, (2,), log_z=0.0, bounded=True)
+    box = (
+        with_gradient()
+        if isinstance(kernel, poe.Hamiltonian)
+        else BlackBox(log_prob, (2,), log_z=0.0, bounded=True)
+    )
     draws = poe.sample(box & Normal(torch.ones(2), torch.ones(2)), 4000, kernel=kernel, seed=0)
     mean, covariance = gaussian_product()
     error = np.sqrt(np.diag(covariance) / draws.diagnostics.ess_bulk)
@@ -74,7 +82,9 @@ def test_without_a_gradient_every_way_to_one_says_so():
     with pytest.raises(TypeError, match=r"kernel=poe.RandomWalk\(\)"):
         target.value_and_grad(torch.zeros(2))
     x = torch.zeros(2, requires_grad=True)
-    with pytest.raises(TypeError, match=r"kernel=poe.RandomWalk\(\)"):  # and a graph does not leave its share out
+    with pytest.raises(
+        TypeError, match=r"kernel=poe.RandomWalk\(\)"
+    ):  # and a graph does not leave its share out
         target(x).backward()
 
 
@@ -88,13 +98,18 @@ def test_a_support_shields_the_function():
         assert (x >= 0).all()
         return stats.expon.logpdf(x).sum(-1)
 
-    decay = BlackBox(strict, (1,), gradient=lambda x: 0 * x - 1, support=sets.box(0.0, math.inf, (1,)), log_z=0.0)
+    decay = BlackBox(
+        strict, (1,), gradient=lambda x: 0 * x - 1, support=sets.box(0.0, math.inf, (1,)), log_z=0.0
+    )
     assert decay(torch.tensor([[-1.0], [2.0]]))[0] == math.inf
     assert "normalisation" in check_expert(lambda: decay).checked
 
 
 def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"returned shape \(3, 2\) for 3 rows of event shape \(2,\): it must return \(3,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"returned shape \(3, 2\) for 3 rows of event shape \(2,\): it must return \(3,\)",
+    ):
         BlackBox(lambda x: x, (2,))(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"it must return \(3, 2\)"):
         BlackBox(log_prob, (2,), gradient=log_prob).score(torch.zeros(3, 2))
@@ -115,7 +130,9 @@ def test_jax_functions():
     x = torch.randn(5, 2)
     assert torch.allclose(box.score(x).double(), torch.as_tensor(slope(x.numpy())), atol=1e-4)
     assert poe.as_energy(jax.jit(quadratic), event_shape=(2,)).score(x).allclose(box.score(x))
-    draws = poe.sample(box & Normal(torch.ones(2), torch.ones(2)), 2000, kernel=poe.Hamiltonian(), seed=0)
+    draws = poe.sample(
+        box & Normal(torch.ones(2), torch.ones(2)), 2000, kernel=poe.Hamiltonian(), seed=0
+    )
     wanted, covariance = gaussian_product()
     error = np.sqrt(np.diag(covariance) / draws.diagnostics.ess_bulk)
     assert (np.abs(draws.x.double().mean(0).numpy() - wanted) < 5 * error).all()

@@ -1,4 +1,5 @@
-"""Ising, Potts and Boltzmann machines against enumeration, quadrature, published values and scikit-learn."""
+"""Ising, Potts and Boltzmann machines against enumeration, quadrature, published values and
+scikit-learn."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ import poe
 from experts import DBM, RBM, Bernoulli, Categorical, GaussianRBM, Ising, Normal, Potts
 from experts.discrete import layered_log_z, quadratic_log_z
 from experts.lattice import Strip, greedy_colours, grid_colours, grid_edges
-from poe.capabilities import BlockGibbs, Enumerates
+from poe.algebra.capabilities import BlockGibbs, Enumerates
 from poe.spaces import points
 from poe.testing import check_expert
 
@@ -42,21 +43,31 @@ def value(energy: poe.Energy) -> float:
 
 def quadrature(energy: poe.Energy) -> float:
     """log of the integral of exp(-E) over one real coordinate."""
-    mass = integrate.quad(lambda v: math.exp(-float(energy(torch.tensor([v], dtype=F64)))), -15, 15, epsabs=0, epsrel=1e-11)
+    mass = integrate.quad(
+        lambda v: math.exp(-float(energy(torch.tensor([v], dtype=F64)))),
+        -15,
+        15,
+        epsabs=0,
+        epsrel=1e-11,
+    )
     return math.log(mass[0])
 
 
 MAKERS: dict[str, Callable[[], poe.Energy]] = {
     "ising": lambda: Ising((2, 3), 0.4, 0.1),
     "ising, bits": lambda: Ising((3, 3), t(12).float(), t(3, 3).float(), periodic=False, bits=True),
-    "ising, graph": lambda: Ising((5,), t(3).float(), edges=[(0, 3), (1, 4), (3, 4)], learnable=True),
+    "ising, graph": lambda: Ising(
+        (5,), t(3).float(), edges=[(0, 3), (1, 4), (3, 4)], learnable=True
+    ),
     "ising, shared coupling": lambda: Ising((3,), nn.Parameter(torch.tensor(0.3)), 0.1),
     "ising, one site": lambda: Ising((), 1.0, 0.3),
     "potts": lambda: Potts((2, 2), 3, 0.5, t(2, 2, 3).float()),
     "potts, graph": lambda: Potts((4,), 2, t(2).float(), edges=[(0, 1), (1, 3)], learnable=True),
     "rbm": lambda: RBM(t(6, 4).float(), t(6).float(), t(4).float(), event_shape=(2, 3)),
     "rbm, float64": lambda: RBM(t(4, 7), learnable=True),
-    "gaussian rbm": lambda: GaussianRBM(t(2, 3).float(), t(2).float(), torch.tensor([0.5, 1.5]), t(3).float()),
+    "gaussian rbm": lambda: GaussianRBM(
+        t(2, 3).float(), t(2).float(), torch.tensor([0.5, 1.5]), t(3).float()
+    ),
     "gaussian rbm, one unit": lambda: GaussianRBM(t(1, 2).float(), learnable=True),
     "dbm": lambda: DBM([t(3, 2).float(), t(2, 2).float()], [t(3).float(), 0.0, t(2).float()]),
     "dbm, learnable": lambda: DBM([t(2, 1), t(1, 2), t(2, 1)], learnable=True),
@@ -66,13 +77,17 @@ MAKERS: dict[str, Callable[[], poe.Energy]] = {
 @pytest.mark.parametrize("name", MAKERS)
 def test_laws(name: str) -> None:
     report = check_expert(MAKERS[name])
-    assert {"normalisation", "save and load", "eval mode", "facts", "value_and_grad"} & set(report.checked) >= {
+    assert {"normalisation", "save and load", "eval mode", "facts", "value_and_grad"} & set(
+        report.checked
+    ) >= {
         "normalisation",
         "save and load",
     }, report
     expert = MAKERS[name]()
     assert expert.proper is True and expert.bounded is True
-    assert expert.can(BlockGibbs) and expert.can(Enumerates) == poe.support.is_discrete(expert.support)
+    assert expert.can(BlockGibbs) and expert.can(Enumerates) == poe.algebra.support.is_discrete(
+        expert.support
+    )
 
 
 def test_spins_have_the_gradient_of_their_energy() -> None:
@@ -83,7 +98,9 @@ def test_spins_have_the_gradient_of_their_energy() -> None:
         energy, slope = expert.value_and_grad(x)
         torch.testing.assert_close(slope, gradient)
         torch.testing.assert_close(energy, expert(x).detach())
-        again = Ising((2, 4), expert.couplings, expert.fields, bits=bits, edges=expert.edges)  # as a graph
+        again = Ising(
+            (2, 4), expert.couplings, expert.fields, bits=bits, edges=expert.edges
+        )  # as a graph
         torch.testing.assert_close(again(x), expert(x))
         torch.testing.assert_close(again.value_and_grad(x)[1], slope)
 
@@ -93,10 +110,15 @@ def test_spins_have_the_gradient_of_their_energy() -> None:
 
 def test_ising_energies_site_by_site() -> None:
     x = torch.tensor([[1.0, 1, -1], [-1, 1, 1]], dtype=F64)
-    # rows are joined twice: 2 (s11 s21 + s12 s22 + s13 s23) = 2 (-1 + 1 - 1); along them 1 - 1 - 1, -1 + 1 - 1
-    assert float(Ising((2, 3), torch.tensor([0.5, 0.25], dtype=F64), 0.1)(x)) == pytest.approx(0.5 * 2 + 0.25 * 2 - 0.1 * 2)
+    # rows are joined twice: 2 (s11 s21 + s12 s22 + s13 s23) = 2 (-1 + 1 - 1); along them 1 - 1 - 1,
+    # -1 + 1 - 1
+    assert float(Ising((2, 3), torch.tensor([0.5, 0.25], dtype=F64), 0.1)(x)) == pytest.approx(
+        0.5 * 2 + 0.25 * 2 - 0.1 * 2
+    )
     # open borders: -1 + 1 - 1 down, 1 - 1 and -1 + 1 along
-    assert float(Ising((2, 3), torch.tensor([0.5, 0.25], dtype=F64), periodic=False)(x)) == pytest.approx(0.5)
+    assert float(
+        Ising((2, 3), torch.tensor([0.5, 0.25], dtype=F64), periodic=False)(x)
+    ) == pytest.approx(0.5)
     half = Ising((2, 3), torch.tensor([0.5, 0.25], dtype=F64), periodic=(False, True))
     assert float(half(x)) == pytest.approx(0.5 + 0.25 * 2)
     bits = Ising((2, 3), 0.3, 0.1, bits=True).double()
@@ -104,7 +126,9 @@ def test_ising_energies_site_by_site() -> None:
     assert float(Ising((2, 3), t(2), t(2, 3), edges=[(0, 5), (1, 3)])(x)) == pytest.approx(
         float(-t(2)[0] * x[0, 0] * x[1, 2] - t(2)[1] * x[0, 1] * x[1, 0] - (t(2, 3) * x).sum())
     )
-    assert math.isinf(float(Ising((2, 3))(x / 2))) and math.isinf(float(Ising((2, 3))(torch.zeros(2, 3))))
+    assert math.isinf(float(Ising((2, 3))(x / 2))) and math.isinf(
+        float(Ising((2, 3))(torch.zeros(2, 3)))
+    )
 
 
 def test_potts_energies_site_by_site() -> None:
@@ -112,12 +136,17 @@ def test_potts_energies_site_by_site() -> None:
     expert = Potts((2, 3), 3, torch.tensor([0.5, 0.25], dtype=F64), fields, periodic=False)
     own = sum(float(fields[i, j, x[i, j]]) for i in range(2) for j in range(3))
     assert float(expert(x)) == pytest.approx(-0.5 * 2 - 0.25 * 1 - own)
-    two, ising = Potts((3, 3), 2, 0.8).double(), Ising((3, 3), 0.4).double()  # [a = b] = (1 + s_a s_b)/2
+    two, ising = (
+        Potts((3, 3), 2, 0.8).double(),
+        Ising((3, 3), 0.4).double(),
+    )  # [a = b] = (1 + s_a s_b)/2
     states = points(ising)
     torch.testing.assert_close(two((states + 1) / 2), ising(states) - 0.4 * 18)
 
 
-@pytest.mark.parametrize("make", [lambda: RBM(t(4, 3), t(4), t(3)), lambda: RBM(t(3, 5), t(3), t(5))])
+@pytest.mark.parametrize(
+    "make", [lambda: RBM(t(4, 3), t(4), t(3)), lambda: RBM(t(3, 5), t(3), t(5))]
+)
 def test_an_rbm_sums_its_joint_over_hidden_units(make: Callable[[], RBM]) -> None:
     rbm = make()
     v, h = binary(rbm.event_shape.numel()), binary(rbm.hidden)
@@ -134,7 +163,11 @@ def test_a_deep_machine_layer_by_layer() -> None:
     dbm, x = DBM(weights, biases), binary(8)
     a, b, c, d = x.split([2, 3, 1, 2], 1)
     energy = -(a @ biases[0] + b @ biases[1] + c @ biases[2] + d @ biases[3])
-    energy -= ((a @ weights[0]) * b).sum(1) + ((b @ weights[1]) * c).sum(1) + ((c @ weights[2]) * d).sum(1)
+    energy -= (
+        ((a @ weights[0]) * b).sum(1)
+        + ((b @ weights[1]) * c).sum(1)
+        + ((c @ weights[2]) * d).sum(1)
+    )
     torch.testing.assert_close(dbm(x), energy)
     assert value(dbm) == pytest.approx(float((-energy).logsumexp(0)), abs=1e-9)
     assert [block.tolist() for block in dbm.blocks] == [[0, 1, 5], [2, 3, 4, 6, 7]]
@@ -152,7 +185,9 @@ def test_a_deep_machine_layer_by_layer() -> None:
         (10, 0.4, 0.04, 90.09460973173485),  # β = 0.4, h = 0.1
     ],
 )
-def test_log_z_of_a_torus_is_the_published_one(length: int, coupling: float, field: float, log_z: float) -> None:
+def test_log_z_of_a_torus_is_the_published_one(
+    length: int, coupling: float, field: float, log_z: float
+) -> None:
     for bits in (False, True):
         expert = Ising((length, length), torch.tensor(coupling, dtype=F64), field, bits=bits)
         assert value(expert) == pytest.approx(log_z, abs=1e-9)
@@ -169,7 +204,20 @@ def test_the_transfer_matrix_agrees_with_kaufmans_formula(length: int) -> None:
     assert strip.turned().log_z() == pytest.approx(closed, abs=1e-9)
 
 
-SHAPES = [(), (1,), (2,), (7,), (1, 5), (5, 1), (2, 2), (2, 5), (3, 3), (4, 3), (2, 2, 3), (1, 3, 4)]
+SHAPES = [
+    (),
+    (1,),
+    (2,),
+    (7,),
+    (1, 5),
+    (5, 1),
+    (2, 2),
+    (2, 5),
+    (3, 3),
+    (4, 3),
+    (2, 2, 3),
+    (1, 3, 4),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -189,9 +237,16 @@ def test_log_z_of_grids_by_enumeration(shape: tuple[int, ...], periodic: bool | 
 
 
 def test_log_z_of_any_graph_and_of_long_strips() -> None:
-    graph = Ising((16,), t(18), t(16), edges=[(i, (i * j) % 16) for i in range(1, 11) for j in (2, 5) if (i * j) % 16 != i])
+    graph = Ising(
+        (16,),
+        t(18),
+        t(16),
+        edges=[(i, (i * j) % 16) for i in range(1, 11) for j in (2, 5) if (i * j) % 16 != i],
+    )
     assert value(graph) == pytest.approx(float((-graph(points(graph))).logsumexp(0)), abs=1e-9)
-    chain = Ising((5000,), torch.tensor(0.7, dtype=F64), 0.2)  # eigenvalues of the 2 x 2 transfer matrix
+    chain = Ising(
+        (5000,), torch.tensor(0.7, dtype=F64), 0.2
+    )  # eigenvalues of the 2 x 2 transfer matrix
     root = math.sqrt(math.exp(1.4) * math.sinh(0.2) ** 2 + math.exp(-1.4))
     top = math.exp(0.7) * math.cosh(0.2) + root
     assert value(chain) == pytest.approx(5000 * math.log(top), rel=1e-12)
@@ -204,7 +259,9 @@ def test_strong_couplings_lose_no_digits() -> None:
     frustrated = Ising((4, 3), 30 * t(24), 5 * t(4, 3))
     direct = float((-frustrated(points(frustrated))).logsumexp(0))
     assert value(frustrated) == pytest.approx(direct, rel=1e-12)
-    assert value(Ising((64, 64), torch.tensor(100.0, dtype=F64))) == pytest.approx(math.log(2) + 100 * 2 * 64**2, rel=1e-14)
+    assert value(Ising((64, 64), torch.tensor(100.0, dtype=F64))) == pytest.approx(
+        math.log(2) + 100 * 2 * 64**2, rel=1e-14
+    )
     hopeless = Ising((8, 8), 200 * t(128), 0.1)
     assert hopeless.log_z is None  # float64 might underflow
 
@@ -229,7 +286,11 @@ def test_sums_over_layers_are_those_of_every_state(k: int, m: int) -> None:
         weights, left, right = scale * t(k, m), t(k), scale * t(m)
         states = binary(min(k, m))
         w, a, b = (weights, left, right) if k <= m else (weights.T, right, left)
-        direct = float((states @ a + torch.logaddexp(states @ w + b, torch.zeros((), dtype=F64)).sum(1)).logsumexp(0))
+        direct = float(
+            (
+                states @ a + torch.logaddexp(states @ w + b, torch.zeros((), dtype=F64)).sum(1)
+            ).logsumexp(0)
+        )
         assert layered_log_z(weights, left, right) == pytest.approx(direct, rel=1e-13, abs=1e-9)
     square = t(k, k) + t(k, k).T
     states = binary(k)
@@ -265,7 +326,9 @@ def test_a_large_sum_is_taken_when_asked_for_and_then_known() -> None:
         (torch.nn.functional.softplus(s @ expert.weights.T, threshold=40).sum(1)).logsumexp(0)
         for s in states[:: 2**10].split(256)
     ]
-    assert exact is not None and exact > float(torch.stack(parts).logsumexp(0))  # a part of the sum, by plain means
+    assert exact is not None and exact > float(
+        torch.stack(parts).logsumexp(0)
+    )  # a part of the sum, by plain means
     assert value(expert) == exact
 
 
@@ -275,15 +338,23 @@ PRODUCTS: dict[str, Callable[[], poe.Energy]] = {
     "isings": lambda: Ising((2, 3), t(12), t(2, 3)) ** 0.3 & Ising((2, 3), 0.4, 0.1).double() ** 2,
     "ising quotient": lambda: Ising((5,), t(5), t(5)) / Ising((5,), t(5, seed=1)) ** 1.7,
     "ising power": lambda: Ising((2, 3), t(12), t(2, 3)) ** -0.5,
-    "grid and graph": lambda: Ising((2, 3), t(12)) & Ising((2, 3), t(2), t(2, 3), edges=[(0, 5), (1, 0)]),
-    "ising and bernoulli": lambda: Ising((2, 3), t(12), bits=True) & Bernoulli(logits=t(2, 3)) ** 0.7,
+    "grid and graph": lambda: (
+        Ising((2, 3), t(12)) & Ising((2, 3), t(2), t(2, 3), edges=[(0, 5), (1, 0)])
+    ),
+    "ising and bernoulli": lambda: (
+        Ising((2, 3), t(12), bits=True) & Bernoulli(logits=t(2, 3)) ** 0.7
+    ),
     "pottses": lambda: Potts((4,), 3, t(4), t(4, 3)) & Potts((4,), 3, t(1), edges=[(0, 2)]) ** 0.5,
-    "potts and categorical": lambda: Potts((4,), 3, t(4), t(4, 3)) & Categorical(logits=t(4, 3, seed=1)) ** 2,
+    "potts and categorical": lambda: (
+        Potts((4,), 3, t(4), t(4, 3)) & Categorical(logits=t(4, 3, seed=1)) ** 2
+    ),
     "rbms": lambda: RBM(t(4, 3), t(4), t(3)) & RBM(t(4, 2, seed=1), t(4, seed=2)) & RBM(t(4, 1)),
     "rbm power": lambda: RBM(t(4, 3), t(4), t(3)) ** 3,
     "rbm and bernoulli": lambda: RBM(t(4, 3), t(4), t(3)) ** 2 & Bernoulli(logits=t(4)) ** -0.3,
     "rbm on an image": lambda: RBM(t(4, 3), event_shape=(2, 2)) & Bernoulli(logits=t(2, 2)),
-    "dbms": lambda: DBM([t(3, 2), t(2, 2)]) ** 0.4 & DBM([t(3, 2, seed=1), t(2, 2)], [t(3), t(2), t(2)]),
+    "dbms": lambda: (
+        DBM([t(3, 2), t(2, 2)]) ** 0.4 & DBM([t(3, 2, seed=1), t(2, 2)], [t(3), t(2), t(2)])
+    ),
     "dbm and bernoulli": lambda: DBM([t(3, 2), t(2, 2)]) & Bernoulli(logits=t(7)) ** 0.5,
 }
 
@@ -319,7 +390,8 @@ def test_what_has_no_closed_form_is_left_alone() -> None:
         GaussianRBM(t(1, 2)) / Normal(t(1), 0.1),
         GaussianRBM(t(2, 2)) & Normal(t(2), covariance=torch.eye(2, dtype=F64)),
         DBM([t(2, 2)]) & DBM([t(1, 1), t(1, 2)]),
-        Potts((3,), 3, 0.5).double() & Categorical(logits=torch.tensor([[0.0, -math.inf, 1.0]] * 3, dtype=F64)),
+        Potts((3,), 3, 0.5).double()
+        & Categorical(logits=torch.tensor([[0.0, -math.inf, 1.0]] * 3, dtype=F64)),
     ):
         assert poe.simplify(energy) is energy, energy
     assert len(poe.leaves(poe.simplify(rbm**0.5 & RBM(t(4, 2)) & Bernoulli(logits=t(4))))) == 3
@@ -329,7 +401,11 @@ def test_precision_and_learning_follow_the_experts() -> None:
     assert poe.simplify(RBM(t(3, 2).float()) & RBM(t(3, 2).float())).dtype == torch.float32
     assert poe.simplify(RBM(t(3, 2).float()) & RBM(t(3, 2))).dtype == F64
     expert = RBM(t(3, 2), t(3), learnable=True)
-    assert [key for key, _ in expert.named_parameters()] == ["weights", "hidden_bias", "visible_bias"]
+    assert [key for key, _ in expert.named_parameters()] == [
+        "weights",
+        "hidden_bias",
+        "visible_bias",
+    ]
     assert expert.joint.weights[0] is expert.weights
     data = binary(3)[[1, 3, 5, 7, 7]]
     optimiser = torch.optim.Adam(expert.parameters(), lr=0.1)
@@ -342,7 +418,11 @@ def test_precision_and_learning_follow_the_experts() -> None:
         optimiser.step()
     after = float(expert(data).detach().mean()) + value(expert)
     assert after < before - 0.3
-    assert after >= -float(torch.tensor([0.2, 0.2, 0.2, 0.4]).log() @ torch.tensor([0.2, 0.2, 0.2, 0.4])) - 1e-6  # the entropy
+    assert (
+        after
+        >= -float(torch.tensor([0.2, 0.2, 0.2, 0.4]).log() @ torch.tensor([0.2, 0.2, 0.2, 0.4]))
+        - 1e-6
+    )  # the entropy
 
 
 def test_draws_by_the_library_agree_with_enumeration() -> None:
@@ -357,13 +437,17 @@ def test_draws_by_the_library_agree_with_enumeration() -> None:
 # ---------------------------------------------------------------- files, other libraries, mistakes
 
 
-@pytest.mark.parametrize("name", ["ising, graph", "ising, shared coupling", "potts", "dbm, learnable", "gaussian rbm"])
+@pytest.mark.parametrize(
+    "name", ["ising, graph", "ising, shared coupling", "potts", "dbm, learnable", "gaussian rbm"]
+)
 def test_a_file_keeps_structure_and_what_is_learned(name: str, tmp_path: Path) -> None:
     expert = MAKERS[name]()
     poe.save(expert, tmp_path / "expert.safetensors")
     loaded = poe.load(tmp_path / "expert.safetensors")
     assert loaded.config() == expert.config() and loaded.log_z == expert.log_z
-    assert [key for key, _ in loaded.named_parameters()] == [key for key, _ in expert.named_parameters()]
+    assert [key for key, _ in loaded.named_parameters()] == [
+        key for key, _ in expert.named_parameters()
+    ]
     pairs: Any = zip(loaded.blocks, expert.blocks, strict=True)  # type: ignore[attr-defined]
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -374,7 +458,9 @@ def test_scikit_learns_machine() -> None:
     machine = network.BernoulliRBM(n_components=3, n_iter=5, random_state=0).fit(data.numpy())
     expert = poe.as_energy(machine, event_shape=(5,))
     assert isinstance(expert, RBM) and expert.dtype == F64
-    np.testing.assert_allclose(expert(binary(5)).numpy(), machine._free_energy(binary(5).numpy()), rtol=1e-12)
+    np.testing.assert_allclose(
+        expert(binary(5)).numpy(), machine._free_energy(binary(5).numpy()), rtol=1e-12
+    )
     assert value(expert) == pytest.approx(float((-expert(binary(5))).logsumexp(0)), abs=1e-9)
     with pytest.raises(ValueError, match="call its fit"):
         poe.as_energy(network.BernoulliRBM())
@@ -383,7 +469,11 @@ def test_scikit_learns_machine() -> None:
 def test_an_untrained_machine_has_the_base_rates_of_its_data(generator: torch.Generator) -> None:
     data = (torch.rand(400, 2, 3, generator=generator) < 0.2).float()
     expert = RBM.untrained((2, 3), 5, data=data, generator=generator)
-    assert expert.hidden == 5 and expert.weights.requires_grad and float(expert.weights.detach().std()) < 0.03
+    assert (
+        expert.hidden == 5
+        and expert.weights.requires_grad
+        and float(expert.weights.detach().std()) < 0.03
+    )
     rate = (data.sum(0).flatten() + 0.5) / 401
     torch.testing.assert_close(expert.visible_bias.detach().sigmoid(), rate)
 
@@ -439,19 +529,28 @@ def test_bad_arguments_are_refused(make: Callable[[], Any], hint: str) -> None:
 
 
 def test_a_machine_of_few_hidden_units_draws_exactly() -> None:
-    rbm = RBM(1.5 * torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), -0.5, 0.2, event_shape=(3, 3))
+    rbm = RBM(
+        1.5 * torch.randn(9, 4, generator=torch.Generator().manual_seed(1)),
+        -0.5,
+        0.2,
+        event_shape=(3, 3),
+    )
     states = points(rbm)
     law = (-rbm(states).double()).softmax(0)
     x = rbm.sample((4, 10_000), generator=torch.Generator().manual_seed(0))
     assert x.shape == (4, 10_000, 3, 3)
-    number = (x.flatten(0, 1).flatten(1).double() @ (2.0 ** torch.arange(8, -1, -1)).double()).long()
+    number = (
+        x.flatten(0, 1).flatten(1).double() @ (2.0 ** torch.arange(8, -1, -1)).double()
+    ).long()
     found = torch.bincount(number, minlength=512).double()
     assert float(((found - 40_000 * law).square() / (40_000 * law)).sum()) < chi2.ppf(0.9999, 511)
     assert poe.plan(rbm).method == "exact"
     with torch.no_grad():
         rbm.hidden_bias.add_(3.0)  # the table follows the parameters
     tilted = (-rbm(states).double()).softmax(0)
-    again = rbm.sample(40_000, generator=torch.Generator().manual_seed(1)).flatten(1).double().mean(0)
+    again = (
+        rbm.sample(40_000, generator=torch.Generator().manual_seed(1)).flatten(1).double().mean(0)
+    )
     truth = tilted @ states.flatten(1).double()
     assert bool(((again - truth).abs() < 5 * (truth * (1 - truth) / 40_000).sqrt()).all())
     with pytest.raises(ValueError, match="21 hidden units; up to 20 are drawn exactly"):
@@ -459,7 +558,10 @@ def test_a_machine_of_few_hidden_units_draws_exactly() -> None:
 
 
 def test_a_product_of_machines_drawn_by_chains_is_the_closed_form() -> None:
-    a, b = (RBM(torch.randn(10, 5, generator=torch.Generator().manual_seed(s)), 0.1, -0.3) for s in (2, 3))
+    a, b = (
+        RBM(torch.randn(10, 5, generator=torch.Generator().manual_seed(s)), 0.1, -0.3)
+        for s in (2, 3)
+    )
     closed = poe.simplify(a & b)
     assert isinstance(closed, RBM) and closed.hidden == 10
     states = points(closed)
@@ -469,4 +571,7 @@ def test_a_product_of_machines_drawn_by_chains_is_the_closed_form() -> None:
     error = (truth * (1 - truth) / draws.diagnostics.ess_bulk).sqrt()
     assert bool(((draws.x.double().mean(0) - truth).abs() < 4.5 * error).all())
     found = poe.log_z(a & b, method="annealed", seed=1)
-    assert closed.log_z is not None and abs(found.value - closed.log_z.value) < 4 * found.standard_error
+    assert (
+        closed.log_z is not None
+        and abs(found.value - closed.log_z.value) < 4 * found.standard_error
+    )

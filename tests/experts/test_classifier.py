@@ -62,7 +62,9 @@ def test_stays_in_eval_mode():
 
 
 def test_config_rebuilds_what_was_built_and_refuses_the_rest():
-    expert = poe.create("classifier", labels=[1, 2], event_shape=(1, 4, 6), classes=5, channels=(3, 4), hidden=2)
+    expert = poe.create(
+        "classifier", labels=[1, 2], event_shape=(1, 4, 6), classes=5, channels=(3, 4), hidden=2
+    )
     again = Classifier.from_config(**expert.config())
     again.load_state_dict(expert.state_dict())
     x = torch.randn(4, 1, 4, 6)

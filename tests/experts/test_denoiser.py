@@ -1,4 +1,5 @@
-"""Denoising networks: every prediction on every schedule against data whose noised densities are closed forms."""
+"""Denoising networks: every prediction on every schedule against data whose noised densities are
+closed forms."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 import poe
 from experts import Denoiser, NoiseSchedule, Normal
-from poe.capabilities import Conditional, NoiseConditional, ScoreOnly
+from poe.algebra.capabilities import Conditional, NoiseConditional, ScoreOnly
 from poe.kernels import Langevin, LineIntegral
-from poe.run import run, streams
+from poe.mcmc.run import run, streams
 from poe.testing import check_expert, one_step_invariance
 
 EPS = torch.finfo(torch.float64).eps
@@ -26,7 +27,8 @@ MEAN = torch.tensor([[-2.0, 0.5], [1.5, -1.0]], dtype=torch.float64)
 VARIANCE = torch.tensor([0.4, 0.9], dtype=torch.float64)
 
 
-def truth(u: Tensor, alpha: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # (n, 2), (n), (n) -> (n, 2), (n, 2)
+def truth(u: Tensor, alpha: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    # (n, 2), (n), (n) -> (n, 2), (n, 2)
     """E[x₀ | u] and E[ε | u] for u = αx₀ + sε, each by its own formula."""
     total = alpha[:, None] ** 2 * VARIANCE.to(u) + s[:, None] ** 2
     away = u[:, None] - alpha[:, None, None] * MEAN.to(u)
@@ -42,8 +44,12 @@ def noised(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:  # (n, 2) -> (n, 2
 
 
 def log_density(x: Tensor, sigma: float) -> Tensor:  # (n, 2) -> (n)
-    normals = torch.distributions.MultivariateNormal(MEAN, (VARIANCE + sigma**2)[:, None, None] * torch.eye(2, dtype=x.dtype))
-    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(WEIGHT), normals).log_prob(x)
+    normals = torch.distributions.MultivariateNormal(
+        MEAN, (VARIANCE + sigma**2)[:, None, None] * torch.eye(2, dtype=x.dtype)
+    )
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(WEIGHT), normals
+    ).log_prob(x)
 
 
 def schedules() -> dict[str, tuple[NoiseSchedule, object]]:
@@ -51,9 +57,18 @@ def schedules() -> dict[str, tuple[NoiseSchedule, object]]:
     rates = lambda t: 0.1 * t + 19.9 * t**2 / 2  # noqa: E731
     return {
         "exploding": (NoiseSchedule.exploding(LOW, HIGH), lambda t: (torch.ones_like(t), t)),
-        "log exploding": (NoiseSchedule.exploding(LOW, HIGH, log=True), lambda t: (torch.ones_like(t), t.exp())),
-        "preserving": (NoiseSchedule.preserving(LOW, HIGH, math.atan), lambda t: (t.cos(), t.sin())),
-        "linear": (NoiseSchedule.linear(first=1e-5), lambda t: ((-rates(t) / 2).exp(), (-(-rates(t)).expm1()).sqrt())),
+        "log exploding": (
+            NoiseSchedule.exploding(LOW, HIGH, log=True),
+            lambda t: (torch.ones_like(t), t.exp()),
+        ),
+        "preserving": (
+            NoiseSchedule.preserving(LOW, HIGH, math.atan),
+            lambda t: (t.cos(), t.sin()),
+        ),
+        "linear": (
+            NoiseSchedule.linear(first=1e-5),
+            lambda t: ((-rates(t) / 2).exp(), (-(-rates(t)).expm1()).sqrt()),
+        ),
         "flow": (NoiseSchedule.flow(LOW, HIGH), lambda t: (1 - t, t)),
     }
 
@@ -66,7 +81,11 @@ def network(kind: str, predicts: str, path):
         clean, noise = truth(u, alpha, s)
         alpha, s = alpha[:, None], s[:, None]
         if predicts == "velocity":
-            return {"exploding": noise, "flow": noise - clean, "preserving": alpha * noise - s * clean}[kind]
+            return {
+                "exploding": noise,
+                "flow": noise - clean,
+                "preserving": alpha * noise - s * clean,
+            }[kind]
         return {"noise": noise, "score": -noise / s, "denoised": clean}[predicts]
 
     return net
@@ -74,12 +93,21 @@ def network(kind: str, predicts: str, path):
 
 def expert(name: str, predicts: str, **changes) -> Denoiser:
     schedule, path = schedules()[name]
-    return Denoiser(network(schedule.kind, predicts, path), (2,), schedule=schedule, predicts=predicts, name="data", **changes)
+    return Denoiser(
+        network(schedule.kind, predicts, path),
+        (2,),
+        schedule=schedule,
+        predicts=predicts,
+        name="data",
+        **changes,
+    )
 
 
 def points(sigma: float, n: int = 50) -> Tensor:
     g = torch.Generator().manual_seed(1)
-    return 2 * torch.randn(n, 2, generator=g, dtype=torch.float64) + sigma * torch.randn(n, 2, generator=g, dtype=torch.float64)
+    return 2 * torch.randn(n, 2, generator=g, dtype=torch.float64) + sigma * torch.randn(
+        n, 2, generator=g, dtype=torch.float64
+    )
 
 
 # ---------------------------------------------------------------- what networks predict
@@ -95,9 +123,15 @@ def test_every_prediction_gives_the_same_clean_point_and_noise(name: str, predic
         x = points(sigma)
         clean, noise = noised(x, sigma)
         size, far = x.abs().amax(), noise.abs().amax()
-        subtracts = predicts in ("noise", "score") or (name.endswith("exploding") and predicts == "velocity")
-        assert (e.at(sigma).denoised(x) - clean).abs().amax() < 1e-10 + 64 * EPS * (size + sigma * far) * subtracts
-        assert (e.at(sigma).noise(x) - noise).abs().amax() < 1e-10 + 64 * EPS * size / sigma * (predicts == "denoised")
+        subtracts = predicts in ("noise", "score") or (
+            name.endswith("exploding") and predicts == "velocity"
+        )
+        assert (e.at(sigma).denoised(x) - clean).abs().amax() < 1e-10 + 64 * EPS * (
+            size + sigma * far
+        ) * subtracts
+        assert (e.at(sigma).noise(x) - noise).abs().amax() < 1e-10 + 64 * EPS * size / sigma * (
+            predicts == "denoised"
+        )
 
 
 @pytest.mark.parametrize("predicts", PREDICTIONS)
@@ -106,7 +140,9 @@ def test_the_score_is_that_of_the_noised_data(name: str, predicts: str) -> None:
     for sigma in (0.02, 0.3, 1.0, 7.0):
         x = points(sigma).requires_grad_()
         (wanted,) = torch.autograd.grad(log_density(x, sigma).sum(), x)
-        assert torch.allclose(expert(name, predicts).at(sigma).score(x.detach()), wanted, rtol=1e-9, atol=1e-10)
+        assert torch.allclose(
+            expert(name, predicts).at(sigma).score(x.detach()), wanted, rtol=1e-9, atol=1e-10
+        )
         other = expert(name, predicts).at(sigma * 1.01).score(x.detach())
         assert not torch.allclose(other, wanted, rtol=1e-4, atol=1e-5)
 
@@ -118,9 +154,13 @@ def test_the_score_is_that_of_the_noised_data(name: str, predicts: str) -> None:
         (NoiseSchedule.flow(), ((1, 0, -1, 1), (0, 1, -1, 1))),
     ],
 )
-def test_coefficients_hold_at_both_ends_and_are_the_path_with_its_rates(schedule: NoiseSchedule, ends) -> None:
+def test_coefficients_hold_at_both_ends_and_are_the_path_with_its_rates(
+    schedule: NoiseSchedule, ends
+) -> None:
     assert schedule.coefficients(0.0) == ends[0] and schedule.coefficients(math.inf) == ends[1]
-    angle = schedule.kind == "preserving"  # its velocity is the rate by the angle whose tangent is σ
+    angle = (
+        schedule.kind == "preserving"
+    )  # its velocity is the rate by the angle whose tangent is σ
     for t in (0.1, 0.5, 0.9):
         sigma = [math.tan(a) if angle else a / (1 - a) for a in (t - 1e-6, t, t + 1e-6)]
         before, c, after = (schedule.coefficients(value) for value in sigma)
@@ -131,7 +171,8 @@ def test_coefficients_hold_at_both_ends_and_are_the_path_with_its_rates(schedule
 
 
 def test_the_time_of_the_linear_diffusion_is_that_of_its_equation() -> None:
-    """du = -β(t)u/2 dt + √β(t) dW, β(t) = 0.1 + 19.9t: from u = x₀, mean and variance by Euler's steps of their own equations."""
+    """du = -β(t)u/2 dt + √β(t) dW, β(t) = 0.1 + 19.9t: from u = x₀, mean and variance by Euler's
+    steps of their own equations."""
     schedule, mean, variance, n = NoiseSchedule.linear(), 1.0, 0.0, 20_000
     for k in range(n):
         rate = 0.1 + 19.9 * (k + 0.5) / n
@@ -156,11 +197,17 @@ def test_a_table_is_met_at_its_entries_and_followed_between_them_by_log_sigma() 
         return truth(u, alpha, (1 - table[t.long()]).sqrt().to(u))[1]
 
     x = points(1.0)
-    whole = replace(schedule, time=lambda sigma: float(round(schedule.time(sigma), 6)))  # σ from the table are rounded
+    whole = replace(
+        schedule, time=lambda sigma: float(round(schedule.time(sigma), 6))
+    )  # σ from the table are rounded
     e = Denoiser(net, (2,), schedule=whole)
     for t in (0, 300, 999):
         wanted = noised(x, sigmas[t])[1]
-        assert torch.allclose(e.at(min(max(sigmas[t], e.sigma_range[0]), e.sigma_range[1])).noise(x), wanted, atol=1e-9)
+        assert torch.allclose(
+            e.at(min(max(sigmas[t], e.sigma_range[0]), e.sigma_range[1])).noise(x),
+            wanted,
+            atol=1e-9,
+        )
 
 
 # ---------------------------------------------------------------- a score alone
@@ -170,12 +217,21 @@ def test_a_score_alone_has_no_energy_and_says_so() -> None:
     e, x = expert("flow", "velocity").at(0.5), points(0.5)
     other = Normal(torch.zeros(2, dtype=x.dtype), torch.ones(2, dtype=x.dtype))
     assert e.can(ScoreOnly) and not e.can(NoiseConditional) and not other.can(ScoreOnly)
-    for call in (lambda: e(x), lambda: (e & other)(x), lambda: poe.sample(e & other, 10), lambda: poe.sample(e**2, 10)):
-        with pytest.raises(TypeError, match="data has a score and no energy: draw products of it by .*LineIntegral"):
+    for call in (
+        lambda: e(x),
+        lambda: (e & other)(x),
+        lambda: poe.sample(e & other, 10),
+        lambda: poe.sample(e**2, 10),
+    ):
+        with pytest.raises(
+            TypeError, match="data has a score and no energy: draw products of it by .*LineIntegral"
+        ):
             call()
     value, gradient = (e**0.5 & other).value_and_grad(x)
     assert value.isnan().all() and torch.allclose(gradient, x - e.score(x) / 2)
-    assert (e | other).value_and_grad(x)[1].isnan().all() and (other - e).value_and_grad(x)[1].isnan().all()
+    assert (e | other).value_and_grad(x)[1].isnan().all() and (other - e).value_and_grad(x)[
+        1
+    ].isnan().all()
     assert (e.proper, e.bounded, e.growth, e.log_z) == (None, None, None, None)
 
 
@@ -198,7 +254,10 @@ def test_two_networks_and_a_normal_are_drawn_with_the_moments_of_the_closed_form
         return velocity
 
     a, b = (
-        Denoiser(net(mean), (2,), schedule=schedule, predicts="velocity", name="ab"[int(mean)]).at(0.5) for mean in (0.0, 1.0)
+        Denoiser(net(mean), (2,), schedule=schedule, predicts="velocity", name="ab"[int(mean)]).at(
+            0.5
+        )
+        for mean in (0.0, 1.0)
     )
     target = a & b & Normal(torch.full((2,), 2.0), torch.ones(2))
     mean, variance = (0.8 + 2) / 2.6, 1 / 2.6
@@ -213,8 +272,9 @@ def test_two_networks_and_a_normal_are_drawn_with_the_moments_of_the_closed_form
 
 @pytest.mark.slow
 def test_levels_from_the_noisiest_down_reach_both_modes_in_their_shares() -> None:
-    """Modes 16 apart that no chain crosses at the target. Each level starts at the draws of the one before, which hold what share of
-    mass each mode has; a chain that starts at the target keeps the share of its start."""
+    """Modes 16 apart that no chain crosses at the target. Each level starts at the draws of the one
+    before, which hold what share of mass each mode has; a chain that starts at the target keeps the
+    share of its start."""
     far = torch.tensor([8.0, 0.0])
 
     def noise(u: Tensor, t: Tensor) -> Tensor:
@@ -232,7 +292,12 @@ def test_levels_from_the_noisiest_down_reach_both_modes_in_their_shares() -> Non
         x = run(kernel, e.at(sigma), x, draws=1, thin=25, generators=generators).x[:, 0]
     assert abs((x[:, 0] > 0).float().mean().item() - 0.7) < 4.5 * math.sqrt(0.21 / n)
     still = run(
-        LineIntegral(0.9), e, far + torch.randn(500, 2, generator=generators[0]), draws=1, thin=100, generators=generators
+        LineIntegral(0.9),
+        e,
+        far + torch.randn(500, 2, generator=generators[0]),
+        draws=1,
+        thin=100,
+        generators=generators,
     )
     assert (still.x[:, 0, 0] > 0).all()
 
@@ -245,7 +310,9 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Dropout(0.5), nn.Linear(16, 2), nn.Tanh())
+        self.layers = nn.Sequential(
+            nn.Linear(3, 16), nn.SiLU(), nn.Dropout(0.5), nn.Linear(16, 2), nn.Tanh()
+        )
 
     def forward(self, u: Tensor, t: Tensor) -> Tensor:
         return 2 * self.layers(torch.cat([u, t[:, None]], 1))
@@ -313,7 +380,8 @@ def test_exact_kernels_move_on_the_energy() -> None:
     x = 3 * torch.randn(n, 2, generator=g)
     with torch.no_grad():
         logs = x.square().sum(-1) / 18 - e(x)
-    # |x - D| >= |x| - 2√2, σ = 1/2: the log ratio is at most max over r of r²/18 - 2 (r - 2√2)²₊, at r = 2.909
+    # |x - D| >= |x| - 2√2, σ = 1/2: the log ratio is at most max over r of r²/18 - 2 (r - 2√2)²₊,
+    # at r = 2.909
     bound = 0.458
     assert float(logs.max()) <= bound
     x = x[torch.rand(n, generator=g) < (logs - bound).exp()]
@@ -327,7 +395,12 @@ def test_exact_kernels_move_on_the_energy() -> None:
 
 def test_levels_share_the_network() -> None:
     e = expert("flow", "velocity", sigma=0.5)
-    assert e.sigma == 0.5 and e.at(0.5) is e and e.at(2.0) is e.at(2.0) and e.at(2.0).network is e.network
+    assert (
+        e.sigma == 0.5
+        and e.at(0.5) is e
+        and e.at(2.0) is e.at(2.0)
+        and e.at(2.0).network is e.network
+    )
     assert e.at(0).sigma == LOW
     assert str((e & poe.on(Normal(0.0, 1.0), [0], (2,))).at(2.0)).startswith("data & ")
     with pytest.raises(ValueError, match="knows noise levels from 1e-09 to 1e\\+09 .*not 1e\\+10"):
@@ -347,13 +420,28 @@ def test_contexts_go_to_the_network() -> None:
     assert not seen and e.can(Conditional)
     x = torch.ones(3, 2)
     assert e.noise(x).eq(0).all() and torch.allclose(e.given("red").noise(x), x, rtol=2e-3)
-    bound = (e & Normal(torch.zeros(2), torch.ones(2))).given(torch.tensor([2.0, 3.0], dtype=torch.float64)).parts[0]
-    assert torch.equal(bound.noise(x), torch.tensor([2.0, 3.0]).expand(3, 2)) and seen[-1].shape == (3, 2)
-    assert torch.equal(bound.at(0.5).noise(x), bound.noise(x)) and bound.at(0.5).at(bound.sigma) is bound
-    assert not bound.can(Conditional) and bound.given(None) is e and e.given("red") is e.given("red")
+    bound = (
+        (e & Normal(torch.zeros(2), torch.ones(2)))
+        .given(torch.tensor([2.0, 3.0], dtype=torch.float64))
+        .parts[0]
+    )
+    assert torch.equal(bound.noise(x), torch.tensor([2.0, 3.0]).expand(3, 2)) and seen[
+        -1
+    ].shape == (3, 2)
+    assert (
+        torch.equal(bound.at(0.5).noise(x), bound.noise(x))
+        and bound.at(0.5).at(bound.sigma) is bound
+    )
+    assert (
+        not bound.can(Conditional) and bound.given(None) is e and e.given("red") is e.given("red")
+    )
     assert e.at(0.5).given("red").at(0.7) is e.given("red").at(0.7)
     again = e.given(torch.tensor([2.0, 3.0], dtype=torch.float64))
-    assert again is bound and e.at(0.5).given(bound.context) is bound.at(0.5) and e.given(bound.context + 1) is not bound
+    assert (
+        again is bound
+        and e.at(0.5).given(bound.context) is bound.at(0.5)
+        and e.given(bound.context + 1) is not bound
+    )
     with pytest.raises(TypeError, match="takes no context: wrap a network .* conditional=True"):
         expert("flow", "noise").given("red")
 
@@ -389,7 +477,10 @@ def test_a_nan_of_the_network_is_rejected_and_counted() -> None:
     def broken(u: Tensor, t: Tensor) -> Tensor:
         return torch.where(u[:, :1] > 1, torch.nan, u / 2)
 
-    e, kernel = Denoiser(broken, (2,), schedule=NoiseSchedule.exploding(0.5, 1.0)), LineIntegral(0.3)
+    e, kernel = (
+        Denoiser(broken, (2,), schedule=NoiseSchedule.exploding(0.5, 1.0)),
+        LineIntegral(0.3),
+    )
     state, nonfinite, g = kernel.init(e, torch.zeros(500, 2)), 0, torch.Generator().manual_seed(0)
     for _ in range(20):
         state, info = kernel.step(e, state, kernel.noise(state, g))

@@ -10,7 +10,7 @@ import torch
 import poe
 from experts import Denoiser, NoiseSchedule
 from experts.diffusers import from_diffusers
-from poe.capabilities import Conditional
+from poe.algebra.capabilities import Conditional
 
 pytestmark = pytest.mark.slow  # importing diffusers takes seconds
 
@@ -20,13 +20,23 @@ def diffusers():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = pytest.importorskip("diffusers")
-        _ = module.UNet2DModel, module.DDIMScheduler, module.FlowMatchEulerDiscreteScheduler  # loaded when first asked for
+        _ = (
+            module.UNet2DModel,
+            module.DDIMScheduler,
+            module.FlowMatchEulerDiscreteScheduler,
+        )  # loaded when first asked for
     return module
 
 
 def unet(diffusers, **changes):
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "block_out_channels": (8, 16)}
-    return diffusers.UNet2DModel(8, 1, 1, layers_per_block=1, norm_num_groups=4, **blocks, **changes).eval()
+    blocks = {
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+    }
+    return diffusers.UNet2DModel(
+        8, 1, 1, layers_per_block=1, norm_num_groups=4, **blocks, **changes
+    ).eval()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -64,10 +74,15 @@ def test_classes_are_contexts_and_what_is_unknown_is_refused(diffusers) -> None:
     model = unet(diffusers, num_class_embeds=4)
     e = from_diffusers(model, scheduler=scheduler, sigma=1.0)
     assert isinstance(e, Denoiser) and e.can(Conditional)
-    sample = model(x / 2**0.5, torch.full((3,), e.schedule.time(1.0)), class_labels=torch.full((3,), 2)).sample
+    sample = model(
+        x / 2**0.5, torch.full((3,), e.schedule.time(1.0)), class_labels=torch.full((3,), 2)
+    ).sample
     assert torch.allclose(e.given(2).noise(x), sample, atol=1e-5)
     assert not torch.allclose(e.given(3).noise(x), sample, atol=1e-3)
-    with pytest.raises(ValueError, match="EDMEulerScheduler states the prediction 'epsilon'.*wrap the model by hand"):
+    with pytest.raises(
+        ValueError,
+        match="EDMEulerScheduler states the prediction 'epsilon'.*wrap the model by hand",
+    ):
         from_diffusers(model, scheduler=diffusers.EDMEulerScheduler())
     table = torch.tensor([0.9, 0.5, 0.0])
     assert NoiseSchedule.discrete(table[table > 0]).sigma_range[1] == pytest.approx(1.0)

@@ -1,4 +1,5 @@
-"""Any torch distribution as a density: checked against torch itself, and against the laws of experts."""
+"""Any torch distribution as a density: checked against torch itself, and against the laws of
+experts."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import nn
 
 import poe
 from experts import Distribution, Normal
-from poe import support as sets
+from poe.algebra import support as sets
 from poe.testing import check_expert
 
 MAKERS: dict[str, Callable[[], td.Distribution]] = {
@@ -33,8 +34,12 @@ MAKERS: dict[str, Callable[[], td.Distribution]] = {
     "InverseGamma": lambda: td.InverseGamma(torch.tensor(3.0), torch.tensor(1.0)),
     "Laplace": lambda: td.Laplace(torch.zeros(2), 1.0),
     "LogNormal": lambda: td.LogNormal(torch.tensor(0.0), 0.5),
-    "LowRankMultivariateNormal": lambda: td.LowRankMultivariateNormal(torch.zeros(3), torch.ones(3, 1), torch.ones(3)),
-    "MultivariateNormal": lambda: td.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]])),
+    "LowRankMultivariateNormal": lambda: td.LowRankMultivariateNormal(
+        torch.zeros(3), torch.ones(3, 1), torch.ones(3)
+    ),
+    "MultivariateNormal": lambda: td.MultivariateNormal(
+        torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    ),
     "NegativeBinomial": lambda: td.NegativeBinomial(torch.tensor(3.0), torch.tensor(0.4)),
     "Normal": lambda: td.Normal(torch.zeros(2), 1.0),
     "Poisson": lambda: td.Poisson(torch.tensor(3.0)),
@@ -47,7 +52,8 @@ MAKERS: dict[str, Callable[[], td.Distribution]] = {
         td.Normal(torch.tensor([-2.0, 1.0]), torch.tensor([1.0, 0.5])),
     ),
     "MixtureSameFamily of Gammas": lambda: td.MixtureSameFamily(
-        td.Categorical(torch.tensor([0.3, 0.7])), td.Gamma(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 0.5]))
+        td.Categorical(torch.tensor([0.3, 0.7])),
+        td.Gamma(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 0.5])),
     ),
 }
 
@@ -88,7 +94,9 @@ def test_batch_axes_become_coordinates() -> None:
         (td.Dirichlet(torch.ones(2)), [[0.3, 0.3], [-0.5, 1.5]]),
     ],
 )
-def test_outside_the_support_the_energy_is_infinite_and_nothing_is_nan(dist: td.Distribution, points: list) -> None:
+def test_outside_the_support_the_energy_is_infinite_and_nothing_is_nan(
+    dist: td.Distribution, points: list
+) -> None:
     expert = Distribution(dist)
     x = torch.tensor(points)
     assert torch.equal(expert(x), torch.full((len(x),), float("inf")))
@@ -201,13 +209,19 @@ def test_config_is_json_and_keeps_the_support() -> None:
         ({"type": "biject_to", "arguments": {}}, "may name"),
         ({"type": ["Normal"], "arguments": {}}, "may name"),
         ("Normal", "may name"),
-        ({"type": "Normal", "arguments": {"validate_args": True}}, "takes no argument 'validate_args'"),
+        (
+            {"type": "Normal", "arguments": {"validate_args": True}},
+            "takes no argument 'validate_args'",
+        ),
         (
             {"type": "Normal", "arguments": {"loc": {"shape": [1], "dtype": "load"}}},
             "needs a shape and a dtype",
         ),
         (
-            {"type": "Independent", "arguments": {"base_distribution": {"type": "eval", "arguments": {}}}},
+            {
+                "type": "Independent",
+                "arguments": {"base_distribution": {"type": "eval", "arguments": {}}},
+            },
             "'eval' is no",
         ),
     ],
@@ -226,9 +240,13 @@ def test_as_energy_takes_torch_distributions() -> None:
 
 
 def test_a_von_mises_law_is_that_of_one_period() -> None:
-    """times a wide normal, against quadrature over [-π, π]; over all reals a periodic density has no mass"""
+    """times a wide normal, against quadrature over [-π, π]; over all reals a periodic density has
+    no mass"""
     circle = poe.as_energy(td.VonMises(torch.tensor([0.0]), 1.0))
-    assert repr(circle.support) == "interval[-3.14159, 3.14159](1,)" and circle(torch.tensor([4.0])) == math.inf
+    assert (
+        repr(circle.support) == "interval[-3.14159, 3.14159](1,)"
+        and circle(torch.tensor([4.0])) == math.inf
+    )
     target = circle & Normal([1.0], [4.0])
     grid = torch.linspace(-math.pi, math.pi, 20_001, dtype=torch.float64)
     logs = -target(grid[:, None].float()).double()

@@ -13,7 +13,17 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 
 import poe
-from experts import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Gamma, Normal, Poisson, VonMises
+from experts import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Dirichlet,
+    Exponential,
+    Gamma,
+    Normal,
+    Poisson,
+    VonMises,
+)
 from poe.testing import check_expert
 
 F64 = torch.float64
@@ -58,12 +68,20 @@ SCIPY: dict[str, tuple[poe.Density, Callable[[np.ndarray], Any], Tensor]] = {
     "normal": (Normal(t(0.3), 1.7), lambda x: stats.norm(0.3, 1.7).logpdf(x), t(-4, 0, 2.5)),
     "exponential": (Exponential(t(2.5)), lambda x: stats.expon(scale=0.4).logpdf(x), t(0, 0.1, 7)),
     "gamma": (Gamma(t(0.6), 2.0), lambda x: stats.gamma(0.6, scale=0.5).logpdf(x), t(1e-8, 0.3, 9)),
-    "gamma, one": (Gamma(t(1.0), 2.0), lambda x: stats.gamma(1.0, scale=0.5).logpdf(x), t(0, 0.3, 9)),
+    "gamma, one": (
+        Gamma(t(1.0), 2.0),
+        lambda x: stats.gamma(1.0, scale=0.5).logpdf(x),
+        t(0, 0.3, 9),
+    ),
     "beta": (Beta(t(0.5), 2.5), lambda x: stats.beta(0.5, 2.5).logpdf(x), t(1e-8, 0.3, 0.999)),
     "beta, flat": (Beta(t(1.0), 1.0), lambda x: stats.beta(1.0, 1.0).logpdf(x), t(0, 0.3, 1)),
     "bernoulli": (Bernoulli(t(0.3)), lambda x: stats.bernoulli(0.3).logpmf(x), t(0, 1)),
     "poisson": (Poisson(t(3.5)), lambda x: stats.poisson(3.5).logpmf(x), t(0, 1, 40)),
-    "von mises": (VonMises(t(1.0), 3.0), lambda x: stats.vonmises(3.0, 1.0).logpdf(x), t(-3.1, 0, 1)),
+    "von mises": (
+        VonMises(t(1.0), 3.0),
+        lambda x: stats.vonmises(3.0, 1.0).logpdf(x),
+        t(-3.1, 0, 1),
+    ),
     "von mises, sharp": (
         VonMises(t(1.0), 4e4),
         lambda x: stats.vonmises(4e4, 1.0).logpdf(x),
@@ -109,7 +127,9 @@ def test_natural_form_is_the_density(name: str) -> None:
         total = total + terms.reshape(20, -1).sum(-1)
     torch.testing.assert_close(total, -expert(x).detach(), rtol=1e-9, atol=1e-9)
     again = type(expert).from_natural(natural.parameters)  # type: ignore[attr-defined]
-    torch.testing.assert_close(again(x.reshape(20, *again.event_shape)), expert(x).detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        again(x.reshape(20, *again.event_shape)), expert(x).detach(), rtol=1e-9, atol=1e-9
+    )
 
 
 # ---------------------------------------------------------------- closed forms
@@ -129,7 +149,10 @@ CONTINUOUS: dict[str, tuple[Callable[[], poe.Energy], tuple[float, float]]] = {
     "betas": (lambda: Beta(t(2.0), 3.0) & Beta(t(1.5), 0.8), (0, 1)),
     "beta quotient": (lambda: Beta(t(4.0), 3.0) / Beta(t(1.5), 1.8), (0, 1)),
     "beta power 0": (lambda: Beta(t(4.0), 3.0) ** 0, (0, 1)),
-    "von mises": (lambda: VonMises(t(1.0), 3.0) & VonMises(t(-2.0), 1.0) ** 0.5, (-math.pi, math.pi)),
+    "von mises": (
+        lambda: VonMises(t(1.0), 3.0) & VonMises(t(-2.0), 1.0) ** 0.5,
+        (-math.pi, math.pi),
+    ),
     "inverse von mises": (lambda: ~VonMises(t(1.0), 3.0), (-math.pi, math.pi)),
 }
 
@@ -157,7 +180,10 @@ DISCRETE: dict[str, tuple[Callable[[], poe.Energy], Tensor]] = {
         lambda: Bernoulli(t(0.2, 0.6)) ** 2 / Bernoulli(t(0.7, 0.1)),
         torch.cartesian_prod(t(0, 1), t(0, 1)),
     ),
-    "categoricals": (lambda: Categorical(t(0, 1, 2)) ** 0.5 & Categorical(t(3, 1, -1)), torch.arange(3)),
+    "categoricals": (
+        lambda: Categorical(t(0, 1, 2)) ** 0.5 & Categorical(t(3, 1, -1)),
+        torch.arange(3),
+    ),
     "excluded": (
         lambda: Categorical(probs=t(0, 0.4, 0.6)) / Categorical(probs=t(0.5, 0.5, 0)),
         torch.arange(3),
@@ -179,7 +205,9 @@ def test_closed_form_against_enumeration(name: str) -> None:
     energy = make()
     closed = poe.simplify(energy)
     assert energy.log_z is not None
-    assert float(torch.logsumexp(-energy(states), 0)) == pytest.approx(energy.log_z.value, abs=1e-10)
+    assert float(torch.logsumexp(-energy(states), 0)) == pytest.approx(
+        energy.log_z.value, abs=1e-10
+    )
     torch.testing.assert_close(closed(states), energy(states), rtol=1e-9, atol=1e-9)
 
 
@@ -187,7 +215,9 @@ def test_two_and_three_dimensions() -> None:
     a, b = Normal(t(1, 0), covariance=COVARIANCE[:2, :2]), Normal(t(-1, 2), t(0.5, 3))
     product = a & b**0.5
     grid, step = torch.linspace(-20, 20, 801, dtype=F64), 0.05
-    log_mass = torch.logsumexp(-product(torch.cartesian_prod(grid, grid)), 0) + 2 * math.log(step)  # trapezoidal rule
+    log_mass = torch.logsumexp(-product(torch.cartesian_prod(grid, grid)), 0) + 2 * math.log(
+        step
+    )  # trapezoidal rule
     assert product.log_z is not None
     assert float(log_mass) == pytest.approx(product.log_z.value, abs=1e-9)
     simplex = Dirichlet(t(1.5, 2, 3)) & Dirichlet(t(1.2, 1, 2)) ** 0.5
@@ -216,13 +246,15 @@ def test_ten_dimensional_gaussians_of_the_reference_sheet() -> None:
     assert log_z.value == pytest.approx(-24.7404266752, abs=1e-9)
 
 
-def test_mixtures_of_gaussians_multiply_into_a_mixture_of_gaussians(generator: torch.Generator) -> None:
+def test_mixtures_of_gaussians_multiply_into_a_mixture_of_gaussians(
+    generator: torch.Generator,
+) -> None:
     left = poe.mixture([Normal(t(m), 0.5) for m in (-3.0, 0.0, 2.0)], weights=[0.2, 0.5, 0.3])
     right = poe.mixture([Normal(t(m), 1.0) for m in (-2.0, 3.0)], weights=[0.6, 0.4])
     energy = left & right
     closed = poe.simplify(energy)
     assert len(closed.parts) == 6
-    assert all(part.can(poe.capabilities.Samples) for part in closed.parts)  # type: ignore[attr-defined]
+    assert all(part.can(poe.algebra.capabilities.Samples) for part in closed.parts)  # type: ignore[attr-defined]
     x = torch.linspace(-6, 6, 50, dtype=F64).reshape(-1, 1)
     torch.testing.assert_close(closed(x), energy(x), rtol=1e-10, atol=1e-10)
     mass = integrate.quad(lambda v: math.exp(-float(energy(t(v)))), -12, 12, limit=400)[0]
@@ -231,7 +263,9 @@ def test_mixtures_of_gaussians_multiply_into_a_mixture_of_gaussians(generator: t
     draws = closed.sample(4000, generator=generator).flatten()  # type: ignore[operator]
     grid = torch.linspace(-8, 8, 4001, dtype=F64)
     cdf = (-energy(grid.reshape(-1, 1))).softmax(0).cumsum(0)
-    assert stats.kstest(draws.numpy(), lambda v: np.interp(v, grid.numpy(), cdf.numpy())).pvalue > 1e-4
+    assert (
+        stats.kstest(draws.numpy(), lambda v: np.interp(v, grid.numpy(), cdf.numpy())).pvalue > 1e-4
+    )
     square = poe.simplify((Normal(t(0.0), 1.0) | Normal(t(2.0), 0.5)) ** 2)
     assert len(square.parts) == 3
 
@@ -323,8 +357,12 @@ def test_precision_and_device_follow_the_experts() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("name", ["gamma", "beta", "tiny beta", "tiny gamma", "tiny dirichlet", "von mises"])
-def test_draws_are_inside_finite_and_right(name: str, dtype: torch.dtype, generator: torch.Generator) -> None:
+@pytest.mark.parametrize(
+    "name", ["gamma", "beta", "tiny beta", "tiny gamma", "tiny dirichlet", "von mises"]
+)
+def test_draws_are_inside_finite_and_right(
+    name: str, dtype: torch.dtype, generator: torch.Generator
+) -> None:
     expert: poe.Density = {
         "gamma": lambda: Gamma(3.0, 2.0),
         "beta": lambda: Beta(0.5, 0.5),
@@ -336,7 +374,13 @@ def test_draws_are_inside_finite_and_right(name: str, dtype: torch.dtype, genera
     x = expert.sample(20_000, generator=generator)
     assert x.dtype == dtype
     assert bool(expert(x).isfinite().all())
-    mean = {"gamma": 1.5, "beta": 0.5, "tiny beta": 1 / 3, "tiny gamma": 0.01, "tiny dirichlet": 0.25}.get(name)
+    mean = {
+        "gamma": 1.5,
+        "beta": 0.5,
+        "tiny beta": 1 / 3,
+        "tiny gamma": 0.01,
+        "tiny dirichlet": 0.25,
+    }.get(name)
     if mean is None:  # a von Mises: its mean direction, resultant length I1/I0
         x, mean = (x - 3.0).cos(), float(torch.special.i1(t(0.5)) / torch.special.i0(t(0.5)))
     flat = x.double() if x.ndim == 1 else x.double()[:, 0]
@@ -353,7 +397,9 @@ def test_von_mises_draws(kappa: float, loc: float, generator: torch.Generator) -
 def test_draws_depend_on_the_generator_alone() -> None:
     for name, make in MAKERS.items():
         expert = make()
-        first, second = (expert.sample(7, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+        first, second = (
+            expert.sample(7, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+        )
         assert torch.equal(first, second), name
         assert expert.sample((2, 3)).shape == (2, 3, *expert.event_shape), name
 
@@ -395,9 +441,21 @@ def test_scalars_broadcast() -> None:
         (lambda: Normal(0.0, 1.0, covariance=torch.eye(1)), TypeError, "one of scale="),
         (lambda: Normal(float("nan"), 1.0), ValueError, "loc = nan: parameters must be finite"),
         (lambda: Normal(torch.zeros(2), torch.ones(3)), ValueError, "loc \\(2,\\), scale \\(3,\\)"),
-        (lambda: Normal(0.0, covariance=[[1.0, 2.0], [2.0, 1.0]]), ValueError, "smallest eigenvalue is -1"),
-        (lambda: Normal(0.0, covariance=[[1.0, 0.5], [0.0, 1.0]]), ValueError, "\\(C \\+ C.mT\\) / 2"),
-        (lambda: Normal(torch.zeros(3), covariance=torch.eye(2)), ValueError, "covariance is 2 x 2"),
+        (
+            lambda: Normal(0.0, covariance=[[1.0, 2.0], [2.0, 1.0]]),
+            ValueError,
+            "smallest eigenvalue is -1",
+        ),
+        (
+            lambda: Normal(0.0, covariance=[[1.0, 0.5], [0.0, 1.0]]),
+            ValueError,
+            "\\(C \\+ C.mT\\) / 2",
+        ),
+        (
+            lambda: Normal(torch.zeros(3), covariance=torch.eye(2)),
+            ValueError,
+            "covariance is 2 x 2",
+        ),
         (lambda: Normal(0.0, covariance=torch.ones(2)), ValueError, "square matrix"),
         (
             lambda: Normal(0.0, covariance=nn.Parameter(torch.eye(2))),
@@ -411,13 +469,19 @@ def test_scalars_broadcast() -> None:
         (lambda: Bernoulli(1.0), ValueError, "poe.fill"),
         (lambda: Bernoulli(1.5), ValueError, "lies between 0 and 1"),
         (lambda: Bernoulli(), TypeError, "one of probs= and logits="),
-        (lambda: Categorical(torch.full((3,), -math.inf)), ValueError, "in every row one above -inf"),
+        (
+            lambda: Categorical(torch.full((3,), -math.inf)),
+            ValueError,
+            "in every row one above -inf",
+        ),
         (lambda: Categorical(probs=[0.2, -0.1]), ValueError, "probs = -0.1"),
         (lambda: Poisson(-1.0), ValueError, "rate = -1"),
         (lambda: VonMises(0.0, -1.0), ValueError, "not negative"),
     ],
 )
-def test_bad_parameters_are_refused(make: Callable[[], Any], error: type[Exception], hint: str) -> None:
+def test_bad_parameters_are_refused(
+    make: Callable[[], Any], error: type[Exception], hint: str
+) -> None:
     with pytest.raises(error, match=hint):
         make()
 
@@ -434,20 +498,45 @@ def test_normals_of_parts_of_an_event_are_one_normal() -> None:
     first = Normal(t(1.0, 2.0, 3.0), covariance=COVARIANCE)
     second, prior = Normal(t(0.0, -1.0), t(0.5, 0.7)), Normal(t(0.3), 5.0)
     parts = [(first, [0, 1, 3], 1.0), (second, [2, 3], 2.0), (prior, [3], -1.0)]
-    target = poe.product([poe.on(e, index, (4,)) for e, index, _ in parts], [power for *_, power in parts])
+    target = poe.product(
+        [poe.on(e, index, (4,)) for e, index, _ in parts], [power for *_, power in parts]
+    )
     precision, linear, constant = torch.zeros(4, 4, dtype=F64), torch.zeros(4, dtype=F64), 0.0
     for expert, index, power in parts:
         own, at = torch.linalg.inv(expert.covariance), torch.tensor(index)
         precision[at[:, None], at] += power * own
         linear[at] += power * own @ expert.loc
-        constant += power * (float(expert.loc @ own @ expert.loc) - float(own.logdet()) + len(index) * math.log(2 * math.pi)) / 2
+        constant += (
+            power
+            * (
+                float(expert.loc @ own @ expert.loc)
+                - float(own.logdet())
+                + len(index) * math.log(2 * math.pi)
+            )
+            / 2
+        )
     mean = torch.linalg.solve(precision, linear)
-    log_z = -constant + float(mean @ linear) / 2 - float(precision.logdet()) / 2 + 2 * math.log(2 * math.pi)
-    assert target.proper is True and target.log_z is not None and target.log_z.value == pytest.approx(log_z, abs=1e-9)
+    log_z = (
+        -constant
+        + float(mean @ linear) / 2
+        - float(precision.logdet()) / 2
+        + 2 * math.log(2 * math.pi)
+    )
+    assert (
+        target.proper is True
+        and target.log_z is not None
+        and target.log_z.value == pytest.approx(log_z, abs=1e-9)
+    )
     closed = poe.simplify(target)
     x = torch.randn(50, 4, dtype=F64)
     assert torch.allclose(closed(x), target(x), atol=1e-10)
     draws = poe.sample(target, 20_000, seed=0)
-    z = (draws.x.mean(0) - mean) / torch.linalg.inv(precision).diagonal().sqrt() * math.sqrt(len(draws))
+    z = (
+        (draws.x.mean(0) - mean)
+        / torch.linalg.inv(precision).diagonal().sqrt()
+        * math.sqrt(len(draws))
+    )
     assert draws.diagnostics.independent and bool((z.abs() < 4.1).all())  # family-wise level 2e-4
-    assert (poe.on(second, [2, 3], (4,)) & poe.on(prior, [2], (4,))).proper is False  # numbers 0 and 1 are free
+    assert (
+        poe.on(second, [2, 3], (4,)) & poe.on(prior, [2], (4,))
+    ).proper is False  # numbers 0 and 1 are free

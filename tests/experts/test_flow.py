@@ -24,12 +24,14 @@ from torch import nn
 import poe
 from experts import Flow
 from experts.flow import KINDS
-from poe.capabilities import Conditional, Samples, Transport
+from poe.algebra.capabilities import Conditional, Samples, Transport
 
 
 def built(kind: str = "realnvp", shape=(2, 2), **arguments) -> Flow:
     torch.manual_seed(0)
-    flow = poe.create("flow", kind=kind, event_shape=shape, **{"layers": 3, "hidden": 8, **arguments})
+    flow = poe.create(
+        "flow", kind=kind, event_shape=shape, **{"layers": 3, "hidden": 8, **arguments}
+    )
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -48,7 +50,9 @@ def test_density_is_the_change_of_variables(kind):
     z, log_det = flow.to_noise(x)
     jacobian = torch.autograd.functional.jacobian(lambda x: flow.to_noise(x)[0], x).reshape(4, 4)
     assert torch.allclose(log_det, torch.linalg.slogdet(jacobian).logabsdet)
-    assert torch.allclose(flow.log_prob(x), log_det - 0.5 * z.square().sum() - 2 * math.log(2 * math.pi))
+    assert torch.allclose(
+        flow.log_prob(x), log_det - 0.5 * z.square().sum() - 2 * math.log(2 * math.pi)
+    )
     again, inverse = flow.from_noise(z)
     assert torch.allclose(again, x, atol=1e-6)
     assert torch.allclose(inverse, -log_det, atol=1e-6)
@@ -59,7 +63,9 @@ def test_integrates_to_one(kind):
     flow = built(kind, shape=(2,), layers=1)
     axis = torch.linspace(-30, 30, 501, dtype=torch.float64)
     with torch.no_grad():
-        total = flow.log_prob(torch.cartesian_prod(axis, axis)).exp().sum() * (axis[1] - axis[0]) ** 2
+        total = (
+            flow.log_prob(torch.cartesian_prod(axis, axis)).exp().sum() * (axis[1] - axis[0]) ** 2
+        )
     assert total.item() == pytest.approx(1, abs=2e-3)
 
 
@@ -143,7 +149,12 @@ def test_linear_caches_do_not_go_stale():
 
 
 def test_naive_linear_inverts():
-    flow = Flow(Nflow(CompositeTransform([NaiveLinear(3, orthogonal_initialization=False)]), StandardNormal([3]))).double()
+    flow = Flow(
+        Nflow(
+            CompositeTransform([NaiveLinear(3, orthogonal_initialization=False)]),
+            StandardNormal([3]),
+        )
+    ).double()
     x = torch.randn(4, 3, dtype=torch.float64)
     z, log_det = flow.to_noise(x)
     again, inverse = copy.deepcopy(flow).from_noise(z)
@@ -196,8 +207,18 @@ def test_gradients_and_files(kind, tmp_path):
     ("make", "bounded"),
     [
         (lambda: SimpleRealNVP(2, 8, 2, 1), True),
-        (lambda: SimpleRealNVP(2, 8, 2, 1, use_volume_preserving=True, batch_norm_between_layers=True), True),
-        (lambda: Nflow(InverseTransform(SimpleRealNVP(2, 8, 2, 1)._transform), StandardNormal([2])), True),
+        (
+            lambda: SimpleRealNVP(
+                2, 8, 2, 1, use_volume_preserving=True, batch_norm_between_layers=True
+            ),
+            True,
+        ),
+        (
+            lambda: Nflow(
+                InverseTransform(SimpleRealNVP(2, 8, 2, 1)._transform), StandardNormal([2])
+            ),
+            True,
+        ),
         (lambda: MaskedAutoregressiveFlow(2, 8, 2, 1), None),  # a softplus, without bound
         (lambda: affine(base=DiagonalNormal([3])), None),
         (lambda: Nflow(CompositeTransform([Free()]), StandardNormal([2])), None),
@@ -207,7 +228,9 @@ def test_bounded_where_no_network_can_make_the_determinant_large(make, bounded):
     flow, narrow = Flow(make()), Flow(SimpleRealNVP(2, 8, 2, 1))
     assert flow.bounded is bounded
     if flow.event_shape == (2,):
-        assert (flow & Flow(MaskedAutoregressiveFlow(2, 8, 2, 1))).proper is bounded and (flow & narrow).proper is True
+        assert (flow & Flow(MaskedAutoregressiveFlow(2, 8, 2, 1))).proper is bounded and (
+            flow & narrow
+        ).proper is True
 
 
 def test_the_couplings_of_nflows_bound_their_determinant():
@@ -216,7 +239,10 @@ def test_the_couplings_of_nflows_bound_their_determinant():
         for parameter in flow.parameters():
             parameter.mul_(30)
         _, log_det = flow.to_noise(200 * torch.rand(10_000, 2) - 100)
-    assert float(log_det.max()) <= 4 * math.log(1.001) + 1e-5 and float(log_det.min()) >= 4 * math.log(0.001) - 1e-3
+    assert (
+        float(log_det.max()) <= 4 * math.log(1.001) + 1e-5
+        and float(log_det.min()) >= 4 * math.log(0.001) - 1e-3
+    )
 
 
 class Free(AffineCouplingTransform):
@@ -253,7 +279,9 @@ def test_equal_contexts_give_one_density():
 
 def conditional() -> Flow:
     torch.manual_seed(0)
-    return poe.create("flow", kind="realnvp", event_shape=(2, 2), context_shape=(3,), layers=2, hidden=8).double()
+    return poe.create(
+        "flow", kind="realnvp", event_shape=(2, 2), context_shape=(3,), layers=2, hidden=8
+    ).double()
 
 
 def test_a_context_binds():
@@ -265,7 +293,9 @@ def test_a_context_binds():
     context = torch.randn(3, dtype=torch.float64)
     bound = flow.given(context)
     assert not bound.can(Conditional)
-    assert torch.allclose(bound.log_prob(x), flow.flow.log_prob(x.flatten(1), context=context.expand(5, 3)))
+    assert torch.allclose(
+        bound.log_prob(x), flow.flow.log_prob(x.flatten(1), context=context.expand(5, 3))
+    )
     assert not torch.allclose(bound(x), flow.given(-context)(x))
     assert bound.sample(3).shape == (3, 2, 2)
     assert torch.allclose(bound.from_noise(bound.to_noise(x)[0])[0], x)
@@ -286,7 +316,11 @@ def test_a_wrapped_conditional_flow_with_a_conditional_base():
     bound = flow.given(context)
     x = bound.sample(20_000, generator=torch.Generator().manual_seed(0))
     assert ((x.mean(0) - mean).abs() < 5 * log_scale.exp() / len(x) ** 0.5).all()
-    assert torch.allclose(bound.log_prob(x), torch.distributions.Normal(mean, log_scale.exp()).log_prob(x).sum(-1), atol=1e-5)
+    assert torch.allclose(
+        bound.log_prob(x),
+        torch.distributions.Normal(mean, log_scale.exp()).log_prob(x).sum(-1),
+        atol=1e-5,
+    )
 
 
 def test_as_energy_wraps_and_saving_says_what_to_do():
@@ -310,7 +344,9 @@ def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="one is not enough"):
         Flow(kind="realnvp", event_shape=(1,))
     network = lambda i, o: ResidualNet(i, o, 4, context_features=2)  # noqa: E731
-    needy = Nflow(CompositeTransform([AffineCouplingTransform([1, 0], network)]), StandardNormal([2]))
+    needy = Nflow(
+        CompositeTransform([AffineCouplingTransform([1, 0], network)]), StandardNormal([2])
+    )
     with pytest.raises(TypeError, match="needs context_shape"):
         Flow(needy)
 

@@ -39,7 +39,9 @@ def test_links(link: str) -> None:
     energy = Function(quartic, (1,), link=link)  # type: ignore[arg-type]
     for x in (-1.3, 0.2, 0.9, 2.0):
         density = LINKS[link](x**4 - x)
-        assert float(energy(torch.tensor([x], dtype=F64))) == pytest.approx(-math.log(density), rel=1e-12)
+        assert float(energy(torch.tensor([x], dtype=F64))) == pytest.approx(
+            -math.log(density), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -69,8 +71,12 @@ def test_zeros_of_a_density_have_infinite_energy_and_no_nan() -> None:
 
 
 def test_products_of_links_integrate() -> None:
-    energy = Function(lambda x: x - 0.5, (), link="square") & poe.create("normal", loc=0.0, scale=1.0)
-    mass = integrate.quad(lambda x: math.exp(-float(energy(torch.tensor(x, dtype=F64)))), -9, 9, points=[0.5])[0]
+    energy = Function(lambda x: x - 0.5, (), link="square") & poe.create(
+        "normal", loc=0.0, scale=1.0
+    )
+    mass = integrate.quad(
+        lambda x: math.exp(-float(energy(torch.tensor(x, dtype=F64)))), -9, 9, points=[0.5]
+    )[0]
     assert mass == pytest.approx(1.25, rel=1e-6)  # E (x - 1/2)² of a standard normal
 
 
@@ -106,7 +112,9 @@ def test_function_names_itself() -> None:
 
 def test_support() -> None:
     energy = Function(lambda x: x.log().sum(-1), (2,), support=constraints.positive)
-    assert torch.equal(energy(torch.tensor([[1.0, 1.0], [-1.0, 2.0]])), torch.tensor([0.0, math.inf]))
+    assert torch.equal(
+        energy(torch.tensor([[1.0, 1.0], [-1.0, 2.0]])), torch.tensor([0.0, math.inf])
+    )
 
 
 def test_a_stated_event_shape_is_read() -> None:

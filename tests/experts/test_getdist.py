@@ -1,4 +1,5 @@
-"""Chains of GetDist: the adapter against `fit_density` on the arrays that made the chain, and a product against its closed form."""
+"""Chains of GetDist: the adapter against `fit_density` on the arrays that made the chain, and a
+product against its closed form."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def arrays(n: int) -> tuple[np.ndarray, np.ndarray]:
 def chain(n: int):
     x, weights = arrays(n)
     samples = np.concatenate([x, x.sum(1, keepdims=True)], 1)
-    return getdist.MCSamples(samples=samples, weights=weights, names=["a", "b", "c*"], ranges={"b": (0, None)})
+    return getdist.MCSamples(
+        samples=samples, weights=weights, names=["a", "b", "c*"], ranges={"b": (0, None)}
+    )
 
 
 SMALL = {"kind": "realnvp", "layers": 1, "hidden": 8, "copies": 1, "seed": 3}
@@ -44,11 +47,14 @@ def test_it_is_the_density_fitted_to_samples_weights_and_ranges():
 
 @pytest.mark.slow
 def test_a_product_with_a_measurement_has_the_closed_form():
-    """N(0, 1) N(1, 1) ∝ N(1/2, 1/2). A mean of effective size n errs by 1/√n; half of that reaches the product's."""
+    """N(0, 1) N(1, 1) ∝ N(1/2, 1/2). A mean of effective size n errs by 1/√n; half of that reaches
+    the product's."""
     n = 1000
     expert = poe.as_energy(chain(n), parameters=["a"], copies=1)
     draws = poe.sample(expert & Normal(torch.ones(1), torch.ones(1)), 2000, seed=0)
     weights = arrays(n)[1]
     effective = weights.sum() ** 2 / (weights**2).sum()
     error = math.sqrt(0.25 / effective + 0.5 / draws.diagnostics.ess_bulk)
-    assert abs(float(draws.x.mean()) - 0.5) < 5 * error + 0.05  # and the fit is no better than its smoothing
+    assert (
+        abs(float(draws.x.mean()) - 0.5) < 5 * error + 0.05
+    )  # and the fit is no better than its smoothing

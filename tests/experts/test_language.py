@@ -1,4 +1,5 @@
-"""Language models: sums over all texts, the policy for bos, eos and pad, vocabularies, and a tiny GPT-2 made from a config."""
+"""Language models: sums over all texts, the policy for bos, eos and pad, vocabularies, and a tiny
+GPT-2 made from a config."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 import experts
 import poe
 from experts import LanguageModel, NGram, Vocabulary
-from poe.capabilities import Samples, Sequential
+from poe.algebra.capabilities import Samples, Sequential
 from poe.spaces import points
 from poe.testing import check_expert
 
@@ -31,7 +32,12 @@ POLICIES = {
 def ngram(vocabulary=PLAIN, order=3, length=5, seed=0, dtype=torch.float32):
     k = len(vocabulary)
     g = torch.Generator().manual_seed(seed)
-    return NGram(1.5 * torch.randn((k + 1,) * (order - 1) + (k,), generator=g, dtype=dtype), length, vocabulary, name=f"lm{seed}")
+    return NGram(
+        1.5 * torch.randn((k + 1,) * (order - 1) + (k,), generator=g, dtype=dtype),
+        length,
+        vocabulary,
+        name=f"lm{seed}",
+    )
 
 
 def gpt2(size=6, seed=0):
@@ -70,10 +76,14 @@ def test_gpt2_sums_to_one_over_all_texts(length):
     assert total.item() == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("make", [ngram, wrapped, lambda: ngram(POLICIES["no end"]), lambda: ngram(PLAIN, order=1)])
+@pytest.mark.parametrize(
+    "make", [ngram, wrapped, lambda: ngram(POLICIES["no end"]), lambda: ngram(PLAIN, order=1)]
+)
 def test_obeys_the_laws_of_experts(make):
     report = check_expert(make)
-    assert {"normalisation", "draws match the density", "batch invariance", "eval mode"} <= set(report.checked)
+    assert {"normalisation", "draws match the density", "batch invariance", "eval mode"} <= set(
+        report.checked
+    )
     assert ("save and load" in report.checked) == isinstance(make(), NGram)
 
 
@@ -92,7 +102,8 @@ def test_next_logits_are_normalised_and_multiply_to_the_density(make):
 
 
 def test_a_bigram_by_hand():
-    """Probabilities written down; bos and pad are left out of the normalisation, and after eos the text is sure."""
+    """Probabilities written down; bos and pad are left out of the normalisation, and after eos the
+    text is sure."""
     k = len(WORDS)
     p = torch.zeros(k + 1, k, dtype=F64)
     p[:, 0] = p[:, 5] = 7.0  # must not matter
@@ -126,7 +137,9 @@ def test_gpt2_gives_what_the_model_says_and_right_padding_does_not_matter():
         expected = logits.log_softmax(-1)[range(4), [1, 3, 2, 4]].sum()
         assert torch.allclose(expert.log_prob(torch.tensor([1, 3, 2, 4, 5])), expected, atol=1e-5)
         longer = poe.as_energy(model, length=9, vocabulary=WORDS, pad=5)
-        assert torch.allclose(longer.log_prob(torch.tensor([1, 3, 2, 4, 5, 5, 5, 5, 5])), expected, atol=1e-5)
+        assert torch.allclose(
+            longer.log_prob(torch.tensor([1, 3, 2, 4, 5, 5, 5, 5, 5])), expected, atol=1e-5
+        )
 
 
 def test_energies_of_a_batch_of_unequal_texts_are_those_of_its_rows():
@@ -141,7 +154,9 @@ def test_half_precision_models_give_float32_log_probabilities(dtype):
     whole, half = wrapped(4), poe.as_energy(gpt2().to(dtype), length=4, vocabulary=WORDS, pad=5)
     x = whole.sample(20, generator=torch.Generator().manual_seed(0))
     assert half(x).dtype == torch.float32
-    assert half.next_logits(x[:, :2]).exp().sum(-1).sub(1).abs().max() < 1e-6  # half precision would be off by 1e-3
+    assert (
+        half.next_logits(x[:, :2]).exp().sum(-1).sub(1).abs().max() < 1e-6
+    )  # half precision would be off by 1e-3
     assert torch.allclose(half(x), whole(x), atol=0.5)
 
 
@@ -161,7 +176,9 @@ def test_special_tokens_come_from_arguments_then_tokenizer_then_model():
     assert poe.as_energy(model, length=3, tokenizer=Tokenizer(), pad=5).vocabulary == Vocabulary(
         ("x", "<s>", "y", "</s>", "<unused 4>", "z"), bos=1, eos=3, pad=5
     )
-    assert poe.as_energy(model, length=3, vocabulary=WORDS).vocabulary == Vocabulary(WORDS, bos=0, eos=4, pad=4)
+    assert poe.as_energy(model, length=3, vocabulary=WORDS).vocabulary == Vocabulary(
+        WORDS, bos=0, eos=4, pad=4
+    )
     with pytest.raises(TypeError, match="say what the token numbers of GPT2LMHeadModel stand for"):
         poe.as_energy(model, length=3)
     model.config.eos_token_id = [3, 4]
@@ -174,7 +191,13 @@ def test_special_tokens_come_from_arguments_then_tokenizer_then_model():
 
 def test_models_that_predict_no_next_token_are_refused():
     transformers = pytest.importorskip("transformers")
-    small = {"vocab_size": 6, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small = {
+        "vocab_size": 6,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**small))
     with pytest.raises(TypeError, match="does not predict a next token"):
         poe.as_energy(model, length=3, vocabulary=WORDS)
@@ -188,7 +211,9 @@ def test_training_of_a_parent_leaves_a_language_model_as_it_is():
     assert torch.equal(expert(x), before)
 
 
-OTHER = Vocabulary(("<s>", "a", "c", "b", "</s>", "<pad>"), bos=0, eos=4, pad=5)  # two words change places
+OTHER = Vocabulary(
+    ("<s>", "a", "c", "b", "</s>", "<pad>"), bos=0, eos=4, pad=5
+)  # two words change places
 
 
 @pytest.mark.parametrize(
@@ -206,7 +231,9 @@ OTHER = Vocabulary(("<s>", "a", "c", "b", "</s>", "<pad>"), bos=0, eos=4, pad=5)
 def test_different_vocabularies_do_not_compose(compose):
     same, other = ngram(seed=1), ngram(OTHER, seed=2)
     assert compose(ngram(), same).vocabulary == PLAIN
-    with pytest.raises(ValueError, match=r"is over a vocabulary of 6 tokens \(\w{8}\).* over a vocabulary of 6"):
+    with pytest.raises(
+        ValueError, match=r"is over a vocabulary of 6 tokens \(\w{8}\).* over a vocabulary of 6"
+    ):
         compose(same, other)
     with pytest.raises(ValueError, match="lm1.*lm2"):
         compose(same, other)
@@ -219,7 +246,9 @@ def test_energies_that_say_nothing_compose_with_any_text():
     uniform = poe.create("categorical", logits=torch.zeros(5, 6))
     assert (text & uniform).vocabulary == PLAIN
     assert uniform.vocabulary is None
-    on_part = poe.on(ngram(OTHER, length=3), [0, 1, 2], (5,))  # what stands at a place is the part's own affair
+    on_part = poe.on(
+        ngram(OTHER, length=3), [0, 1, 2], (5,)
+    )  # what stands at a place is the part's own affair
     assert (text & on_part).vocabulary == PLAIN
 
 
@@ -232,8 +261,12 @@ def test_a_product_of_two_models_is_drawn_exactly():
     seen = torch.bincount((draws.x.long() * code).sum(-1), minlength=6**5).double() / 4000
     expected = torch.zeros_like(seen).index_put(((x.long() * code).sum(-1),), p)
     distance = 0.5 * (seen - expected).abs().sum()
-    bound = 0.5 * (2 * p * (1 - p) / (math.pi * 4000)).sqrt().sum() + math.sqrt(math.log(1e6) / (2 * 4000))
-    assert distance < bound  # the mean of the distance, and the deviation that McDiarmid's inequality allows once in 1e6
+    bound = 0.5 * (2 * p * (1 - p) / (math.pi * 4000)).sqrt().sum() + math.sqrt(
+        math.log(1e6) / (2 * 4000)
+    )
+    assert (
+        distance < bound
+    )  # the mean of the distance, and the deviation that McDiarmid's inequality allows once in 1e6
 
 
 def test_fitted_ngram_has_smoothed_frequencies():
@@ -246,7 +279,9 @@ def test_fitted_ngram_has_smoothed_frequencies():
         assert torch.allclose(found[1:5], counts / counts.sum())
         assert found[[0, 5]].eq(0).all()
     trigram = NGram.fitted(texts, 3, PLAIN, length=4, smoothing=0.5)
-    assert torch.allclose(trigram.next_logits(torch.tensor([1, 2])).exp()[1:5], torch.tensor([0.5, 0.5, 1.5, 1.5]) / 4)
+    assert torch.allclose(
+        trigram.next_logits(torch.tensor([1, 2])).exp()[1:5], torch.tensor([0.5, 0.5, 1.5, 1.5]) / 4
+    )
     numbers = NGram.fitted([[1, 2, 3], [1, 2], [2], []], 2, PLAIN, length=4, smoothing=0.5)
     assert torch.equal(numbers.logits, expert.logits)
     with pytest.raises(ValueError, match="smoothing must be positive"):

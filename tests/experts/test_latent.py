@@ -1,4 +1,5 @@
-"""VAE and GAN: a linear Gaussian decoder has its evidence in closed form, a bounded factor its normaliser by quadrature."""
+"""VAE and GAN: a linear Gaussian decoder has its evidence in closed form, a bounded factor its
+normaliser by quadrature."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from torch import nn
 
 import poe
 from experts import GAN, VAE, Decoder, Discriminator, Generator, Normal
-from poe.capabilities import Proposes, Samples
+from poe.algebra.capabilities import Proposes, Samples
 from poe.testing import LawError, check_expert
 
 pytest.importorskip("sklearn")
@@ -28,10 +29,14 @@ LOOPS = (0, 6, 8, 9)
 
 
 def linear(samples: int = 8, blur: float = 1.0) -> tuple[VAE, Normal]:
-    """A VAE with x = Wz + b + s∘ε, and its law N(b, WWᵀ + diag(s²)). Its encoder is the exact posterior, with factor `blur`·L."""
+    """A VAE with x = Wz + b + s∘ε, and its law N(b, WWᵀ + diag(s²)). Its encoder is the exact
+    posterior, with factor `blur`·L."""
     generator = torch.Generator().manual_seed(1)
     vae = VAE((2, 2), latent=2, hidden=(), samples=samples).double()
-    w, b = torch.randn(4, 2, generator=generator).double(), torch.randn(4, generator=generator).double()
+    w, b = (
+        torch.randn(4, 2, generator=generator).double(),
+        torch.randn(4, generator=generator).double(),
+    )
     s = torch.tensor([0.5, 0.7, 1.0, 1.3]).double()
     precision = torch.eye(2) + w.T @ (w / s[:, None].square())
     gain = torch.linalg.solve(precision, (w / s[:, None].square()).T)  # m(x) = gain (x - b)
@@ -64,13 +69,21 @@ def test_evidence_and_gap_against_the_closed_form(samples, generator):
     x = law.sample(400, generator=generator)
     found = vae.evidence(x, samples=samples, generator=generator)
     error = found.value + law(x)
-    if samples == 1000:  # the standard errors are honest: mean square of 400 standardised errors, each near to N(0, 1)
+    if (
+        samples == 1000
+        # the standard errors are honest: mean square of 400 standardised errors, each near to N(0,
+        # 1)
+    ):
         z = error / found.standard_error
         assert stats.chi2.ppf(LEVEL / 2, 400) < z.square().sum() < stats.chi2.isf(LEVEL / 2, 400)
         gap = vae.gap(x, samples=samples, generator=generator)
         assert ((gap.value - (vae(x) - law(x))).abs() < 6 * gap.standard_error).all()
-    else:  # K = 2 has a bias, but one that the jackknife has made smaller than that of the plain bound
-        plain = -math.log(2) + vae.log_weights(x, torch.randn(400, 2, 2, generator=generator).double()).logsumexp(-1) + law(x)
+    else:  # K = 2 has a bias, but the jackknife made it smaller than that of the plain bound
+        plain = (
+            -math.log(2)
+            + vae.log_weights(x, torch.randn(400, 2, 2, generator=generator).double()).logsumexp(-1)
+            + law(x)
+        )
         assert error.mean().abs() < plain.mean().abs()
 
 
@@ -79,7 +92,12 @@ def test_the_mean_of_exp_minus_the_energy_is_the_density():
     vae, law = linear(samples=4, blur=1.5)
     x = law.sample(5, generator=torch.Generator().manual_seed(2))
     noise = torch.randn(20_000, 4, 2, generator=torch.Generator().manual_seed(3)).double()
-    log_w = torch.stack([vae.log_weights(row.expand(len(noise), 2, 2), noise).logsumexp(-1) - math.log(4) for row in x])
+    log_w = torch.stack(
+        [
+            vae.log_weights(row.expand(len(noise), 2, 2), noise).logsumexp(-1) - math.log(4)
+            for row in x
+        ]
+    )
     ratio = (log_w + law(x)[:, None]).exp()
     z = (ratio.mean(1) - 1) / (ratio.std(1) / len(noise) ** 0.5)
     assert 2 * len(x) * stats.norm.sf(z.abs().max()) > LEVEL
@@ -137,7 +155,8 @@ def test_vae_says_that_it_is_a_bound():
 
 
 def test_a_product_with_the_model_itself_through_its_generator(generator):
-    """prior & energy @ generator has pictures with the density p(x) exp(-E(x)): here one Gaussian, in closed form."""
+    """prior & energy @ generator has pictures with the density p(x) exp(-E(x)): here one Gaussian,
+    in closed form."""
     vae, law = linear()
     factor = Normal(torch.ones(2, 2).double(), torch.full((2, 2), 1.5).double())
     draws = poe.sample(vae.prior & factor @ vae.generator, 4000, seed=0)
@@ -147,7 +166,10 @@ def test_a_product_with_the_model_itself_through_its_generator(generator):
     n = draws.diagnostics.ess_bulk
     assert 8 * stats.norm.sf(float(z.mean(1).abs().max()) * n**0.5) > LEVEL
     assert 8 * stats.norm.sf(float((z.var(1) - 1).abs().max()) * (n / 2) ** 0.5) > LEVEL
-    assert abs(draws.log_z.value - float(poe.log_z(law & factor))) < 5 * draws.log_z.standard_error + 1e-6
+    assert (
+        abs(draws.log_z.value - float(poe.log_z(law & factor)))
+        < 5 * draws.log_z.standard_error + 1e-6
+    )
 
 
 def test_the_bound_cancels_where_the_vae_is_start_and_factor():
@@ -156,12 +178,15 @@ def test_the_bound_cancels_where_the_vae_is_start_and_factor():
     factor = Normal(torch.zeros(2, 2).double(), torch.full((2, 2), 3.0).double())
     draws = poe.sample(vae & factor, 4000, seed=0, method="importance")
     exact = poe.simplify(law & factor).parts[0]
-    z = torch.linalg.solve_triangular(exact.scale_tril, (draws.x - exact.loc).flatten(1).T, upper=False)
+    z = torch.linalg.solve_triangular(
+        exact.scale_tril, (draws.x - exact.loc).flatten(1).T, upper=False
+    )
     assert 8 * stats.norm.sf(float(z.mean(1).abs().max()) * draws.diagnostics.ess_bulk**0.5) > LEVEL
 
 
 def test_weights_of_draws_of_the_model_say_log_z_of_the_model():
-    """∫ p f, not ∫ exp(-E) f: by draws through the decoder. Reports say that all rests on the bound."""
+    """∫ p f, not ∫ exp(-E) f: by draws through the decoder. Reports say that all rests on the
+    bound."""
     torch.manual_seed(1)
     vae = VAE((1,), latent=1, hidden=(8,), samples=2, scale=0.3)
     with torch.no_grad():
@@ -175,7 +200,9 @@ def test_weights_of_draws_of_the_model_say_log_z_of_the_model():
     exact = float(direct.logsumexp(0)) - math.log(len(direct))
     assert abs(draws.log_z.value - exact) < 4 * draws.log_z.standard_error + 0.005
     for found in (draws, poe.sample(vae, 10, seed=0)):
-        assert found.verdict.startswith("TRUSTED if the bound of vae is tight") and any("vae.gap(x)" in w for w in found.warnings)
+        assert found.verdict.startswith("TRUSTED if the bound of vae is tight") and any(
+            "vae.gap(x)" in w for w in found.warnings
+        )
 
 
 class Tilt(nn.Module):
@@ -209,17 +236,25 @@ def test_latent_energy_is_that_of_che_et_al():
 
 
 def test_latent_draws_follow_the_generator_times_the_odds():
-    """x = ½(z + 0.2ε') tilted by exp(limit·tanh(0.7 x/limit)): its law on the line by quadrature, log Z too."""
+    """x = ½(z + 0.2ε') tilted by exp(limit·tanh(0.7 x/limit)): its law on the line by quadrature,
+    log Z too."""
     found = GAN((1,), latent=1, hidden=(), scale=0.5, judge=(), limit=3.0)
     with torch.no_grad():
         found.decoder.network[0].weight.fill_(1.2)
         found.decoder.network[0].bias.fill_(0.3)
     found.discriminator.network = Tilt()
     axis = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
-    log_p = -0.5 * (axis - 0.3).square() / 1.69 - 0.5 * math.log(2 * math.pi * 1.69) + 3 * torch.tanh(0.7 * axis / 3)
+    log_p = (
+        -0.5 * (axis - 0.3).square() / 1.69
+        - 0.5 * math.log(2 * math.pi * 1.69)
+        + 3 * torch.tanh(0.7 * axis / 3)
+    )
     mass = log_p.exp() * (axis[1] - axis[0])
     estimate = poe.log_z(found, seed=0)
-    assert 2 * stats.norm.sf(abs(estimate.value - math.log(mass.sum())) / estimate.standard_error) > LEVEL
+    assert (
+        2 * stats.norm.sf(abs(estimate.value - math.log(mass.sum())) / estimate.standard_error)
+        > LEVEL
+    )
     draws = poe.sample(found, 4000, seed=0)
     x = found.decode(draws.x).flatten().double()
     below = torch.searchsorted(axis, x)
@@ -227,7 +262,9 @@ def test_latent_draws_follow_the_generator_times_the_odds():
     n = draws.diagnostics.ess_bulk
     error = (uniform.mean() - 0.5).abs().item() / (1 / 12 / n) ** 0.5
     assert 2 * stats.norm.sf(error) > LEVEL
-    plain = found.decode(found.prior.sample(4000)).flatten().double()  # without the discriminator the test fails
+    plain = (
+        found.decode(found.prior.sample(4000)).flatten().double()
+    )  # without the discriminator the test fails
     wrong = (mass.cumsum(0) / mass.sum())[torch.searchsorted(axis, plain).clamp(max=len(axis) - 1)]
     assert 2 * stats.norm.sf((wrong.mean() - 0.5).abs().item() / (1 / 12 / 4000) ** 0.5) < LEVEL
 
@@ -249,8 +286,10 @@ def test_maps_state_their_event_and_share_the_decoder(tmp_path):
 
 
 def test_a_network_of_ones_own_is_not_saved_as_another(tmp_path):
-    own = Discriminator(nn.Sequential(nn.Linear(4, 128), nn.ReLU(), nn.Linear(128, 1)), event_shape=(4,))
-    with pytest.raises(poe.storage.StorageError, match="wraps a network object"):
+    own = Discriminator(
+        nn.Sequential(nn.Linear(4, 128), nn.ReLU(), nn.Linear(128, 1)), event_shape=(4,)
+    )
+    with pytest.raises(poe.io.storage.StorageError, match="wraps a network object"):
         poe.save(own, tmp_path / "d.safetensors")
 
 
@@ -278,7 +317,9 @@ def card(name: str) -> dict:
 def clear(x: torch.Tensor) -> float:
     """The share of pictures of which the judge is sure to 90 %."""
     with torch.no_grad():
-        return (poe.load("digits.judge").logits(x).softmax(-1).amax(-1) >= 0.9).float().mean().item()
+        return (
+            (poe.load("digits.judge").logits(x).softmax(-1).amax(-1) >= 0.9).float().mean().item()
+        )
 
 
 @pytest.mark.parametrize("name", ["digits.vae", "digits.gan"])
@@ -301,14 +342,22 @@ def test_zoo_vae_is_what_its_card_says(generator):
     assert found.value.mean().item() == pytest.approx(facts["test_log_likelihood"], abs=0.1)
     assert 0 < vae.gap(x, samples=256, generator=generator).value.mean() < 1
     uniform = 16 * torch.rand(64, 8, 8, generator=generator)
-    assert vae.evidence((uniform - 8) / 8, samples=64, generator=generator).value.mean() < found.value.mean() - 50
+    assert (
+        vae.evidence((uniform - 8) / 8, samples=64, generator=generator).value.mean()
+        < found.value.mean() - 50
+    )
 
 
 def test_zoo_discriminator_makes_the_generator_clearer(generator):
     gan, n = poe.load("digits.gan"), 2000
     draws = poe.sample(gan, n, seed=0)
-    alone, both = clear(gan.decode(gan.prior.sample(n, generator=generator))), clear(gan.decode(draws.x))
-    error = (alone * (1 - alone) / n + both * (1 - both) / min(n, draws.diagnostics.weight_ess)) ** 0.5
+    alone, both = (
+        clear(gan.decode(gan.prior.sample(n, generator=generator))),
+        clear(gan.decode(draws.x)),
+    )
+    error = (
+        alone * (1 - alone) / n + both * (1 - both) / min(n, draws.diagnostics.weight_ess)
+    ) ** 0.5
     assert stats.norm.sf((both - alone) / error) < 1e-3
     counts = torch.bincount(poe.load("digits.judge").predict(gan.decode(draws.x)), minlength=10) / n
     assert counts.min() > 0.04  # no digit is lost

@@ -9,7 +9,7 @@ import torch
 
 import poe
 from experts import MixtureMADE
-from poe.capabilities import Samples, Sequential
+from poe.algebra.capabilities import Samples, Sequential
 
 
 def made(shape, **arguments):
@@ -79,7 +79,11 @@ def test_draws_follow_the_density(generator):
     mean = (weight[:, None] * points).sum(0)
     second = (weight[:, None] * points**2).sum(0)
     cross = (weight * points.prod(1)).sum()
-    for draws, exact in [*zip(x.T, mean, strict=True), *zip(x.T**2, second, strict=True), (x.prod(1), cross)]:
+    for draws, exact in [
+        *zip(x.T, mean, strict=True),
+        *zip(x.T**2, second, strict=True),
+        (x.prod(1), cross),
+    ]:
         assert abs(draws.mean() - exact) < 5 * draws.std() / math.sqrt(len(draws))
 
 
@@ -121,11 +125,17 @@ def test_on_a_base_the_untrained_expert_is_the_mixture_itself_and_a_correction_k
     torch.manual_seed(0)
     factors = torch.randn(2, 4, 4, dtype=torch.float64) + 2 * torch.eye(4, dtype=torch.float64)
     covariances = factors @ factors.mT
-    means, weights = torch.randn(2, 4, dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
-    mixture = torch.distributions.MixtureSameFamily(
-        torch.distributions.Categorical(weights), torch.distributions.MultivariateNormal(means, covariances)
+    means, weights = (
+        torch.randn(2, 4, dtype=torch.float64),
+        torch.tensor([0.3, 0.7], dtype=torch.float64),
     )
-    expert = MixtureMADE((2, 2), components=2, hidden=16, order=[2, 0, 3, 1], base=True).double().eval()
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights),
+        torch.distributions.MultivariateNormal(means, covariances),
+    )
+    expert = (
+        MixtureMADE((2, 2), components=2, hidden=16, order=[2, 0, 3, 1], base=True).double().eval()
+    )
     expert.fit_base(weights, means, covariances)
     x = torch.randn(50, 2, 2, dtype=torch.float64)
     assert torch.allclose(expert.log_prob(x), mixture.log_prob(x.flatten(1)), atol=1e-10)
@@ -136,7 +146,9 @@ def test_on_a_base_the_untrained_expert_is_the_mixture_itself_and_a_correction_k
     axis = grid(-25, 25, 1001)
     total = expert.log_prob(torch.cartesian_prod(axis, axis)).exp().sum() * (axis[1] - axis[0]) ** 2
     assert total.item() == pytest.approx(1, abs=1e-6)
-    jacobian = torch.autograd.functional.jacobian(lambda x: torch.stack(expert._conditionals(x), -1).flatten(1), x[0, 0])
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: torch.stack(expert._conditionals(x), -1).flatten(1), x[0, 0]
+    )
     assert (jacobian.abs().sum(1).triu() == 0).all()
     with pytest.raises(ValueError, match="needs base=True"):
         MixtureMADE((2,), components=2).fit_base(weights, means, covariances)

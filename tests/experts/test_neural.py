@@ -20,7 +20,8 @@ def test_base_is_the_mixture_of_gaussians():
     covariances = root @ root.mT + 0.1 * torch.eye(3, dtype=torch.float64)
     base.set(weights, means, covariances)
     reference = torch.distributions.MixtureSameFamily(
-        torch.distributions.Categorical(weights), torch.distributions.MultivariateNormal(means, covariances)
+        torch.distributions.Categorical(weights),
+        torch.distributions.MultivariateNormal(means, covariances),
     )
     x = 3 * torch.randn(4, 5, 3, dtype=torch.float64)
     assert torch.allclose(-base(x), reference.log_prob(x))
@@ -51,7 +52,9 @@ def test_tail_is_the_bases():
     direction = torch.randn(4, 4, dtype=torch.float64)
     for radius in (1e2, 1e4):
         energy = expert(radius * direction).item()
-        assert abs(energy - 0.5 * radius**2 * direction.square().sum().item()) < 3 + 16 * 0.919 + 1e-6
+        assert (
+            abs(energy - 0.5 * radius**2 * direction.square().sum().item()) < 3 + 16 * 0.919 + 1e-6
+        )
 
 
 def test_a_bare_network_claims_nothing():
@@ -67,7 +70,9 @@ def test_a_bare_network_claims_nothing():
     [
         lambda: MLPEnergy((2, 3), hidden=(8, 8), base=2, activation="elu"),
         lambda: ConvEnergy((4, 4), channels=(4, 8), hidden=8),
-        lambda: ConvEnergy((2, 4, 4), channels=(4, 4, 4), hidden=8, base=None, limit=None, activation="softplus"),
+        lambda: ConvEnergy(
+            (2, 4, 4), channels=(4, 4, 4), hidden=8, base=None, limit=None, activation="softplus"
+        ),
     ],
 )
 def test_shapes_gradient_and_config(make):

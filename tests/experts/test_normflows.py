@@ -1,4 +1,5 @@
-"""NormFlow: densities are normflows' own, draws follow them, products agree with quadrature, and wrong input says what to type."""
+"""NormFlow: densities are normflows' own, draws follow them, products agree with quadrature, and
+wrong input says what to type."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 import poe
 from experts import Normal
 from experts.normflows import KINDS, NormFlow
-from poe.capabilities import Conditional, Transport
+from poe.algebra.capabilities import Conditional, Transport
 from poe.testing import check_expert
 
 SMALL = {"layers": 2, "hidden": 16, "blocks": 1}
@@ -31,7 +32,9 @@ def masked(base=None, features: int = 2) -> nf.NormalizingFlow:
     """A flow as users of normflows write them."""
     torch.manual_seed(0)
     layers = [
-        nf.flows.MaskedAffineFlow(torch.tensor([i % 2, 1 - i % 2]).float(), *(nf.nets.MLP([2, 8, 2]) for _ in "st"))
+        nf.flows.MaskedAffineFlow(
+            torch.tensor([i % 2, 1 - i % 2]).float(), *(nf.nets.MLP([2, 8, 2]) for _ in "st")
+        )
         for i in (0, 1)
     ]
     return trained(nf.NormalizingFlow(base or nf.distributions.DiagGaussian(features), layers))
@@ -44,13 +47,21 @@ def splines() -> torch.nn.ModuleList:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_laws(kind):
-    report = check_expert(lambda: trained(poe.create("normflows", kind=kind, event_shape=(2,), **SMALL)), draws=2000)
-    assert {"draws match the density", "save and load", "gradient", "transport"} <= set(report.checked)
+    report = check_expert(
+        lambda: trained(poe.create("normflows", kind=kind, event_shape=(2,), **SMALL)), draws=2000
+    )
+    assert {"draws match the density", "save and load", "gradient", "transport"} <= set(
+        report.checked
+    )
 
 
 @pytest.mark.parametrize("kind", ["maf", "rq-coupling"])
 def test_conditional_laws(kind):
-    make = lambda: trained(poe.create("normflows", kind=kind, event_shape=(2,), context_shape=(3,), **SMALL)).given(torch.ones(3))  # noqa: E731
+    def make():
+        return trained(
+            poe.create("normflows", kind=kind, event_shape=(2,), context_shape=(3,), **SMALL)
+        ).given(torch.ones(3))
+
     assert {"save and load", "transport"} <= set(check_expert(make, draws=2000).checked)
 
 
@@ -81,7 +92,9 @@ def test_a_base_that_is_no_gaussian_draws_by_itself():
 def test_a_context_binds():
     encoder = torch.nn.Linear(3, 4)
     layer = nf.flows.MaskedAffineAutoregressive(2, 8, context_features=3, num_blocks=1)
-    flow = nf.ConditionalNormalizingFlow(nf.distributions.base.ConditionalDiagGaussian(2, encoder), [layer])
+    flow = nf.ConditionalNormalizingFlow(
+        nf.distributions.base.ConditionalDiagGaussian(2, encoder), [layer]
+    )
     expert = poe.as_energy(trained(flow), context_shape=(3,))
     assert expert.can(Conditional)
     x, c = torch.randn(5, 2), torch.randn(3)
@@ -103,7 +116,10 @@ def test_a_class_binds():
     with torch.no_grad():
         base.loc.copy_(torch.randn(2, 3))
     expert = poe.as_energy(flow, context_shape=())
-    assert "draws match the density" in check_expert(lambda: copy.deepcopy(expert).given(1), draws=2000).checked
+    assert (
+        "draws match the density"
+        in check_expert(lambda: copy.deepcopy(expert).given(1), draws=2000).checked
+    )
     x = torch.randn(5, 2)
     assert torch.allclose(expert.given(1).log_prob(x), flow.log_prob(x, torch.full((5,), 1)))
     assert not torch.allclose(expert.given(1)(x), expert.given(2)(x))
@@ -112,21 +128,39 @@ def test_a_class_binds():
 
 
 def test_a_product_of_two_flows_agrees_with_quadrature():
-    a, b = poe.as_energy(masked(), bounded=True), Normal(torch.tensor([0.5, -0.5]), torch.tensor([0.7, 1.3]))
+    a, b = (
+        poe.as_energy(masked(), bounded=True),
+        Normal(torch.tensor([0.5, -0.5]), torch.tensor([0.7, 1.3])),
+    )
     axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
-    reference = torch.distributions.Normal(torch.tensor([0.5, -0.5]).double(), torch.tensor([0.7, 1.3]).double())
+    reference = torch.distributions.Normal(
+        torch.tensor([0.5, -0.5]).double(), torch.tensor([0.7, 1.3]).double()
+    )
     with torch.no_grad():
         mass = (a.flow.log_prob(points.float()).double() + reference.log_prob(points).sum(-1)).exp()
     mean = (mass[:, None] * points).sum(0) / mass.sum()
     draws = poe.sample(a & b, 2000, seed=0)
-    assert abs(draws.log_z.value - math.log(float(mass.sum() * (axis[1] - axis[0]) ** 2))) < 5 * draws.log_z.standard_error + 1e-3
-    assert ((draws.x.double().mean(0) - mean).abs() < 5 * draws.x.std(0) / draws.diagnostics.ess_bulk**0.5).all()
+    assert (
+        abs(draws.log_z.value - math.log(float(mass.sum() * (axis[1] - axis[0]) ** 2)))
+        < 5 * draws.log_z.standard_error + 1e-3
+    )
+    assert (
+        (draws.x.double().mean(0) - mean).abs()
+        < 5 * draws.x.std(0) / draws.diagnostics.ess_bulk**0.5
+    ).all()
 
 
 def test_passes_are_counted():
-    passes = {kind: poe.create("normflows", kind=kind, event_shape=(4,), **SMALL).passes for kind in KINDS}
-    assert passes == {"rq-autoregressive": 4, "rq-coupling": 1, "realnvp": 1, "maf": 1}  # normflows' MAF is fast from noise to x
+    passes = {
+        kind: poe.create("normflows", kind=kind, event_shape=(4,), **SMALL).passes for kind in KINDS
+    }
+    assert passes == {
+        "rq-autoregressive": 4,
+        "rq-coupling": 1,
+        "realnvp": 1,
+        "maf": 1,
+    }  # normflows' MAF is fast from noise to x
 
 
 def test_nonsense_is_refused():
@@ -137,7 +171,11 @@ def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="do not fill events"):
         NormFlow(masked(), event_shape=(3,))
     with pytest.raises(TypeError, match="does not evaluate on one point"):
-        NormFlow(nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [nf.flows.Planar((2,), act="tanh")]))
+        NormFlow(
+            nf.NormalizingFlow(
+                nf.distributions.DiagGaussian(2), [nf.flows.Planar((2,), act="tanh")]
+            )
+        )
     fresh = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [nf.flows.ActNorm((2,))])
     with pytest.raises(TypeError, match="ActNorm layers flows.0 are not initialised"):
         NormFlow(fresh)

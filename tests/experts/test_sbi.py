@@ -1,4 +1,5 @@
-"""Estimators of sbi: energies against sbi's own numbers, draws, the prior counted once, and a product against quadrature."""
+"""Estimators of sbi: energies against sbi's own numbers, draws, the prior counted once, and a
+product against quadrature."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 
 import poe
 from experts.sbi import Likelihood, Posterior, Ratio
-from poe.capabilities import Conditional, Samples
+from poe.algebra.capabilities import Conditional, Samples
 from poe.testing import check_expert
 
 pytest.importorskip("sbi")
@@ -73,7 +74,10 @@ def test_posteriors_are_those_of_sbi(model):
 @pytest.mark.parametrize("prior", [BOX, NORMAL])
 def test_laws_of_posteriors(prior):
     net = estimator("posterior", prior=prior)
-    report = check_expert(lambda: poe.as_energy(DirectPosterior(copy.deepcopy(net), prior)).given(OBSERVED), draws=2000)
+    report = check_expert(
+        lambda: poe.as_energy(DirectPosterior(copy.deepcopy(net), prior)).given(OBSERVED),
+        draws=2000,
+    )
     assert {"draws match the density", "gradient", "normalisation"} <= set(report.checked)
     exact = poe.create("sbi-posterior", estimator=net, context=OBSERVED).log_z
     assert exact.value == exact.standard_error == 0.0
@@ -96,7 +100,9 @@ def test_potentials_are_those_of_sbi(kind):
 @pytest.mark.parametrize(("kind", "expert"), [("likelihood", Likelihood), ("ratio", Ratio)])
 def test_laws_of_factors(kind, expert):
     net = estimator(kind)
-    report = check_expert(lambda: poe.create(f"sbi-{kind}", estimator=copy.deepcopy(net), context=OBSERVED))
+    report = check_expert(
+        lambda: poe.create(f"sbi-{kind}", estimator=copy.deepcopy(net), context=OBSERVED)
+    )
     assert "gradient" in report.checked
     assert not expert(net, OBSERVED).can(Samples)
 
@@ -105,7 +111,9 @@ def test_the_prior_counts_once():
     """Likelihoods of two observations and one prior, against the potential of both as trials."""
     net = estimator("likelihood")
     both = torch.stack([OBSERVED, OBSERVED + 0.3])
-    one, two = (poe.create("sbi-likelihood", estimator=net, context=x, support=BOX.support) for x in both)
+    one, two = (
+        poe.create("sbi-likelihood", estimator=net, context=x, support=BOX.support) for x in both
+    )
     potential, _ = likelihood_estimator_based_potential(net, BOX, both)
     theta = torch.rand(7, 2) * 4 - 2
     target = one & two & poe.as_energy(BOX)
@@ -121,7 +129,10 @@ def test_a_product_agrees_with_quadrature():
     axis = torch.linspace(-2, 2, 402)[:-1] + 2 / 401
     nodes = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
-        logs = sum(net.log_prob(nodes[:, None], condition=x[None])[:, 0] for x in (OBSERVED, OBSERVED + 0.5)) + math.log(16)
+        logs = sum(
+            net.log_prob(nodes[:, None], condition=x[None])[:, 0]
+            for x in (OBSERVED, OBSERVED + 0.5)
+        ) + math.log(16)
     mass = logs.double().exp()
     assert target.proper is True  # a uniform prior is divided out
     draws = poe.sample(target, 2000, seed=0)
@@ -137,7 +148,10 @@ def test_nonsense_is_refused():
     expert = poe.as_energy(posterior)
     with pytest.raises(TypeError, match=r"bind an observation of shape \(3,\) with .given\(x\)"):
         expert(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"observation of shape \(3,\) \(a network trained on single observations.*not \(2,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"observation of shape \(3,\) \(a network trained on single observations.*not \(2,\)",
+    ):
         expert.given(torch.zeros(2))
     with pytest.raises(ValueError, match="takes no trials"):
         expert.given(torch.zeros(4, 3))
@@ -145,7 +159,7 @@ def test_nonsense_is_refused():
         expert.given(OBSERVED)(torch.zeros(2).double())
     with pytest.raises(TypeError, match="rests on neither a posterior"):
         poe.as_energy(EnsemblePosterior([posterior, posterior]))
-    far = poe.support.box(50.0, 51.0, (2,))
+    far = poe.algebra.support.box(50.0, 51.0, (2,))
     with pytest.raises(ValueError, match="lies in the support of its prior"):
         Posterior(estimator("posterior"), OBSERVED, support=far)
     with pytest.raises(TypeError, match="no plain description"):

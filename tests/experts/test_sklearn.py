@@ -1,4 +1,5 @@
-"""Models of scikit-learn: energies against their own numbers, draws, products against closed forms and quadrature."""
+"""Models of scikit-learn: energies against their own numbers, draws, products against closed forms
+and quadrature."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ from sklearn.preprocessing import StandardScaler
 import poe
 from experts import Normal
 from experts.sklearn import KernelDensity, PredictProba
-from poe.capabilities import Conditional, Samples
+from poe.algebra.capabilities import Conditional, Samples
 from poe.testing import check_expert
 
-DATA = np.random.default_rng(0).normal(size=(60, 2)) * [1.0, 0.5] + np.repeat([[-2.0, 0.0], [1.5, 1.0], [0.0, -1.5]], 20, axis=0)
+DATA = np.random.default_rng(0).normal(size=(60, 2)) * [1.0, 0.5] + np.repeat(
+    [[-2.0, 0.0], [1.5, 1.0], [0.0, -1.5]], 20, axis=0
+)
 CLASSES = np.repeat(["left", "right", "low"], 20)
 KERNELS = ("gaussian", "exponential", "tophat", "epanechnikov", "linear")
 
@@ -47,7 +50,9 @@ def test_gaussian_mixtures_are_exact(covariance):
 
 
 def test_products_of_gaussian_mixtures_have_a_closed_form():
-    models = [GaussianMixture(k, random_state=0).fit(DATA + shift) for k, shift in ((2, 0.0), (3, 0.5))]
+    models = [
+        GaussianMixture(k, random_state=0).fit(DATA + shift) for k, shift in ((2, 0.0), (3, 0.5))
+    ]
     target = poe.as_energy(models[0]) & poe.as_energy(models[1])
     closed = 0.0  # ∫ N(x; m, A) N(x; n, B) dx = N(m; n, A + B)
     a, b = models
@@ -77,10 +82,16 @@ def test_kernel_densities_are_those_of_scikit_learn(kernel):
         mine, theirs = -expert(torch.as_tensor(x).float()).numpy(), model.score_samples(x)
         reached = theirs > -1e3
         assert np.allclose(mine[reached], theirs[reached], atol=1e-3)
-        assert (mine[~reached] < -1e3).all() if kernel in ("gaussian", "exponential") else (mine[~reached] == -math.inf).all()
+        assert (
+            (mine[~reached] < -1e3).all()
+            if kernel in ("gaussian", "exponential")
+            else (mine[~reached] == -math.inf).all()
+        )
 
 
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "tophat"])  # Stein's identity does not hold across jumps
+@pytest.mark.parametrize(
+    "kernel", [k for k in KERNELS if k != "tophat"]
+)  # Stein's identity does not hold across jumps
 def test_laws_of_kernel_densities(kernel):
     model = Kde(kernel=kernel, bandwidth="scott").fit(DATA)
     report = check_expert(lambda: poe.as_energy(model))
@@ -90,7 +101,8 @@ def test_laws_of_kernel_densities(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_draws_of_kernels_have_their_radii(kernel, d):
-    """Distances to a single point, by Kolmogorov-Smirnov against the radial distribution function; 15 tests at 1e-6 together."""
+    """Distances to a single point, by Kolmogorov-Smirnov against the radial distribution function;
+    15 tests at 1e-6 together."""
     expert = KernelDensity(points=np.zeros((1, d)), bandwidth=2.0, kernel=kernel).double()
     r = expert.sample(20_000, generator=torch.Generator().manual_seed(0)).norm(dim=-1).numpy() / 2
     radial = {
@@ -109,11 +121,19 @@ def test_a_product_of_kernel_densities_agrees_with_quadrature():
     a, b = (poe.as_energy(Kde(bandwidth=0.5).fit(DATA + shift)) for shift in (0.0, 0.4))
     axis = np.linspace(-8, 8, 321)
     nodes = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    mass = np.exp(sum(Kde(bandwidth=0.5).fit(DATA + shift).score_samples(nodes) for shift in (0.0, 0.4)))
+    mass = np.exp(
+        sum(Kde(bandwidth=0.5).fit(DATA + shift).score_samples(nodes) for shift in (0.0, 0.4))
+    )
     draws = poe.sample(a & b, 2000, seed=0)
-    assert abs(draws.log_z.value - math.log(mass.sum() * (axis[1] - axis[0]) ** 2)) < 5 * draws.log_z.standard_error + 1e-3
+    assert (
+        abs(draws.log_z.value - math.log(mass.sum() * (axis[1] - axis[0]) ** 2))
+        < 5 * draws.log_z.standard_error + 1e-3
+    )
     mean = (mass[:, None] * nodes).sum(0) / mass.sum()
-    assert (np.abs(draws.x.mean(0).numpy() - mean) < 5 * draws.x.std(0).numpy() / draws.diagnostics.ess_bulk**0.5).all()
+    assert (
+        np.abs(draws.x.mean(0).numpy() - mean)
+        < 5 * draws.x.std(0).numpy() / draws.diagnostics.ess_bulk**0.5
+    ).all()
 
 
 # ---- classifiers
@@ -126,7 +146,9 @@ def test_classifiers_are_factors():
     left = expert.given("left")
     assert not left.can(Conditional)
     assert not left.can(Samples)
-    assert expert.given(["left"]) is left and str(left & expert.given("left")) == "predictproba ** 2"
+    assert (
+        expert.given(["left"]) is left and str(left & expert.given("left")) == "predictproba ** 2"
+    )
     x = points()
     shares = model.predict_proba(x.numpy())
     assert np.allclose(left(x).numpy(), -np.log(shares[:, 0]), atol=1e-5)
@@ -137,19 +159,25 @@ def test_classifiers_are_factors():
 
 
 def test_a_prior_times_a_classifier_is_the_conditional_density():
-    """Naive Bayes: prior(x) = Σ_c π_c N_c(x) times p(c | x) is π_c N_c(x), whose moments and mass are known."""
+    """Naive Bayes: prior(x) = Σ_c π_c N_c(x) times p(c | x) is π_c N_c(x), whose moments and mass
+    are known."""
     model = GaussianNB().fit(DATA, CLASSES)
     parts = [
         Normal(torch.as_tensor(m).float(), torch.as_tensor(v).sqrt().float())
         for m, v in zip(model.theta_, model.var_, strict=True)
     ]
-    target = poe.mixture(parts, weights=model.class_prior_.tolist()) & poe.as_energy(model).given("right")
+    target = poe.mixture(parts, weights=model.class_prior_.tolist()) & poe.as_energy(model).given(
+        "right"
+    )
     for options in ({}, {"kernel": poe.RandomWalk()}):
         draws = poe.sample(target, 2000, seed=0, **options)
         error = 5 * np.sqrt(model.var_[2] / draws.diagnostics.ess_bulk)
         assert (np.abs(draws.x.double().mean(0).numpy() - model.theta_[2]) < error).all()
         if draws.log_z is not None:
-            assert abs(draws.log_z.value - math.log(model.class_prior_[2])) < 5 * draws.log_z.standard_error
+            assert (
+                abs(draws.log_z.value - math.log(model.class_prior_[2]))
+                < 5 * draws.log_z.standard_error
+            )
 
 
 def test_zeros_of_a_forest_are_zeros_unless_smoothed():
@@ -175,8 +203,16 @@ def test_nonsense_is_refused():
         poe.as_energy(LogisticRegression())
     with pytest.raises(TypeError, match="CalibratedClassifierCV"):
         poe.as_energy(Perceptron().fit(DATA, CLASSES))
-    assert poe.as_energy(CalibratedClassifierCV(Perceptron(), cv=2).fit(DATA, CLASSES), labels="low")(points()).isfinite().all()
-    with pytest.raises(ValueError, match=r"knows the classes \['left', 'low', 'right'\], not \['top'\]"):
+    assert (
+        poe.as_energy(CalibratedClassifierCV(Perceptron(), cv=2).fit(DATA, CLASSES), labels="low")(
+            points()
+        )
+        .isfinite()
+        .all()
+    )
+    with pytest.raises(
+        ValueError, match=r"knows the classes \['left', 'low', 'right'\], not \['top'\]"
+    ):
         poe.as_energy(fitted).given("top")
     with pytest.raises(TypeError, match=r"bind one of .* with .given\(label\)"):
         poe.as_energy(fitted)(points())

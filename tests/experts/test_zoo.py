@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import poe
-from poe.capabilities import Samples, Sequential, Transport
-from poe.storage import load
+from poe.algebra.capabilities import Samples, Sequential, Transport
+from poe.io.storage import load
 
 pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -107,4 +107,6 @@ def test_normaliser_of_high_by_its_own_base():
     with torch.no_grad():
         weight = torch.exp(high.base(x) - high(x.reshape(-1, 8, 8))).double()
     error = (weight.std() / weight.mean() / math.sqrt(len(weight))).item()
-    assert abs(weight.mean().log().item() - facts["log_z"]) < 5 * (error + facts["log_z_standard_error"])
+    assert abs(weight.mean().log().item() - facts["log_z"]) < 5 * (
+        error + facts["log_z_standard_error"]
+    )

@@ -1,4 +1,5 @@
-"""Zuko: densities are zuko's own, draws follow them, products agree with quadrature, and wrong input says what to type."""
+"""Zuko: densities are zuko's own, draws follow them, products agree with quadrature, and wrong
+input says what to type."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import zuko
 import poe
 from experts import Normal, Zuko
 from experts.zuko import KINDS
-from poe.capabilities import Conditional, Transport
+from poe.algebra.capabilities import Conditional, Transport
 from poe.testing import check_expert
 
 SMALL = {"transforms": 2, "hidden_features": (16,)}
@@ -37,9 +38,13 @@ def box(lower: float, upper: float, n: int = 601) -> tuple[torch.Tensor, float]:
     return torch.cartesian_prod(axis, axis), float(axis[1] - axis[0]) ** 2
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in sorted(BUILT)])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in sorted(BUILT)]
+)
 def test_laws(kind):
-    report = check_expert(lambda: trained(poe.create("zuko", kind=kind, event_shape=(2,), **BUILT[kind])), draws=2000)
+    report = check_expert(
+        lambda: trained(poe.create("zuko", kind=kind, event_shape=(2,), **BUILT[kind])), draws=2000
+    )
     assert {"draws match the density", "save and load", "gradient"} <= set(report.checked)
     assert ("transport" in report.checked) is (kind not in ("ncsf", "gmm"))
 
@@ -59,11 +64,15 @@ def test_energies_are_minus_the_log_densities_of_zuko(dtype):
 
 
 def test_a_base_that_is_no_standard_normal_is_standardised():
-    base = zuko.lazy.UnconditionalDistribution(zuko.distributions.DiagNormal, torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0]))
+    base = zuko.lazy.UnconditionalDistribution(
+        zuko.distributions.DiagNormal, torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
+    )
     flow = zuko.lazy.Flow(trained(zuko.flows.NICE(2, transforms=2)).transform, base)
     report = check_expert(lambda: poe.as_energy(copy.deepcopy(flow)))
     assert "transport" in report.checked
-    swap = zuko.lazy.UnconditionalTransform(zuko.transforms.PermutationTransform, torch.tensor([1, 0]), buffer=True)
+    swap = zuko.lazy.UnconditionalTransform(
+        zuko.transforms.PermutationTransform, torch.tensor([1, 0]), buffer=True
+    )
     pure = poe.as_energy(zuko.lazy.Flow(swap, base))
     with torch.no_grad():
         reference = torch.distributions.Normal(torch.tensor([-2.0, 1.0]), torch.tensor([3.0, 0.5]))
@@ -85,7 +94,9 @@ def test_a_context_binds():
     assert not torch.allclose(bound(x), expert.given(-c)(x))
     assert expert.given(c.clone()) is bound and (bound & expert.given(c)).powers == (2.0,)
     target = (expert & Normal(torch.zeros(2).double(), torch.ones(2).double())).given(c)
-    assert torch.allclose(target(x), -flow(c).log_prob(x) + x.square().sum(-1) / 2 + math.log(2 * math.pi))
+    assert torch.allclose(
+        target(x), -flow(c).log_prob(x) + x.square().sum(-1) / 2 + math.log(2 * math.pi)
+    )
     with pytest.raises(ValueError, match=r"one context of shape \(3,\), not \(2,\)"):
         expert.given(torch.zeros(2))
     with pytest.raises(TypeError, match="takes no context"):
@@ -95,20 +106,31 @@ def test_a_context_binds():
 
 
 def test_conditional_laws():
-    make = lambda: trained(poe.create("zuko", kind="nice", event_shape=(2,), context_shape=(3,), **SMALL)).given(torch.ones(3))  # noqa: E731
+    def make():
+        return trained(
+            poe.create("zuko", kind="nice", event_shape=(2,), context_shape=(3,), **SMALL)
+        ).given(torch.ones(3))
+
     assert "save and load" in check_expert(make).checked
 
 
 def test_a_product_of_two_flows_agrees_with_quadrature():
-    a, b = (trained(poe.create("zuko", kind="nice", event_shape=(2,), **SMALL), seed) for seed in (0, 1))
+    a, b = (
+        trained(poe.create("zuko", kind="nice", event_shape=(2,), **SMALL), seed) for seed in (0, 1)
+    )
     target = a & b
     assert target.proper is True
     points, cell = box(-8, 8)
     with torch.no_grad():
-        mass = (a.flow().log_prob(points.float()) + b.flow().log_prob(points.float())).exp().double()
+        mass = (
+            (a.flow().log_prob(points.float()) + b.flow().log_prob(points.float())).exp().double()
+        )
     mean = (mass[:, None] * points).sum(0) / mass.sum()
     draws = poe.sample(target, 2000, seed=0)
-    assert abs(draws.log_z.value - math.log(float(mass.sum()) * cell)) < 5 * draws.log_z.standard_error + 1e-3
+    assert (
+        abs(draws.log_z.value - math.log(float(mass.sum()) * cell))
+        < 5 * draws.log_z.standard_error + 1e-3
+    )
     error = draws.x.std(0).double() / draws.diagnostics.ess_bulk**0.5
     assert ((draws.x.double().mean(0) - mean).abs() < 5 * error).all()
 
@@ -117,14 +139,26 @@ def test_circles_have_their_support():
     expert = trained(poe.create("zuko", kind="ncsf", event_shape=(2,), **SMALL))
     points, cell = box(-math.pi, math.pi - 2 * math.pi / 201, 201)
     with torch.no_grad():
-        assert float(expert.log_prob(points.float()).exp().sum()) * cell == pytest.approx(1, abs=5e-3)
+        assert float(expert.log_prob(points.float()).exp().sum()) * cell == pytest.approx(
+            1, abs=5e-3
+        )
     assert expert(torch.tensor([4.0, 0.0])).item() == math.inf
     assert not expert.can(Transport)
 
 
 def test_facts():
-    bounded = {kind: poe.create("zuko", kind=kind, event_shape=(2,), **BUILT[kind]).bounded for kind in BUILT}
-    assert bounded == {"maf": True, "nsf": True, "nice": True, "ncsf": True, "bpf": None, "gmm": None}
+    bounded = {
+        kind: poe.create("zuko", kind=kind, event_shape=(2,), **BUILT[kind]).bounded
+        for kind in BUILT
+    }
+    assert bounded == {
+        "maf": True,
+        "nsf": True,
+        "nice": True,
+        "ncsf": True,
+        "bpf": None,
+        "gmm": None,
+    }
     assert poe.create("zuko", kind="gmm", event_shape=(2,), bounded=True).bounded is True
     assert poe.create("zuko", kind="maf", event_shape=(4,)).passes == 4
     assert poe.create("zuko", kind="nice", event_shape=(4,)).passes == 1

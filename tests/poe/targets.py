@@ -25,13 +25,16 @@ class Gauss(poe.Density):
         z = (x - self.loc) / self.sd
         return (-0.5 * z**2 - math.log(self.sd) - 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         shape = (n,) if isinstance(n, int) else tuple(n)
         return self.loc + self.sd * torch.randn(*shape, self.d, generator=generator)
 
 
 class Skewed(poe.Density):
-    """An asymmetric density with exact draws: x0 = log of a Gamma(2, 1) number, x1 ~ N(x0²/2, 1)."""
+    """An asymmetric density with exact draws: x0 = log of a Gamma(2, 1) number, x1 ~ N(x0²/2,
+    1)."""
 
     def __init__(self) -> None:
         super().__init__((2,), name="skewed")
@@ -44,7 +47,9 @@ class Skewed(poe.Density):
         a, b = x[..., 0], x[..., 1]
         return 2 * a - a.exp() - 0.5 * (b - a**2 / 2) ** 2 - 0.5 * math.log(2 * math.pi)
 
-    def sample(self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
         shape = (n,) if isinstance(n, int) else tuple(n)
         u = torch.rand(*shape, 2, generator=generator).clamp(min=1e-30)
         a = (-u.log().sum(-1)).log()  # the sum of two unit exponentials is Gamma(2, 1)
@@ -76,22 +81,32 @@ def but_not(a: poe.Density, b: poe.Density, n: int, generator: torch.Generator) 
 
 
 def ks_pvalue(before: Tensor, after: Tensor) -> float:
-    """Smallest two-sample Kolmogorov-Smirnov p-value over fixed one-dimensional views, Bonferroni-corrected."""
+    """Smallest two-sample Kolmogorov-Smirnov p-value over fixed one-dimensional views,
+    Bonferroni-corrected."""
     from scipy.stats import ks_2samp
 
     d = before.shape[-1]
-    directions = torch.cat([torch.eye(d), torch.ones(1, d), torch.tensor([[(-1.0) ** i for i in range(d)]])])
-    views = [(before @ v, after @ v) for v in directions] + [(before.square().sum(-1), after.square().sum(-1))]
+    directions = torch.cat(
+        [torch.eye(d), torch.ones(1, d), torch.tensor([[(-1.0) ** i for i in range(d)]])]
+    )
+    views = [(before @ v, after @ v) for v in directions] + [
+        (before.square().sum(-1), after.square().sum(-1))
+    ]
     return min(1.0, min(ks_2samp(a.numpy(), b.numpy()).pvalue for a, b in views) * len(views))
 
 
 def paired_pvalue(before: Tensor, after: Tensor, energy: poe.Energy) -> float:
-    """Smallest p-value of z-tests of E[f(after) - f(before)] = 0 for one transition, Bonferroni-corrected over the f."""
+    """Smallest p-value of z-tests of E[f(after) - f(before)] = 0 for one transition,
+    Bonferroni-corrected over the f."""
     with torch.no_grad():
         views = []
         for x in (before.double(), after.double()):
             pairs = [x[:, i] * x[:, j] for i in range(x.shape[1]) for j in range(i + 1)]
-            views.append(torch.stack([*x.unbind(1), *pairs, *x.tanh().unbind(1), energy(x.float()).double()], 1))
+            views.append(
+                torch.stack(
+                    [*x.unbind(1), *pairs, *x.tanh().unbind(1), energy(x.float()).double()], 1
+                )
+            )
         change = views[1] - views[0]
         z = change.mean(0) / (change.std(0) / math.sqrt(len(change)))
     p = torch.special.erfc(z.abs() / math.sqrt(2))

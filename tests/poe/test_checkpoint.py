@@ -10,11 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
-import poe.checkpoint as files
-from poe.checkpoint import Checkpoint
+from poe.io.container import StorageError
 from poe.kernels import Langevin
-from poe.run import run, streams
-from poe.storage import StorageError
+from poe.mcmc import checkpoint as files
+from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.run import run, streams
 from tests.poe.longrun import SLOW, long_run, main, sampled
 from tests.poe.targets import Gauss, Raw
 
@@ -30,7 +30,9 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "COST", 0.0)
 
 
-def chains(path: Path, energy, *, seed: int = 0, draws: int = 20, evaluations: int | None = None) -> torch.Tensor:
+def chains(
+    path: Path, energy, *, seed: int = 0, draws: int = 20, evaluations: int | None = None
+) -> torch.Tensor:
     """A short run of two stages; it is interrupted after so many evaluations."""
     made = 0
 
@@ -44,8 +46,17 @@ def chains(path: Path, energy, *, seed: int = 0, draws: int = 20, evaluations: i
     target, generators = Raw(counted, name="counted"), streams(seed, 2, CPU)
     checkpoint = Checkpoint(path, {"energy": energy, "seed": seed, "draws": draws})
     x = torch.ones(5, 2)
-    pilot = run(Langevin(), target, x, draws=10, warmup=30, generators=generators, checkpoint=checkpoint)
-    trace = run(pilot.kernel, target, pilot.states, draws=draws, generators=generators, checkpoint=checkpoint)
+    pilot = run(
+        Langevin(), target, x, draws=10, warmup=30, generators=generators, checkpoint=checkpoint
+    )
+    trace = run(
+        pilot.kernel,
+        target,
+        pilot.states,
+        draws=draws,
+        generators=generators,
+        checkpoint=checkpoint,
+    )
     checkpoint.write()
     return trace.x
 
@@ -54,12 +65,16 @@ def same(whole: dict[str, torch.Tensor], resumed: dict[str, torch.Tensor]) -> bo
     return all(torch.equal(whole[name], resumed[name]) for name in whole if name != "calls")
 
 
-def killed_until_done(tmp_path: Path, kills: list[int | float], method: str | None = None) -> tuple[dict[str, torch.Tensor], int]:
-    """The results of a run that is killed at each of these evaluations (whole numbers) or seconds and called again; how many of
-    the kills met it running."""
+def killed_until_done(
+    tmp_path: Path, kills: list[int | float], method: str | None = None
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The results of a run that is killed at each of these evaluations (whole numbers) or seconds
+    and called again; how many of the kills met it running."""
     path, out, met = tmp_path / "checkpoint", tmp_path / "out", 0
     for kill in [*kills, None]:
-        process = PROCESSES.Process(target=main, args=(str(path), str(out), kill if isinstance(kill, int) else None, method))
+        process = PROCESSES.Process(
+            target=main, args=(str(path), str(out), kill if isinstance(kill, int) else None, method)
+        )
         process.start()
         if isinstance(kill, float):
             time.sleep(kill)
@@ -72,13 +87,17 @@ def killed_until_done(tmp_path: Path, kills: list[int | float], method: str | No
 
 def test_a_killed_run_goes_on_to_the_same_draws(tmp_path: Path) -> None:
     whole = long_run(None)
-    resumed, met = killed_until_done(tmp_path, [40, 333, 250])  # in warm-up, in the chains, in replica exchange
+    resumed, met = killed_until_done(
+        tmp_path, [40, 333, 250]
+    )  # in warm-up, in the chains, in replica exchange
     assert met == 3 and same(whole, resumed)
     assert resumed["calls"] < whole["calls"] / 2  # it did not begin anew
     assert not same(long_run(None, seed=1), resumed)
 
 
-@pytest.mark.parametrize("method", ["annealed", *(pytest.param(method, marks=pytest.mark.slow) for method in SLOW)])
+@pytest.mark.parametrize(
+    "method", ["annealed", *(pytest.param(method, marks=pytest.mark.slow) for method in SLOW)]
+)
 def test_killed_sampling_goes_on_to_the_same_draws(method: str, tmp_path: Path) -> None:
     whole = sampled(None, method)
     half = int(whole["calls"]) // 2
@@ -110,7 +129,9 @@ def test_an_interrupted_run_goes_on_to_the_same_draws(tmp_path: Path, often: Non
 def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
     energy = Gauss(1.0)
     whole = chains(tmp_path / "run", energy)
-    assert torch.equal(chains(tmp_path / "run", energy, evaluations=10), whole)  # no step is left to interrupt
+    assert torch.equal(
+        chains(tmp_path / "run", energy, evaluations=10), whole
+    )  # no step is left to interrupt
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -121,7 +142,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         r"another run: energy was a \(.*\), is b \(.*\)": {"energy": Gauss(1.0, name="b")},
         "another run: seed was 0, is 1. Give the arguments": {"seed": 1},
         "another run: draws was 20, is 21": {"draws": 21},
-        "other energies under counted": {"energy": Gauss(1.1, name="a")},  # the same to the eye, and to its state_dict
+        "other energies under counted": {
+            "energy": Gauss(1.1, name="a")
+        },  # the same to the eye, and to its state_dict
     }.items():
         with pytest.raises(StorageError, match=match):
             chains(path, **{"energy": Gauss(1.0, name="a")} | change)
@@ -134,11 +157,16 @@ def test_learned_values_and_kernels_tell_runs_apart(tmp_path: Path) -> None:
     expert.add_module("layer", layer)
 
     def held(kernel: Langevin) -> dict[str, str]:
-        return Checkpoint(tmp_path / "none", {"energy": expert, "kernel": kernel, "init": torch.zeros(2)}).run
+        return Checkpoint(
+            tmp_path / "none", {"energy": expert, "kernel": kernel, "init": torch.zeros(2)}
+        ).run
 
     first = held(Langevin(0.1))
     assert first == held(Langevin(0.1))
-    assert first["kernel"] != held(Langevin(0.2))["kernel"] and first["energy"] == held(Langevin(0.2))["energy"]
+    assert (
+        first["kernel"] != held(Langevin(0.2))["kernel"]
+        and first["energy"] == held(Langevin(0.2))["energy"]
+    )
     layer.weight.data += 1e-3
     assert first["energy"] != held(Langevin(0.1))["energy"]
 
@@ -171,7 +199,11 @@ def test_a_stage_is_computed_once_and_its_streams_go_on(tmp_path: Path) -> None:
         def compute() -> dict:
             nonlocal calls
             calls += 1
-            return {"x": torch.randn(4, generator=stream), "facts": (1.5, [None, True, "a", float("inf")]), "same": energy}
+            return {
+                "x": torch.randn(4, generator=stream),
+                "facts": (1.5, [None, True, "a", float("inf")]),
+                "same": energy,
+            }
 
         checkpoint = Checkpoint(tmp_path / "run", {"seed": 3})
         result = checkpoint.stage(compute, energy, generators=[stream])
@@ -183,7 +215,9 @@ def test_a_stage_is_computed_once_and_its_streams_go_on(tmp_path: Path) -> None:
     assert (once, none) == (1, 0)
     assert torch.equal(first["x"], second["x"]) and torch.equal(after, again)
     assert first["facts"] == second["facts"] and second["same"] is energy
-    with pytest.raises(TypeError, match="a Gauss can be written neither to a checkpoint nor to another process"):
+    with pytest.raises(
+        TypeError, match="a Gauss can be written neither to a checkpoint nor to another process"
+    ):
         Checkpoint(tmp_path / "other", {}).stage(lambda: Gauss(0.0), energy)
 
 

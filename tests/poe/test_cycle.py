@@ -4,9 +4,17 @@ import pytest
 import torch
 
 import poe
-from poe.kernels import Cycle, Hamiltonian, IndependentMetropolis, Langevin, Microcanonical, RandomWalk, Tempered
+from poe.kernels import (
+    Cycle,
+    Hamiltonian,
+    IndependentMetropolis,
+    Langevin,
+    Microcanonical,
+    RandomWalk,
+    Tempered,
+)
 from poe.kernels.tempered import linear_betas
-from poe.run import run, streams
+from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -16,7 +24,9 @@ CPU = torch.device("cpu")
 CYCLES = {
     "langevin and independent": Cycle([Langevin(0.1), IndependentMetropolis(Gauss(0.0, 1.5))]),
     "without gradients": Cycle([IndependentMetropolis(Gauss(0.0, 1.5)), RandomWalk(0.5)]),
-    "trajectories": Cycle([Microcanonical(0.6, length=2.0), RandomWalk(0.4), Hamiltonian(0.4, length=1.0)]),
+    "trajectories": Cycle(
+        [Microcanonical(0.6, length=2.0), RandomWalk(0.4), Hamiltonian(0.4, length=1.0)]
+    ),
 }
 
 
@@ -27,7 +37,9 @@ def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(name: s
     assert kernel.exact and kernel.ready
     for target in (Skewed(), Skewed() ** 1.1):
         state = kernel.init(target, x)
-        state, info = kernel.step(target, state, kernel.noise(state, torch.Generator().manual_seed(7)))
+        state, info = kernel.step(
+            target, state, kernel.noise(state, torch.Generator().manual_seed(7))
+        )
         after[target] = state
         assert 0.5 < info.acceptance.mean() < 0.99
     right, wrong = after.values()
@@ -58,7 +70,14 @@ def test_each_kernel_is_tuned_at_its_own_acceptance() -> None:
 def test_a_cycle_crosses_between_modes_and_moves_within_them() -> None:
     target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7])
     kernel = Cycle([Langevin(), IndependentMetropolis(Gauss(0.0, 6.0))])
-    trace = run(kernel, target, torch.full((64, 2), -6.0), draws=800, warmup=300, generators=streams(0, 1, CPU))
+    trace = run(
+        kernel,
+        target,
+        torch.full((64, 2), -6.0),
+        draws=800,
+        warmup=300,
+        generators=streams(0, 1, CPU),
+    )
     share = (trace.x[:, 100:, 0] > 0).double().mean(1)  # one number a chain
     assert abs((share.mean() - 0.7) / (share.std() / 8)) < 4.5
     assert (trace.x.diff(dim=1) != 0).any(-1).double().mean() > 0.4  # between jumps the chains move

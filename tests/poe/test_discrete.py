@@ -14,8 +14,8 @@ import poe
 from experts import RBM, Bernoulli, Categorical, Ising, Potts
 from poe.kernels.discrete import DiscreteLangevin, Flip, GibbsWithGradients, Noise, _at, _local
 from poe.kernels.tempered import Tempered
-from poe.run import run, streams
-from poe.sites import sites_of
+from poe.mcmc.run import run, streams
+from poe.spaces.sites import sites_of
 from tests.poe.finite import F64, Bits, Table, imbalance, index_of, law, stationarity, worst_row
 
 
@@ -37,11 +37,17 @@ TARGETS: dict[str, Callable[[], poe.Energy]] = {
     "spins": lambda: Bits(3, spins=True),
     "ising": lambda: Ising((2, 2), 0.4, t(2, 2)),
     "rbm": lambda: RBM(2 * t(4, 3), t(4), t(3)),
-    "a product": lambda: Ising((3,), 0.5, t(3), bits=True) ** 0.7 & RBM(t(3, 2)) & Bernoulli(logits=t(3)),
+    "a product": lambda: (
+        Ising((3,), 0.5, t(3), bits=True) ** 0.7 & RBM(t(3, 2)) & Bernoulli(logits=t(3))
+    ),
     "potts": lambda: Potts((3,), 3, t(3), t(3, 3)),
     "unequal ranges": lambda: Table(t(2, 3, 4)),
     "excluded categories": lambda: (
-        Categorical(logits=torch.tensor([[0.3, -math.inf, 1.0], [-1.0, 0.2, 0.1], [0.5, 0.1, -math.inf]], dtype=F64))
+        Categorical(
+            logits=torch.tensor(
+                [[0.3, -math.inf, 1.0], [-1.0, 0.2, 0.1], [0.5, 0.1, -math.inf]], dtype=F64
+            )
+        )
         & Potts((3,), 3, 0.8, t(3, 3), edges=CHAIN)
     ),
     "excluded states": excluding,
@@ -57,8 +63,8 @@ KERNELS: dict[str, Any] = {
 
 
 def proposals(kernel: Any, energy: poe.Energy, states: Tensor) -> tuple[Tensor, Tensor]:
-    """(q, noise) of every pair of states: the kernel's own probability of proposing the second from the first, and uniform numbers for
-    which it does so, (states, states, ...)."""
+    """(q, noise) of every pair of states: the kernel's own probability of proposing the second from
+    the first, and uniform numbers for which it does so, (states, states, ...)."""
     n, sites = len(states), sites_of(energy)
     state = kernel.init(energy, states)
     place = sites.places(states, len(energy.event_shape))  # (n, sites)
@@ -86,7 +92,9 @@ def proposals(kernel: Any, energy: poe.Energy, states: Tensor) -> tuple[Tensor, 
     every = {tuple(p): i for i, p in enumerate(place.tolist())}
     for i in range(n):
         for path in paths.tolist():
-            jumps = torch.cartesian_prod(*[torch.arange(int(counts[s]) - 1) for s in path]).reshape(-1, kernel.count)
+            jumps = torch.cartesian_prod(*[torch.arange(int(counts[s]) - 1) for s in path]).reshape(
+                -1, kernel.count
+            )
             for jump in jumps.tolist():
                 end = place[i].clone()
                 for s, v in zip(path, jump, strict=True):
@@ -94,17 +102,23 @@ def proposals(kernel: Any, energy: poe.Energy, states: Tensor) -> tuple[Tensor, 
                 j = every.get(tuple(end.tolist()))
                 if j is not None:  # else it leaves the states with mass
                     q[i, j] += math.prod(1 / count / (int(counts[s]) - 1) for s in path)
-                    steps = [[(s + 0.5) / count, (v + 0.5) / (int(counts[s]) - 1)] for s, v in zip(path, jump, strict=True)]
+                    steps = [
+                        [(s + 0.5) / count, (v + 0.5) / (int(counts[s]) - 1)]
+                        for s, v in zip(path, jump, strict=True)
+                    ]
                     noise[i, j] = torch.tensor(steps, dtype=F64)
     return q, noise
 
 
 def matrix_of(kernel: Any, energy: poe.Energy, states: Tensor) -> Tensor:
-    """The transition matrix: each pair is proposed by noise that leads there, and the step itself says how likely it is taken."""
+    """The transition matrix: each pair is proposed by noise that leads there, and the step itself
+    says how likely it is taken."""
     n = len(states)
     q, noise = proposals(kernel, energy, states)
     start = kernel.init(energy, states.repeat_interleave(n, 0))
-    moved, info = kernel.step(energy, start, Noise(noise.flatten(0, 1), torch.zeros(n * n, dtype=F64)))
+    moved, info = kernel.step(
+        energy, start, Noise(noise.flatten(0, 1), torch.zeros(n * n, dtype=F64))
+    )
     there = index_of(moved.x, states).reshape(n, n)
     taken = (q > 0) & info.accepted.reshape(n, n)
     assert bool((there == torch.arange(n))[taken].all())  # it went where it was sent
@@ -128,7 +142,8 @@ def test_the_matrix_is_stationary_and_in_detailed_balance(kernel: str, name: str
 
 
 def test_a_reverse_proposal_from_the_wrong_point_is_seen() -> None:
-    # the control: the same matrix with the reverse probability taken at x instead of x', where another mask holds
+    # the control: the same matrix with the reverse probability taken at x instead of x', where
+    # another mask holds
     energy = excluding().double()
     states, p = law(energy)
     kernel, n = DiscreteLangevin(2.0), len(states)
@@ -154,7 +169,11 @@ def test_proposals_never_leave_a_mask_in_either_direction() -> None:
     states, _ = law(energy)
     sites, kernel = sites_of(energy), DiscreteLangevin(1e6)
     q = kernel._log_q(_local(energy, kernel.init(energy, states), sites), sites).exp()
-    assert bool((q[:, 0, 1] == 0).all()) and bool((q[:, 2, 2] == 0).all()) and bool((q[:, 1] > 0).all())
+    assert (
+        bool((q[:, 0, 1] == 0).all())
+        and bool((q[:, 2, 2] == 0).all())
+        and bool((q[:, 1] > 0).all())
+    )
     state = kernel.init(energy, states.repeat(1000, 1))
     moved, info = kernel.step(energy, state, kernel.noise(state, torch.Generator().manual_seed(0)))
     assert bool(energy(moved.x).isfinite().all()) and int(info.nonfinite.sum()) == 0
@@ -179,7 +198,14 @@ def test_the_step_size_is_found_at_the_acceptance_wanted_and_draws_agree_with_en
     energy = RBM(1.5 * t(8, 4), t(8), t(4))
     states, p = law(energy)
     start = states[torch.arange(256) % len(states)]
-    trace = run(DiscreteLangevin(), energy, start, draws=100, warmup=200, generators=streams(0, 2, torch.device("cpu")))
+    trace = run(
+        DiscreteLangevin(),
+        energy,
+        start,
+        draws=100,
+        warmup=200,
+        generators=streams(0, 2, torch.device("cpu")),
+    )
     assert abs(trace.counts.acceptance - 0.574) < 0.08
     means = trace.x.mean(1)  # (chains, 8): chains are independent
     z = (means.mean(0) - p @ states) / (means.std(0) / 16)
@@ -190,15 +216,30 @@ def test_a_ladder_of_discrete_kernels_keeps_its_law_and_a_wrong_one_is_seen() ->
     start, end = Bernoulli(logits=t(4, seed=3)), Bits(4).double()
     betas = torch.tensor([0.0, 0.4, 1.0], dtype=F64)
     states, p = law(end)
-    levels = ((1 - betas).unsqueeze(-1) * -start(states) + betas.unsqueeze(-1) * -end(states)).softmax(-1)
+    levels = (
+        (1 - betas).unsqueeze(-1) * -start(states) + betas.unsqueeze(-1) * -end(states)
+    ).softmax(-1)
     n, g = 40_000, torch.Generator().manual_seed(0)
-    x = torch.stack([states[torch.multinomial(level, n, replacement=True, generator=g)] for level in levels], 1)
-    for kernel in (DiscreteLangevin(torch.tensor([1.0, 0.7, 0.4], dtype=F64)), Flip(2), poe.Gibbs()):
+    x = torch.stack(
+        [states[torch.multinomial(level, n, replacement=True, generator=g)] for level in levels], 1
+    )
+    for kernel in (
+        DiscreteLangevin(torch.tensor([1.0, 0.7, 0.4], dtype=F64)),
+        Flip(2),
+        poe.Gibbs(),
+    ):
         for target, holds in ((end, True), (end & Bernoulli(logits=t(4, seed=9)), False)):
             ladder = Tempered(start, betas, kernel, moves=1)
             state = ladder.init(target, x)
-            state, _ = ladder.step(target, state, ladder.noise(state, torch.Generator().manual_seed(1)))
-            seen = torch.bincount(index_of(state.rungs.x[:, 2], states), minlength=len(states)).double() / n
+            state, _ = ladder.step(
+                target, state, ladder.noise(state, torch.Generator().manual_seed(1))
+            )
+            seen = (
+                torch.bincount(
+                    index_of(state.rungs.x[:, 2], states), minlength=len(states)
+                ).double()
+                / n
+            )
             worst = float(((seen - p).abs() / (p * (1 - p) / n).sqrt()).max())
             assert (worst < 5.5) == holds, (kernel, worst)
 
@@ -208,7 +249,9 @@ def test_kernels_take_turns() -> None:
     states, p = law(energy)
     kernel = poe.Cycle([Flip(2), DiscreteLangevin(0.5), poe.Gibbs(), GibbsWithGradients()])
     n = 60_000
-    x = states[torch.multinomial(p, n, replacement=True, generator=torch.Generator().manual_seed(0))]
+    x = states[
+        torch.multinomial(p, n, replacement=True, generator=torch.Generator().manual_seed(0))
+    ]
     state = kernel.init(energy, x)
     state, _ = kernel.step(energy, state, kernel.noise(state, torch.Generator().manual_seed(1)))
     seen = torch.bincount(index_of(state.x, states), minlength=len(states)).double() / n

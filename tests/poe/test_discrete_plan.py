@@ -10,12 +10,13 @@ from torch.distributions import constraints
 import poe
 from experts import RBM, Ising, Potts
 from poe.kernels import DiscreteLangevin, Gibbs
-from poe.partition import EstimateWarning
+from poe.sampling.partition import EstimateWarning
 from poe.spaces import points
 
 
 class Chain(poe.Energy):
-    """Bits in a row, E = -Σ x_i x_{i+1} + 0.3 Σ x_i: too many to enumerate, a transfer matrix away from exact."""
+    """Bits in a row, E = -Σ x_i x_{i+1} + 0.3 Σ x_i: too many to enumerate, a transfer matrix away
+    from exact."""
 
     def __init__(self, n: int) -> None:
         super().__init__((n,), support=constraints.boolean, name="chain")
@@ -25,7 +26,8 @@ class Chain(poe.Energy):
 
 
 def exact(n: int) -> tuple[float, float]:
-    """(mean number of ones, mean number of neighbouring pairs of ones) by derivatives of the transfer matrix' log Z."""
+    """(mean number of ones, mean number of neighbouring pairs of ones) by derivatives of the
+    transfer matrix' log Z."""
     field = torch.tensor(-0.3, dtype=torch.float64, requires_grad=True)
     coupling = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     bits = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -51,7 +53,10 @@ def test_bits_too_many_to_enumerate_are_drawn_by_chains(kernel) -> None:
     assert "chains" in draws.method.lower() and draws.x.dtype == torch.float32 and draws.trusted
     ones, pairs = exact(n)
     size = draws.diagnostics.ess_bulk
-    for values, truth in ((draws.x.sum(-1), ones), ((draws.x[:, 1:] * draws.x[:, :-1]).sum(-1), pairs)):
+    for values, truth in (
+        (draws.x.sum(-1), ones),
+        ((draws.x[:, 1:] * draws.x[:, :-1]).sum(-1), pairs),
+    ):
         assert abs(values.mean() - truth) < 4.5 * values.std() / math.sqrt(size)
 
 
@@ -59,13 +64,24 @@ def test_bits_too_many_to_enumerate_are_drawn_by_chains(kernel) -> None:
 def test_bits_are_annealed_and_tempered(method) -> None:
     n = 24
     draws = poe.sample(Chain(n), 2000, method=method, seed=1)
-    assert draws.trusted and draws.x.dtype == torch.float32 and bool(((draws.x == 0) | (draws.x == 1)).all())
+    assert (
+        draws.trusted
+        and draws.x.dtype == torch.float32
+        and bool(((draws.x == 0) | (draws.x == 1)).all())
+    )
     ones, pairs = exact(n)
     size = draws.diagnostics.ess_bulk
-    for values, truth in ((draws.x.sum(-1), ones), ((draws.x[:, 1:] * draws.x[:, :-1]).sum(-1), pairs)):
+    for values, truth in (
+        (draws.x.sum(-1), ones),
+        ((draws.x[:, 1:] * draws.x[:, :-1]).sum(-1), pairs),
+    ):
         assert abs(values.mean() - truth) < 4.5 * values.std() / math.sqrt(size)
     if method == "annealed":
-        assert draws.log_z is not None and draws.diagnostics.gradients == 0 and draws.diagnostics.energies > 2000
+        assert (
+            draws.log_z is not None
+            and draws.diagnostics.gradients == 0
+            and draws.diagnostics.energies > 2000
+        )
         assert abs(draws.log_z.value - exact_log_z(n)) < 4 * draws.log_z.standard_error
 
 
@@ -89,13 +105,21 @@ def test_log_z_of_a_machine_is_near_the_exact_sum(make, method) -> None:
 
 
 def test_draws_of_a_machine_are_those_of_its_visible_units() -> None:
-    rbm = RBM(1.5 * torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), -0.5, 0.2, event_shape=(3, 3))
+    rbm = RBM(
+        1.5 * torch.randn(9, 4, generator=torch.Generator().manual_seed(1)),
+        -0.5,
+        0.2,
+        event_shape=(3, 3),
+    )
     draws = poe.sample(rbm, 4000, method="annealed", seed=0)
     assert draws.x.shape == (4000, 3, 3) and draws.trusted
     states = points(rbm)
     law = (-rbm(states).double()).softmax(0)
     each = draws.chains.flatten(2).double().mean(1)  # populations are independent
-    assert ttest_1samp(each.numpy(), (law @ states.flatten(1).double()).numpy()).pvalue.min() > 0.001 / 9
+    assert (
+        ttest_1samp(each.numpy(), (law @ states.flatten(1).double()).numpy()).pvalue.min()
+        > 0.001 / 9
+    )
 
 
 def test_a_space_of_a_million_points_is_listed_in_pieces() -> None:

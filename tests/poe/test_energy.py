@@ -1,5 +1,5 @@
-"""The laws of the algebra on random expressions, against a second evaluator written from the table of the
-design.
+"""The laws of the algebra on random expressions, against a second evaluator written from the table
+of the design.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from torch.distributions import constraints
 
 import poe
 from experts import Beta, Categorical, Distribution, Function, Gamma, Normal, Poisson
-from poe import support as sets
-from poe.capabilities import Samples
-from poe.energy import Contrast, Energy, Mixture, Product, Pullback
+from poe.algebra import support as sets
+from poe.algebra.capabilities import Samples
+from poe.algebra.contrast import Contrast
+from poe.algebra.energy import Energy
+from poe.algebra.mixture import Mixture
+from poe.algebra.product import Product
+from poe.algebra.pullback import Pullback
 
 F64 = torch.float64
 INF = math.inf
@@ -53,7 +57,9 @@ SPEC: dict[str, Callable[[Tensor], Tensor]] = {
     "thin": lambda x: -td.Normal(torch.tensor([0.5, -1.0], dtype=F64), 0.8).log_prob(x).sum(-1),
     "wide": lambda x: -td.MultivariateNormal(ZERO, COVARIANCE).log_prob(x),
     "laplace": lambda x: -td.Laplace(ZERO, 1.0).log_prob(x).sum(-1),
-    "square": lambda x: x.new_full(x.shape[:-1], 2 * math.log(3.0)).where(((x >= -1) & (x <= 2)).all(-1), INF),
+    "square": lambda x: x.new_full(x.shape[:-1], 2 * math.log(3.0)).where(
+        ((x >= -1) & (x <= 2)).all(-1), INF
+    ),
     "gamma": lambda x: torch.where(
         (x > 0).all(-1),
         -td.Gamma(torch.tensor([2.0, 3.0], dtype=F64), 1.0).log_prob(x.clamp_min(1e-9)).sum(-1),
@@ -165,7 +171,7 @@ def test_text_pastes_back(pair: Pair) -> None:
 
 
 def poe_parse(text: str, names: dict[str, Any]) -> Energy:
-    from poe.expression import parse
+    from poe.io.expression import parse
 
     return parse(text, names)
 
@@ -252,7 +258,11 @@ def test_laws_of_the_algebra(a: Pair, b: Pair, c: Pair) -> None:
     same((e**0.5 & e**0.5)(x), e(x))
     same((e - f)(x), contrast_spec(e(x), f(x)))
     assert ~~e is e or (isinstance(e, Product) and str(~~e) == str(e))
-    assert all(not isinstance(part, Product) for part in (e & f & g).parts if isinstance(e & f & g, Product))
+    assert all(
+        not isinstance(part, Product)
+        for part in (e & f & g).parts
+        if isinstance(e & f & g, Product)
+    )
 
 
 @given(EXPRESSIONS)
@@ -264,7 +274,9 @@ def test_whole_expressions_move_and_load(pair: Pair) -> None:
     assert torch.equal(energy(POINTS), before)
     energy.to(torch.float32)
     assert energy(POINTS.float()).dtype == torch.float32
-    assert energy.at(0.5) is energy or torch.equal(energy.at(0.5)(POINTS.float()), energy(POINTS.float()))
+    assert energy.at(0.5) is energy or torch.equal(
+        energy.at(0.5)(POINTS.float()), energy(POINTS.float())
+    )
     text = repr(energy.to(F64))
     for fact in ("event_shape", "support", "log_z", "proper", "parameters", "plan"):
         assert f"\n  {fact}" in text
@@ -283,7 +295,10 @@ def _copies() -> dict[str, Energy]:
 
 # ---------------------------------------------------------------- products
 
-a, b, c = (Normal(torch.tensor([m], dtype=F64), 1.0 + m**2, name=n) for m, n in ((0.0, "a"), (1.0, "b"), (-2.0, "c")))
+a, b, c = (
+    Normal(torch.tensor([m], dtype=F64), 1.0 + m**2, name=n)
+    for m, n in ((0.0, "a"), (1.0, "b"), (-2.0, "c"))
+)
 raw = Function(lambda x: x.abs().sum(-1) ** 3, (1,), name="raw")
 unit = Beta(torch.tensor([2.0], dtype=F64), 2.0, name="unit")
 LINE = torch.linspace(-4, 4, 33, dtype=F64).reshape(-1, 1)
@@ -445,7 +460,9 @@ def test_powers_that_cancel_but_for_rounding_cancel() -> None:
     assert (a ** (1 + 1e-13) / a).powers == pytest.approx((1e-13,), rel=1e-2)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("power", [np.float32(0.5), np.int64(2), Fraction(1, 2), torch.tensor(0.5), torch.tensor(2)])
+@pytest.mark.parametrize(
+    "power", [np.float32(0.5), np.int64(2), Fraction(1, 2), torch.tensor(0.5), torch.tensor(2)]
+)
 def test_any_real_number_is_a_power(power: Any) -> None:
     for energy in (a**power, poe.product([a], power), poe.product([a], [power])):
         assert energy.powers == (float(power),)  # type: ignore[attr-defined]
@@ -478,7 +495,11 @@ def test_log_z_follows_a_change_through_data() -> None:
     moved = Normal(torch.zeros(1, dtype=F64), 1.0)
     energy = moved & a
     before = float(energy.log_z)  # type: ignore[arg-type]
-    buffer = next(t for t in [*moved.parameters(), *moved.buffers()] if t.shape == mean.shape and not bool(t.any()))
+    buffer = next(
+        t
+        for t in [*moved.parameters(), *moved.buffers()]
+        if t.shape == mean.shape and not bool(t.any())
+    )
     buffer.data.fill_(3.0)
     fresh = float((moved & a).log_z)  # type: ignore[arg-type]
     assert abs(fresh - before) > 0.1
@@ -486,9 +507,16 @@ def test_log_z_follows_a_change_through_data() -> None:
 
 
 def test_the_gradient_of_a_mixture_keeps_its_digits_beside_a_steep_part() -> None:
-    steep, wide = Normal(torch.tensor(0.0, dtype=F64), 1e-4), Normal(torch.tensor(0.0, dtype=F64), 1.0)
+    steep, wide = (
+        Normal(torch.tensor(0.0, dtype=F64), 1e-4),
+        Normal(torch.tensor(0.0, dtype=F64), 1.0),
+    )
     x = torch.tensor([3.3, -2.0, 1e-4, 5.1e-4, 1e-3], dtype=F64, requires_grad=True)
-    for energy in (steep | wide, wide | steep, poe.mixture([steep, wide, steep], weights=[1, 2, 3])):
+    for energy in (
+        steep | wide,
+        wide | steep,
+        poe.mixture([steep, wide, steep], weights=[1, 2, 3]),
+    ):
         (expected,) = torch.autograd.grad(energy(x).sum(), x)
         torch.testing.assert_close(energy.value_and_grad(x)[1], expected, rtol=1e-12, atol=0)
     assert float((steep | wide).score(x)[0]) == pytest.approx(-3.3, rel=1e-14)
@@ -589,13 +617,24 @@ PROPER: list[tuple[Callable[[], Energy], bool | None]] = [
     (lambda: flat & n1, None),
     (lambda: Distribution(td.Uniform(0.0, 1.0)) ** 7, True),
     (lambda: ~Distribution(td.Uniform(0.0, 1.0)), True),  # 1 on [0, 1]
-    (lambda: Distribution(td.Beta(0.5, 1.0)) & Beta(2.0, 3.0) / Distribution(td.Uniform(0.0, 1.0)), True),
-    (lambda: Distribution(td.Beta(0.5, 1.0)) & half / Distribution(td.Uniform(0.0, 1.0)), None),  # ∫ 1 / x
+    (
+        lambda: (
+            Distribution(td.Beta(0.5, 1.0)) & Beta(2.0, 3.0) / Distribution(td.Uniform(0.0, 1.0))
+        ),
+        True,
+    ),
+    (
+        lambda: Distribution(td.Beta(0.5, 1.0)) & half / Distribution(td.Uniform(0.0, 1.0)),
+        None,
+    ),  # ∫ 1 / x
     (lambda: half**2 / Distribution(td.Uniform(0.0, 1.0)), None),  # again
     (lambda: n1 / Beta(1.0, 1.0), True),
     (lambda: n1 / Beta(2.0, 1.0), None),  # ∫ 1 / x
     (lambda: n1 / n2 / Distribution(td.Uniform(0.0, 1.0)), True),
-    (lambda: cauchy() / n1 / Distribution(td.Uniform(torch.tensor(0.0), 1.0)), None),  # only a bounded support saves it
+    (
+        lambda: cauchy() / n1 / Distribution(td.Uniform(torch.tensor(0.0), 1.0)),
+        None,
+    ),  # only a bounded support saves it
     (lambda: n1 / poe.shift(Distribution(td.Independent(td.Uniform(0.0, 1.0), 0)), 3.0), True),
     (lambda: ~Plateau(), False),  # 1 on all of R
     (lambda: n1 / Plateau(), True),
@@ -603,7 +642,10 @@ PROPER: list[tuple[Callable[[], Energy], bool | None]] = [
     (lambda: Distribution(td.Uniform(0.0, 1.0)) & Distribution(td.Uniform(2.0, 3.0)), False),
     (lambda: (Distribution(td.Uniform(0.0, 1.0)) & Distribution(td.Uniform(2.0, 3.0))) | n1, True),
     (
-        lambda: (Distribution(td.Uniform(0.0, 1.0)) | Distribution(td.Uniform(2.0, 3.0))) & Distribution(td.Uniform(4.0, 5.0)),
+        lambda: (
+            (Distribution(td.Uniform(0.0, 1.0)) | Distribution(td.Uniform(2.0, 3.0)))
+            & Distribution(td.Uniform(4.0, 5.0))
+        ),
         False,
     ),
     (lambda: n1 - n2, True),
@@ -638,7 +680,10 @@ TILED: list[tuple[Callable[[], Energy], bool | None]] = [
     (lambda: at(sheet, 0, 1) & at(lap, 2) & at(sheet, 2, 1), True),  # a bounded factor more
     (lambda: at(sheet, 2, 1) ** 2 & at(lap, 0) & at(wide, 1) ** 0.5, True),
     (lambda: at(sheet, 0, 1), False),  # the third coordinate is free
-    (lambda: at(sheet, 0, 1) & at(sheet, 2, 1), None),  # ∫ m_a(x_1) m_b(x_1): the marginals may be unbounded
+    (
+        lambda: at(sheet, 0, 1) & at(sheet, 2, 1),
+        None,
+    ),  # ∫ m_a(x_1) m_b(x_1): the marginals may be unbounded
     (lambda: at(half, 0) & at(lap, 1) & at(lap, 2), True),  # unbounded, and a tile
     (lambda: at(half, 0) & at(half, 0) & at(lap, 1) & at(lap, 2), None),  # ∫ 1 / x
     (lambda: at(half, 0) ** 2 & at(lap, 1) & at(lap, 2), None),
@@ -654,7 +699,9 @@ TILED: list[tuple[Callable[[], Energy], bool | None]] = [
 
 
 @pytest.mark.parametrize(("make", "proper"), TILED)
-def test_factors_on_parts_that_tile_the_event_are_proper(make: Callable[[], Energy], proper: bool | None) -> None:
+def test_factors_on_parts_that_tile_the_event_are_proper(
+    make: Callable[[], Energy], proper: bool | None
+) -> None:
     assert make().proper is proper
 
 
@@ -680,7 +727,8 @@ def test_bounded() -> None:
     assert (n1 @ torch.sin).bounded is True
 
 
-# ---------------------------------------------------------------- combine, on, fill, pullback, shift
+# ---------------------------------------------------------------- combine, on, fill, pullback,
+# shift
 
 
 def test_combine_counts_the_prior_once() -> None:
@@ -700,15 +748,21 @@ def test_a_flat_prior_is_divided_out() -> None:
     box = td.Uniform(ZERO, ZERO + 1)
     inside = [Distribution(td.Beta(ZERO + 2, ZERO + k)) for k in (2, 3)]  # bounded, on the box
     rough = [Distribution(td.Beta(ZERO + 0.5, ZERO + k)) for k in (2, 3)]  # like 1 / sqrt(x) at 0
-    split = poe.on(Distribution(td.Uniform(0.0, 1.0)), [0], (2,)) & poe.on(Distribution(td.Uniform(0.0, 1.0)), [1], (2,))
+    split = poe.on(Distribution(td.Uniform(0.0, 1.0)), [0], (2,)) & poe.on(
+        Distribution(td.Uniform(0.0, 1.0)), [1], (2,)
+    )
     for prior in (Distribution(box), Distribution(td.Independent(box, 1)), split):
         assert prior.flat is True
         both = poe.combine(inside, prior=prior)
         assert both.proper is True and both.bounded is True
         assert poe.combine([rough[0], inside[0]], prior=prior).proper is True
         assert poe.combine(rough, prior=prior).proper is None  # ∫ 1 / x is infinite
-    assert poe.combine(inside, prior=Distribution(td.Beta(ZERO + 2, ZERO + 1))).proper is None  # x / x², were they other
-    assert (inside[0] | inside[0]).flat is None and Distribution(td.Dirichlet(ZERO + 1)).flat is True
+    assert (
+        poe.combine(inside, prior=Distribution(td.Beta(ZERO + 2, ZERO + 1))).proper is None
+    )  # x / x², were they other
+    assert (inside[0] | inside[0]).flat is None and Distribution(
+        td.Dirichlet(ZERO + 1)
+    ).flat is True
 
 
 def test_combine_checks_supports() -> None:
@@ -730,7 +784,10 @@ def test_on_places_factors_on_parts() -> None:
     assert bool((gradient[:, 0, 1] == 0).all())
     assert str(energy) == "poe.on(pair, [3, 0], (2, 2)) & poe.on(a, [2], (2, 2))"
     squared = poe.on(unit, [1], (2,))
-    assert squared(torch.tensor([[9.0, 0.5], [0.5, 9.0]], dtype=F64)).isfinite().tolist() == [True, False]
+    assert squared(torch.tensor([[9.0, 0.5], [0.5, 9.0]], dtype=F64)).isfinite().tolist() == [
+        True,
+        False,
+    ]
     for index in ([0, 0], [0, 7], [0]):
         with pytest.raises(ValueError, match="distinct|cannot fill"):
             poe.on(pair, index, (2, 2))
@@ -745,9 +802,13 @@ def test_fill_clamps_what_is_known() -> None:
     assert str(energy) == "full @ fill"
     y = torch.tensor([[0.3, 0.4]], dtype=F64)
     torch.testing.assert_close(energy(y), full(torch.tensor([[[5.0, 0.3], [0.4, 7.0]]], dtype=F64)))
-    torch.testing.assert_close(energy.value_and_grad(y)[1], y - torch.tensor([[1.0, 2.0]], dtype=F64))
+    torch.testing.assert_close(
+        energy.value_and_grad(y)[1], y - torch.tensor([[1.0, 2.0]], dtype=F64)
+    )
     box = Beta(torch.full((2,), 2.0, dtype=F64), 2.0)
-    assert (box @ poe.fill(torch.tensor([0.5, 0.0]), torch.tensor([True, False]))).support.is_bounded  # type: ignore[attr-defined]
+    assert (
+        box @ poe.fill(torch.tensor([0.5, 0.0]), torch.tensor([True, False]))
+    ).support.is_bounded  # type: ignore[attr-defined]
     assert (box @ poe.fill(torch.tensor([1.5, 0.0]), torch.tensor([True, False]))).proper is False
     with pytest.raises(ValueError, match="boolean mask of the shape of x_known"):
         poe.fill(known, mask[0])
@@ -857,7 +918,9 @@ def test_a_named_part_prints_as_its_name() -> None:
 
 def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
     for energy, sign in ((a | raw, "|"), (a - raw, "-"), (b & (a | raw), "|")):
-        assert f"`{sign}` rests on raw energies: log Z unknown for raw; poe.normalize" in repr(energy)
+        assert f"`{sign}` rests on raw energies: log Z unknown for raw; poe.normalize" in repr(
+            energy
+        )
     assert "rests on" not in repr(a | b)
 
 
@@ -871,7 +934,11 @@ def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
         (lambda: 2 + a, TypeError, "`a \\| b` for the mixture"),
         (lambda: sum([a, b]), TypeError, "write `a & b` for the product"),
         (lambda: 2 * a, TypeError, "^2 \\* a .* `a \\*\\* 2` to weigh an energy"),
-        (lambda: (a & b) * 0.5, TypeError, "^\\(a & b\\) \\* 0.5 .* `\\(a & b\\) \\*\\* 0.5` to weigh an energy"),
+        (
+            lambda: (a & b) * 0.5,
+            TypeError,
+            "^\\(a & b\\) \\* 0.5 .* `\\(a & b\\) \\*\\* 0.5` to weigh an energy",
+        ),
         (lambda: a * b, TypeError, "poe.mixture\\(\\[a, b\\], weights="),
         (lambda: a and b, TypeError, "Python's `and`, `or`, `not` and `if` do not compose"),
         (lambda: a or b, TypeError, "`a \\| b` for a mixture"),
@@ -884,11 +951,31 @@ def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
         (lambda: a**b, TypeError, "a power is a number or an nn.Parameter"),
         (lambda: a ** "2", TypeError, "\\(a\\) \\*\\* '2': a power is a number"),
         (lambda: a ** [1, 2], TypeError, "\\(a\\) \\*\\* \\[1, 2\\]: a power is a number"),  # type: ignore[operator]
-        (lambda: a ** torch.tensor([1.0, 2.0]), TypeError, "tensor\\(\\[1., 2.\\]\\): a power is a number"),
-        (lambda: a ** torch.tensor(2.0, requires_grad=True), TypeError, "learned is an nn.Parameter"),
-        (lambda: a ** nn.Parameter(torch.ones(2)), ValueError, "Parameter of shape \\(2,\\): a power is one number"),
-        (lambda: poe.product([a, b], nn.Parameter(torch.ones(2))), ValueError, "Parameter of shape \\(2,\\)"),
-        (lambda: a ** nn.Parameter(torch.tensor(2), requires_grad=False), TypeError, "nn.Parameter\\(torch.tensor\\(2.0\\)\\)"),
+        (
+            lambda: a ** torch.tensor([1.0, 2.0]),
+            TypeError,
+            "tensor\\(\\[1., 2.\\]\\): a power is a number",
+        ),
+        (
+            lambda: a ** torch.tensor(2.0, requires_grad=True),
+            TypeError,
+            "learned is an nn.Parameter",
+        ),
+        (
+            lambda: a ** nn.Parameter(torch.ones(2)),
+            ValueError,
+            "Parameter of shape \\(2,\\): a power is one number",
+        ),
+        (
+            lambda: poe.product([a, b], nn.Parameter(torch.ones(2))),
+            ValueError,
+            "Parameter of shape \\(2,\\)",
+        ),
+        (
+            lambda: a ** nn.Parameter(torch.tensor(2), requires_grad=False),
+            TypeError,
+            "nn.Parameter\\(torch.tensor\\(2.0\\)\\)",
+        ),
         (lambda: a ** Fraction(1, 2) // 2, TypeError, "// 2 means nothing"),
         (lambda: 2 / a, TypeError, "2 / a: .*write `~a` for 1/p_a"),
         (lambda: 2**a, TypeError, "2 \\*\\* a: a power stands on the right"),
@@ -901,17 +988,37 @@ def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
         (lambda: poe.product([a], b), TypeError, "write poe.product\\(\\[a, b\\]\\)"),  # type: ignore[arg-type]
         (lambda: poe.mixture(a, b), TypeError, "write poe.mixture\\(\\[a, b\\]\\)"),  # type: ignore[arg-type]
         (lambda: poe.combine(a, prior=b), TypeError, "write poe.combine\\(\\[a\\], prior=...\\)"),  # type: ignore[arg-type]
-        (lambda: poe.on(a, [0.5], (2,)), TypeError, "positions are whole numbers, not torch.float32"),  # type: ignore[list-item]
+        (
+            lambda: poe.on(a, [0.5], (2,)),
+            TypeError,
+            "positions are whole numbers, not torch.float32",
+        ),  # type: ignore[list-item]
         (lambda: poe.on(a, torch.tensor([True]), (2,)), TypeError, "gives those of a mask"),
         (lambda: poe.on(a, [0], 3), TypeError, "write \\(3,\\)"),  # type: ignore[arg-type]
         (lambda: poe.pullback(a, squash, 3), TypeError, "write \\(3,\\)"),  # type: ignore[arg-type]
         (lambda: Function(bowl, 2), TypeError, "write \\(2,\\)"),  # type: ignore[arg-type]
-        (lambda: coin | n1, ValueError, "coin on .* has sums over points, and .* has integrals over volume"),
-        (lambda: n1 | coin, ValueError, "has integrals over volume, and coin on .* has sums over points"),
+        (
+            lambda: coin | n1,
+            ValueError,
+            "coin on .* has sums over points, and .* has integrals over volume",
+        ),
+        (
+            lambda: n1 | coin,
+            ValueError,
+            "has integrals over volume, and coin on .* has sums over points",
+        ),
         (lambda: poe.mixture([coin, n1], weights=[1, 1]), ValueError, "densities of one measure"),
         (lambda: n1 - coin, ValueError, "`-` compares densities of one measure"),
-        (lambda: shares | LEAVES["thin"], ValueError, "shares on .* has integrals over the simplex, and thin on"),
-        (lambda: shares & LEAVES["gamma"] | LEAVES["thin"], ValueError, "integrals over the simplex"),
+        (
+            lambda: shares | LEAVES["thin"],
+            ValueError,
+            "shares on .* has integrals over the simplex, and thin on",
+        ),
+        (
+            lambda: shares & LEAVES["gamma"] | LEAVES["thin"],
+            ValueError,
+            "integrals over the simplex",
+        ),
         (lambda: a**True, TypeError, "a power is a number"),
         (lambda: a**INF, ValueError, "must be finite"),
         (lambda: a**math.nan, ValueError, "must be finite"),
@@ -922,8 +1029,16 @@ def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
         ),
         (lambda: a | Normal(ZERO, 1.0), ValueError, "poe.on\\(energy, index, event_shape\\)"),
         (lambda: poe.product([]), ValueError, "at least one energy"),
-        (lambda: poe.product([a, b], powers=[1.0]), ValueError, "2 energies need as many powers, not 1"),
-        (lambda: poe.product([a, torch.tensor(1.0)]), TypeError, "poe.as_energy\\(model\\) wraps a model"),
+        (
+            lambda: poe.product([a, b], powers=[1.0]),
+            ValueError,
+            "2 energies need as many powers, not 1",
+        ),
+        (
+            lambda: poe.product([a, torch.tensor(1.0)]),
+            TypeError,
+            "poe.as_energy\\(model\\) wraps a model",
+        ),
         (lambda: poe.pullback(a, 3), TypeError, "takes a function of x"),  # type: ignore[arg-type]
         (
             lambda: a(torch.zeros(5)),
@@ -931,12 +1046,18 @@ def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
             "x has shape \\(5,\\), but a takes \\(\\*batch, \\*event\\) with event shape \\(1,\\)",
         ),
         (lambda: a(1.0), TypeError, "torch.as_tensor\\(x\\) makes one"),
-        (lambda: a.value_and_grad(torch.zeros(1, dtype=torch.long)), TypeError, "x.float\\(\\) gives points"),
+        (
+            lambda: a.value_and_grad(torch.zeros(1, dtype=torch.long)),
+            TypeError,
+            "x.float\\(\\) gives points",
+        ),
         (lambda: (a & b).given({}), TypeError, "no expert in a & b takes a context"),
         (lambda: Counting().config(), TypeError, "give it a method config\\(\\)"),
     ],
 )
-def test_refusals_say_what_to_type(make: Callable[[], Any], error: type[Exception], hint: str) -> None:
+def test_refusals_say_what_to_type(
+    make: Callable[[], Any], error: type[Exception], hint: str
+) -> None:
     with pytest.raises(error, match=hint):
         make()
 
@@ -1027,11 +1148,16 @@ class Linear(Energy):
         return self.layer(x).squeeze(-1)
 
 
-@pytest.mark.parametrize("make", [Linear, lambda: Linear() & Normal(ZERO, 1.0), lambda: Linear() @ squash])
+@pytest.mark.parametrize(
+    "make", [Linear, lambda: Linear() & Normal(ZERO, 1.0), lambda: Linear() @ squash]
+)
 def test_another_precision_is_named(make: Callable[[], Energy]) -> None:
     energy, x = make(), torch.zeros(3, 2, dtype=F64)
     for call in (energy, energy.value_and_grad, energy.score):
-        with pytest.raises(TypeError, match=r"net works in torch.float32, x is torch.float64: x.to\(torch.float32\), or .to"):
+        with pytest.raises(
+            TypeError,
+            match=r"net works in torch.float32, x is torch.float64: x.to\(torch.float32\), or .to",
+        ):
             call(x)
     assert energy(x.float()).shape == (3,) and energy.to(F64)(x).shape == (3,)
 
@@ -1052,7 +1178,9 @@ def test_functions_of_torch_print_as_they_are_typed() -> None:
     assert poe.parse("a @ torch.tanh", poe.names(a @ torch.tanh)).function is torch.tanh  # type: ignore[attr-defined]
     assert str(a @ torch.nn.functional.softplus) == "a @ softplus"
     assert str(a @ Linear().layer.forward) == "a @ forward"
-    assert "torch.sigmoid(x) in interval" in repr((Beta(torch.ones(2), 1.0) @ torch.sigmoid).support)
+    assert "torch.sigmoid(x) in interval" in repr(
+        (Beta(torch.ones(2), 1.0) @ torch.sigmoid).support
+    )
 
 
 def test_a_normalised_energy_prints_as_what_is_typed() -> None:
@@ -1065,7 +1193,10 @@ def test_a_normalised_energy_prints_as_what_is_typed() -> None:
 def test_the_plan_of_what_cannot_be_drawn_is_none() -> None:
     a = Normal(torch.zeros(2), 1.0, name="a")
     assert "plan         none: ~a is improper" in repr(~a)
-    low, high = (Distribution(td.Uniform(ZERO + k, ZERO + k + 1), name=name) for k, name in ((0, "low"), (5, "high")))
+    low, high = (
+        Distribution(td.Uniform(ZERO + k, ZERO + k + 1), name=name)
+        for k, name in ((0, "low"), (5, "high"))
+    )
     assert "plan         none: nothing can be drawn from low & high" in repr(low & high)
     assert "plan         exact" in repr(a)
 
@@ -1093,7 +1224,9 @@ def test_a_stated_log_z_is_not_that_of_another_level() -> None:
     mixed = poe.mixture([level, other], weights=[1, 3])
     assert mixed.at(0.0).log_z == poe.Estimate(0.0, 0.00025)
     x = torch.randn(20, 2)
-    raw = -torch.stack([math.log(0.25) - Level(3.0)(x) - math.log(2 * math.pi), math.log(0.75) - other(x)]).logsumexp(0)
+    raw = -torch.stack(
+        [math.log(0.25) - Level(3.0)(x) - math.log(2 * math.pi), math.log(0.75) - other(x)]
+    ).logsumexp(0)
     assert mixed.at(3.0).log_z is None and torch.allclose(mixed.at(3.0)(x), raw)
     for sigma in (-1.0, math.nan, math.inf, "x"):
         with pytest.raises(ValueError, match="finite number of at least 0"):
@@ -1142,7 +1275,9 @@ def test_what_a_map_sends_nowhere_has_no_density() -> None:
     x = torch.tensor([-0.5, 2.0], dtype=F64)
     energy, gradient = on_log.value_and_grad(x)
     assert torch.equal(on_log(x), energy) and energy[0] == INF and gradient[0] == 0
-    assert torch.allclose(energy[1], n1(x[1].log())) and torch.allclose(gradient[1], x[1].log() / x[1])
+    assert torch.allclose(energy[1], n1(x[1].log())) and torch.allclose(
+        gradient[1], x[1].log() / x[1]
+    )
 
 
 @pytest.mark.parametrize("shape", [(0,), (), (2, 0), (3, 4)])
@@ -1163,7 +1298,14 @@ def test_hints_can_be_typed() -> None:
             act()
     with pytest.raises(ValueError, match=r"prior & \(a \| ~a\)"):
         poe.sample(a | ~a)
-    for act in (poe.plan, poe.log_z, poe.simplify, poe.normalize, lambda e: poe.on(e, [0], (1,)), lambda e: poe.save(e, "x")):
+    for act in (
+        poe.plan,
+        poe.log_z,
+        poe.simplify,
+        poe.normalize,
+        lambda e: poe.on(e, [0], (1,)),
+        lambda e: poe.save(e, "x"),
+    ):
         with pytest.raises(TypeError, match="takes energies, not int"):
             act(3)  # type: ignore[operator]
 

@@ -1,4 +1,5 @@
-"""Expressions from text: the algebra's operators are the reference, and random text must never surprise."""
+"""Expressions from text: the algebra's operators are the reference, and random text must never
+surprise."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from torch import nn
 from torch.distributions import constraints
 
 import poe
-from poe.energy import Density, Energy, Estimate
-from poe.expression import MAX_LENGTH, ExpressionError, parse
+from poe.algebra.energy import Density, Energy, Estimate
+from poe.io.expression import MAX_LENGTH, ExpressionError, parse
 
 
 class Gaussian(Density):
@@ -58,7 +59,9 @@ CASES = {
     "poe.combine([a, b, c], prior=digits.even)": lambda: poe.combine([a, b, c], prior=even),
     "poe.on(a, [0, 2], (3,))": lambda: poe.on(a, [0, 2], (3,)),
     "poe.pullback(a, f, (2,))": lambda: poe.pullback(a, double, (2,)),
-    "poe.shift(a, -0.5, log_z=Estimate(0.5, 0.01))": lambda: poe.shift(a, -0.5, log_z=Estimate(0.5, 0.01)),
+    "poe.shift(a, -0.5, log_z=Estimate(0.5, 0.01))": lambda: poe.shift(
+        a, -0.5, log_z=Estimate(0.5, 0.01)
+    ),
     "a ** Parameter(tensor(0.25)) & b": lambda: a ** nn.Parameter(torch.tensor(0.25)) & b,
 }
 
@@ -241,7 +244,7 @@ a b c f digits.even digits zz poe.product poe.mixture( contrast( on( fill( pullb
 Parameter( tensor( powers= weights= strength= log_z= prior= & | ** / ~ - @ + * ^ % // << and or not is in == (
 ) [ ] { } , : . = := 1 2 0.5 1e400 -1 0 1j True None lambda if else for await yield 'x' " f'{a}' # ; $ ? ! `
 ... \\ é 𝐚 ﬁ __class__ __import__('os') 2000000000
-"""
+"""  # noqa: E501
 PIECES = [*WORDS.split(), " ", "\n", "\t", "\0", "\ud800"]
 
 
@@ -249,8 +252,33 @@ _NUMBERS = """
 0 1 2 -1 0.5 (1/3) -2 7 1e-300 1e300 1e308*10 -0.0 2**0.5 (1-1) 1000000 True None (-2)**0.5 0**-1
 """
 NUMBERS = _NUMBERS.split()
-INDICES = ["[0, 1]", "[0]", "[1, 2]", "[0, 0]", "[-1, 0]", "[5]", "[]", "[0.5, 1]", "x", "mask", "a"]
-SHAPES = ["(3,)", "(2,)", "(2, 2)", "3", "(0,)", "(-1,)", "(2.5,)", "()", "[4]", "(1000, 1000)", "None", "(True, 2)"]
+INDICES = [
+    "[0, 1]",
+    "[0]",
+    "[1, 2]",
+    "[0, 0]",
+    "[-1, 0]",
+    "[5]",
+    "[]",
+    "[0.5, 1]",
+    "x",
+    "mask",
+    "a",
+]
+SHAPES = [
+    "(3,)",
+    "(2,)",
+    "(2, 2)",
+    "3",
+    "(0,)",
+    "(-1,)",
+    "(2.5,)",
+    "()",
+    "[4]",
+    "(1000, 1000)",
+    "None",
+    "(True, 2)",
+]
 
 
 def sentence(rng: random.Random, names: list[str], depth: int) -> str:
@@ -274,7 +302,7 @@ def sentence(rng: random.Random, names: list[str], depth: int) -> str:
         [
             f"({inner()}) ** {number()}",
             f"~{inner()}",
-            f"({inner()}) @ {rng.choice(['f', 'poe.fill(x, mask)', 'poe.fill(mask, x)', 'x', 'a'])}",
+            f"({inner()}) @ {rng.choice(['f', 'poe.fill(x, mask)', 'poe.fill(mask, x)', 'x', 'a'])}",  # noqa: E501
             f"poe.mixture({some(inner)})",
             f"mixture({some(inner)}, weights={some(number)})",
             f"poe.product({some(inner)}, powers={rng.choice([number(), some(number)])})",
@@ -283,8 +311,10 @@ def sentence(rng: random.Random, names: list[str], depth: int) -> str:
             f"poe.on({inner()}, {rng.choice(INDICES)}, {rng.choice(SHAPES)})",
             f"poe.pullback({inner()}, {rng.choice(['f', 'x'])}, {rng.choice(SHAPES)})",
             f"poe.shift({inner()}, {number()})",
-            f"shift({inner()}, {number()}, log_z={rng.choice([f'Estimate({number()}, {number()})', number(), some(number)])})",
-            f"({inner()}) ** Parameter({rng.choice([f'tensor({number()})', number(), 'x', 'mask', 'a'])})",
+            f"shift({inner()}, {number()}, "
+            f"log_z={rng.choice([f'Estimate({number()}, {number()})', number(), some(number)])})",
+            f"({inner()}) ** "
+            f"Parameter({rng.choice([f'tensor({number()})', number(), 'x', 'mask', 'a'])})",
             f"({inner()}) ** {rng.choice(['tensor(2)', 'Estimate(1, 2)', 'x', inner()])}",
             f"normalize({rng.choice(['a', 'a | b', 'bits', 'f'])})",
         ]
@@ -292,12 +322,15 @@ def sentence(rng: random.Random, names: list[str], depth: int) -> str:
 
 
 def junk(rng: random.Random, names: list[str]) -> str:
-    """Random text: pieces of expressions, any characters, valid cases damaged, or sentences of the grammar."""
+    """Random text: pieces of expressions, any characters, valid cases damaged, or sentences of the
+    grammar."""
     kind, size = rng.random(), rng.randrange(1, 14)
     if kind < 0.2:
         return "".join(rng.choice(PIECES) + rng.choice(["", " "]) for _ in range(size))
     if kind < 0.3:
-        return "".join(chr(rng.choice([rng.randrange(128), rng.randrange(0x3000)])) for _ in range(size))
+        return "".join(
+            chr(rng.choice([rng.randrange(128), rng.randrange(0x3000)])) for _ in range(size)
+        )
     text = list(rng.choice(list(CASES)) if kind < 0.5 else sentence(rng, names, rng.randrange(5)))
     for _ in range(rng.randrange(3) if kind < 0.65 else 0):
         text[rng.randrange(len(text))] = rng.choice(PIECES)
@@ -335,13 +368,16 @@ ODD = NAMES | {
 def check_refusal(error: ExpressionError, text: str) -> None:
     lines = str(error).split("\n")
     if error.column is None:
-        assert len(lines) == 1 and any(word in lines[0] for word in ("empty", "too deep", "cannot read")), text
+        assert len(lines) == 1 and any(
+            word in lines[0] for word in ("empty", "too deep", "cannot read")
+        ), text
     else:
         assert lines[-1].strip() == "^" and 0 <= error.column <= len(text), text
 
 
 def check_random_text(seed: int, count: int) -> None:
-    """Each text gives an energy that prints, states its facts and reads back as it prints, or an ExpressionError with a place."""
+    """Each text gives an energy that prints, states its facts and reads back as it prints, or an
+    ExpressionError with a place."""
     rng, energies = random.Random(seed), 0
     for _ in range(count):
         text = junk(rng, list(ODD))
@@ -351,7 +387,9 @@ def check_random_text(seed: int, count: int) -> None:
             check_refusal(error, text)
             continue
         energies += 1
-        assert energy.proper in (True, False, None) and (energy.log_z is None or math.isfinite(energy.log_z.value)), text
+        assert energy.proper in (True, False, None) and (
+            energy.log_z is None or math.isfinite(energy.log_z.value)
+        ), text
         assert str(parse(str(energy), poe.names(energy))) == str(energy), text
     assert count / 10 < energies < count * 9 / 10  # both happen, so that the test says something
 
@@ -376,7 +414,15 @@ def test_a_file_of_the_same_name_hides_no_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "column"),
-    [("  a & & b", 6), ("a &\n  evn", 6), ("évn & a", 0), ("  a # b", 4), ("a & (b + c)", 7), ("", None), ("~" * 100 + "a", 61)],
+    [
+        ("  a & & b", 6),
+        ("a &\n  evn", 6),
+        ("évn & a", 0),
+        ("  a # b", 4),
+        ("a & (b + c)", 7),
+        ("", None),
+        ("~" * 100 + "a", 61),
+    ],
 )
 def test_columns_count_characters_of_the_text(text, column):
     with pytest.raises(ExpressionError) as caught:

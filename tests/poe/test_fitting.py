@@ -14,7 +14,8 @@ QUICK = {"layers": 2, "hidden": 16}
 
 
 def bent(n: int, seed: int) -> torch.Tensor:
-    """x0 in (0, 1) of Beta(2, 3), x1 ~ N(3 x0², .2²) and x2 > 0 of Gamma(2): entropies in closed form."""
+    """x0 in (0, 1) of Beta(2, 3), x1 ~ N(3 x0², .2²) and x2 > 0 of Gamma(2): entropies in closed
+    form."""
     g = np.random.default_rng(seed)
     first = g.beta(2.0, 3.0, n)
     columns = [first, 3 * first**2 + 0.2 * g.standard_normal(n), g.gamma(2.0, 1.0, n)]
@@ -37,7 +38,9 @@ def fitted() -> poe.Energy:
 
 def test_flows_come_near_the_entropy_and_beat_a_gaussian(fitted) -> None:
     fit = fitted.fit
-    assert all(-entropy() - 0.25 < nats < -entropy() + 0.15 for nats in fit.copies)  # sd of the held-out mean is about 0.06
+    assert all(
+        -entropy() - 0.25 < nats < -entropy() + 0.15 for nats in fit.copies
+    )  # sd of the held-out mean is about 0.06
     assert min(fit.copies) > fit.gaussian + 0.1
     assert "Gaussian mixture" in str(fit) and fit.samples == (4000, 4000)
     fresh = bent(20_000, 5)
@@ -48,7 +51,9 @@ def test_flows_come_near_the_entropy_and_beat_a_gaussian(fitted) -> None:
 def test_an_ensemble_is_an_expert_that_is_saved_and_composed(fitted, tmp_path) -> None:
     assert len(fitted.parts) == 2 and str(fitted) == "bent_0 ** 0.5 & bent_1 ** 0.5"
     x = bent(50, 3)
-    assert torch.allclose(fitted(x), torch.stack([part(x) for part in fitted.parts]).mean(0), atol=1e-5)
+    assert torch.allclose(
+        fitted(x), torch.stack([part(x) for part in fitted.parts]).mean(0), atol=1e-5
+    )
     assert fitted(torch.tensor([[1.5, 0.0, 1.0], [0.5, 0.0, -1.0]])).isinf().all()
     poe.save(fitted, tmp_path / "bent.safetensors")
     assert torch.equal(poe.load(tmp_path / "bent.safetensors")(x), fitted(x))
@@ -61,7 +66,11 @@ def test_a_copy_is_a_density_like_any_other(fitted) -> None:
     z, there = copy.to_noise(bent(20, 1))
     x, back = copy.from_noise(z)
     assert torch.allclose(x, bent(20, 1), atol=1e-3) and torch.allclose(there, -back, atol=1e-2)
-    check_expert(lambda: poe.create("fitted", event_shape=[2], low=[0.0, None], high=[1.0, None], layers=2, hidden=8))
+    check_expert(
+        lambda: poe.create(
+            "fitted", event_shape=[2], low=[0.0, None], high=[1.0, None], layers=2, hidden=8
+        )
+    )
 
 
 def test_weights_count_samples() -> None:
@@ -76,7 +85,8 @@ def test_weights_count_samples() -> None:
 
 @pytest.mark.filterwarnings("ignore:nobody knows whether")  # quotients of learned densities
 def test_shards_of_a_posterior_multiply_to_the_whole() -> None:
-    """Two experiments with one Gaussian prior, each known by its samples alone, against the closed form."""
+    """Two experiments with one Gaussian prior, each known by its samples alone, against the closed
+    form."""
     g = torch.Generator().manual_seed(2)
     prior_sd, means, sd = 3.0, [0.4, 0.9], 0.8
     posteriors = []
@@ -102,9 +112,18 @@ def test_shards_of_a_posterior_multiply_to_the_whole() -> None:
         ({"samples": torch.rand(200, 1) + 0.5, "support": (0.0, 1.0)}, "lie outside the support"),
         ({"samples": torch.rand(200, 1), "support": "box"}, "support is"),
         ({"samples": torch.rand(200, 1), "copies": 0}, "copies is a whole number"),
-        ({"samples": torch.rand(200, 1), "weights": torch.eye(200)[0]}, "by their weights these count for 1"),
-        ({"samples": 1e200 * torch.randn(200, 2).double()}, "200 of 200 samples are not finite in torch.float32"),
-        ({"samples": 2459000.5 + 0.1 * torch.randn(200, 1).double()}, "where torch.float32 resolves .* subtract an offset"),
+        (
+            {"samples": torch.rand(200, 1), "weights": torch.eye(200)[0]},
+            "by their weights these count for 1",
+        ),
+        (
+            {"samples": 1e200 * torch.randn(200, 2).double()},
+            "200 of 200 samples are not finite in torch.float32",
+        ),
+        (
+            {"samples": 2459000.5 + 0.1 * torch.randn(200, 1).double()},
+            "where torch.float32 resolves .* subtract an offset",
+        ),
     ],
 )
 def test_what_cannot_be_fitted_is_said(arguments, message: str) -> None:
@@ -118,9 +137,12 @@ def test_what_is_no_table_of_numbers_is_said(samples) -> None:
         poe.fit_density(samples)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_border_of_one_parameter(seed: int) -> None:
-    """|x| of a normal, above 0: what lies below 0.05 is .0399 of it, and of 3,000 samples a share with sd .0036."""
+    """|x| of a normal, above 0: what lies below 0.05 is .0399 of it, and of 3,000 samples a share
+    with sd .0036."""
     samples = np.abs(np.random.default_rng(seed).normal(size=(3000, 1)))
     expert = poe.fit_density(samples, support=(0, None), copies=1, seed=seed)
     drawn = expert.sample(20_000, generator=torch.Generator().manual_seed(seed))  # type: ignore[operator]
@@ -132,7 +154,9 @@ def test_a_border_of_one_parameter(seed: int) -> None:
 @pytest.mark.parametrize("scale", [1e-60, 1e30])
 def test_weights_count_whatever_their_scale(scale: float) -> None:
     x = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
-    plain, scaled = (poe.fit_density(x, w, copies=1, seed=0, **QUICK) for w in (None, np.full(300, scale)))
+    plain, scaled = (
+        poe.fit_density(x, w, copies=1, seed=0, **QUICK) for w in (None, np.full(300, scale))
+    )
     assert scaled.fit.samples == plain.fit.samples and torch.equal(plain(x), scaled(x))  # type: ignore[attr-defined]
 
 

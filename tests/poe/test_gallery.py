@@ -8,9 +8,9 @@ import re
 import pytest
 
 import poe
-from poe import gallery
 from poe.__main__ import main
-from poe.gallery import Row
+from poe.cli import gallery
+from poe.cli.gallery import Row
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("nflows")
@@ -61,7 +61,9 @@ def test_an_interrupted_page_goes_on(tmp_path, drawn, monkeypatch, capsys):
     monkeypatch.setattr(poe, "sample", whole)
     drawn.clear()
     assert main(["gallery", "--out", str(out), "--draws", "6"]) == 0
-    assert len(drawn) == 2 and "loops" in drawn  # the row that was missing and the one that was broken
+    assert (
+        len(drawn) == 2 and "loops" in drawn
+    )  # the row that was missing and the one that was broken
     assert "drawn anew" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["g.png"]
 
@@ -70,10 +72,15 @@ def test_what_others_keep_beside_the_page_stays(tmp_path, drawn, capsys):
     mine = tmp_path / "g.parts" / "thesis.txt"
     (tmp_path / "g.parts" / "folder").mkdir(parents=True)
     mine.write_text("mine")
-    assert main(["gallery", "--out", str(tmp_path / "page"), "--draws", "2"]) == 2 and not drawn  # said before anything is drawn
+    assert (
+        main(["gallery", "--out", str(tmp_path / "page"), "--draws", "2"]) == 2 and not drawn
+    )  # said before anything is drawn
     assert "does not end in one of .png" in capsys.readouterr().err
     assert main(["gallery", "--out", str(tmp_path / "g.png"), "--draws", "2"]) == 0
-    assert mine.read_text() == "mine" and sorted(path.name for path in mine.parent.iterdir()) == ["folder", "thesis.txt"]
+    assert mine.read_text() == "mine" and sorted(path.name for path in mine.parent.iterdir()) == [
+        "folder",
+        "thesis.txt",
+    ]
 
 
 def test_rows_of_another_seed_are_drawn_anew(tmp_path, drawn):
@@ -88,4 +95,9 @@ def test_every_row_of_the_page_is_an_expression():
     for row in gallery.ROWS:
         if "normalize" not in row.expression:  # those estimate log Z when they are read
             assert poe.parse(row.expression, names).proper
-    assert {row.section for row in gallery.ROWS} >= {"single concepts", "disjunctions", "negations", "digits"}
+    assert {row.section for row in gallery.ROWS} >= {
+        "single concepts",
+        "disjunctions",
+        "negations",
+        "digits",
+    }

@@ -5,13 +5,15 @@ import math
 import torch
 from scipy import integrate
 
-from poe.gaussians import Gaussians
+from poe.smc.gaussians import Gaussians
 from tests.poe.targets import ks_pvalue
 
 
 def grid(n: int, generator: torch.Generator) -> torch.Tensor:
     centres = torch.cartesian_prod(torch.tensor([-5.0, 5.0]), torch.tensor([-5.0, 0.0, 5.0]))
-    return centres[torch.randint(6, (n,), generator=generator)] + 0.4 * torch.randn(n, 2, generator=generator)
+    return centres[torch.randint(6, (n,), generator=generator)] + 0.4 * torch.randn(
+        n, 2, generator=generator
+    )
 
 
 def test_a_fit_finds_the_modes_and_is_normalised() -> None:
@@ -22,7 +24,9 @@ def test_a_fit_finds_the_modes_and_is_normalised() -> None:
     truth = (
         -math.log(6) - 2 * math.log(0.4) - math.log(2 * math.pi) - 1
     )  # minus the entropy of the grid, whose modes do not overlap
-    assert float(fit.log_prob(held).mean()) > truth - 0.25  # a tenth of the mass is wide, and variances are 1.3 times larger
+    assert (
+        float(fit.log_prob(held).mean()) > truth - 0.25
+    )  # a tenth of the mass is wide, and variances are 1.3 times larger
     density = lambda y, x: math.exp(fit.log_prob(torch.tensor([x, y])).item())  # noqa: E731
     assert abs(integrate.dblquad(density, -20, 20, -20, 20, epsabs=1e-3)[0] - 1) < 1e-2
 

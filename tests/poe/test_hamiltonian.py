@@ -7,12 +7,12 @@ import torch
 from scipy.optimize import brentq
 
 import poe
-from poe.adapt import Ascent
-from poe.diagnostics import diagnose
+from poe.diagnostics.evidence import diagnose
 from poe.kernels import Hamiltonian, Langevin, Tempered
+from poe.kernels.adapt import Ascent
 from poe.kernels.base import Flight, State
 from poe.kernels.trajectory import NORMAL, chees, count, mean_count
-from poe.run import run, streams
+from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -24,18 +24,27 @@ DENSE = torch.tensor([[1.1, 0.0], [0.5, 0.9]])
 def cases() -> dict[str, tuple[poe.Energy, torch.Tensor, float]]:
     g = torch.Generator().manual_seed(3)
     a, c = Gauss(0.0, name="a"), Gauss(1.0, 0.7, name="c")
-    return {"asymmetric": (Skewed(), Skewed().sample(N, generator=g), 0.7), "contrast": (a - c, but_not(a, c, N, g), 1.1)}
+    return {
+        "asymmetric": (Skewed(), Skewed().sample(N, generator=g), 0.7),
+        "contrast": (a - c, but_not(a, c, N, g), 1.1),
+    }
 
 
 @pytest.mark.parametrize("name", list(cases()))
-@pytest.mark.parametrize("scale", [None, torch.tensor([1.2, 0.8]), DENSE], ids=["plain", "diagonal", "dense"])
-def test_one_trajectory_leaves_the_target_invariant_and_a_wrong_target_is_seen(name: str, scale: torch.Tensor | None) -> None:
+@pytest.mark.parametrize(
+    "scale", [None, torch.tensor([1.2, 0.8]), DENSE], ids=["plain", "diagonal", "dense"]
+)
+def test_one_trajectory_leaves_the_target_invariant_and_a_wrong_target_is_seen(
+    name: str, scale: torch.Tensor | None
+) -> None:
     energy, x, step = cases()[name]
     kernel = Hamiltonian(step, length=4 * step, scale=scale, dense=scale is DENSE)
     after = {}
     for target in (energy, energy**1.1):
         state = kernel.init(target, x)
-        noise = kernel.noise(state, torch.Generator().manual_seed(7))._replace(jitter=torch.tensor(0.6))  # 3 steps
+        noise = kernel.noise(state, torch.Generator().manual_seed(7))._replace(
+            jitter=torch.tensor(0.6)
+        )  # 3 steps
         state, info = kernel.step(target, state, noise)
         after[target] = state.x
         assert 0.5 < info.acceptance.mean() < 0.99
@@ -48,10 +57,15 @@ def test_one_trajectory_leaves_the_target_invariant_and_a_wrong_target_is_seen(n
 def double(kernel: Hamiltonian, n: int):
     """Points and velocities, and the leapfrog map of both, in double precision."""
     g = torch.Generator().manual_seed(0)
-    x, v = Skewed().sample(20, generator=g).double(), torch.randn(20, 2, generator=g, dtype=torch.float64)
+    x, v = (
+        Skewed().sample(20, generator=g).double(),
+        torch.randn(20, 2, generator=g, dtype=torch.float64),
+    )
 
     def leap(x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        end, velocity = kernel.leapfrog(Skewed(), kernel.init(Skewed(), x), v, torch.tensor(0.3).double(), n)
+        end, velocity = kernel.leapfrog(
+            Skewed(), kernel.init(Skewed(), x), v, torch.tensor(0.3).double(), n
+        )
         return end.x, velocity
 
     return x, v, leap
@@ -67,7 +81,8 @@ def test_leapfrog_is_reversible() -> None:
 
 
 def test_leapfrog_keeps_volume() -> None:
-    """The determinant of the Jacobian by autograd, through an energy whose gradient is written as differentiable operations."""
+    """The determinant of the Jacobian by autograd, through an energy whose gradient is written as
+    differentiable operations."""
 
     class Quartic(poe.Energy):
         def forward(self, x):
@@ -106,11 +121,14 @@ def test_a_trajectory_of_so_many_steps_takes_so_many_gradients() -> None:
 def test_the_mean_number_of_steps_is_that_of_its_law() -> None:
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     for longest, most in ((0.3, 8), (1.0, 8), (5.5, 8), (8.0, 8), (30.2, 8)):
-        assert sum(count(v, longest, most) for v in u[::10]) / 10_000 == pytest.approx(mean_count(longest, most), abs=1e-3)
+        assert sum(count(v, longest, most) for v in u[::10]) / 10_000 == pytest.approx(
+            mean_count(longest, most), abs=1e-3
+        )
 
 
 def test_the_slope_is_the_derivative_of_the_criterion() -> None:
-    """Against central differences of C(t)/√t over exact trajectories of a normal, z(t) = z cos t + v sin t, every chain accepted."""
+    """Against central differences of C(t)/√t over exact trajectories of a normal, z(t) = z cos t +
+    v sin t, every chain accepted."""
     g = torch.Generator().manual_seed(0)
     z, v = torch.randn(2, 500, 3, generator=g, dtype=torch.float64)
     factor = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.3, 1.0]], dtype=torch.float64)
@@ -124,17 +142,26 @@ def test_the_slope_is_the_derivative_of_the_criterion() -> None:
         return float(change.square().mean() / 4 / t**0.5)
 
     for t in (0.4, 1.1, 2.0):
-        flight = Flight(z @ factor.T + 7, at(t) @ factor.T + 7, v * math.cos(t) - z * math.sin(t), torch.full((500,), t).double())
+        flight = Flight(
+            z @ factor.T + 7,
+            at(t) @ factor.T + 7,
+            v * math.cos(t) - z * math.sin(t),
+            torch.full((500,), t).double(),
+        )
         slope = chees(flight, torch.ones(500).double(), factor, True)
         by_hand = (criterion(t * 1.0001) - criterion(t / 1.0001)) / (2 * math.log(1.0001)) * t**0.5
-        # the centre of the ends moves with t, which changes the criterion by the mean of the ends alone: nothing after centring
+        # the centre of the ends moves with t, which changes the criterion by the mean of the ends
+        # alone: nothing after centring
         assert float(slope) == pytest.approx(by_hand, rel=1e-2, abs=1e-2)
 
 
 def test_the_best_length_for_a_normal() -> None:
     # C(t) ∝ sin² t; over u the mean is ½ - sin(2T)/(4T), and T maximises that over √T
     def slope(T: float) -> float:
-        mean, change = 0.5 - math.sin(2 * T) / (4 * T), math.sin(2 * T) / (4 * T**2) - math.cos(2 * T) / (2 * T)
+        mean, change = (
+            0.5 - math.sin(2 * T) / (4 * T),
+            math.sin(2 * T) / (4 * T**2) - math.cos(2 * T) / (2 * T),
+        )
         return change - mean / (2 * T)
 
     assert brentq(slope, 1.5, 2.5) == pytest.approx(NORMAL, abs=1e-4)
@@ -158,9 +185,13 @@ def test_warm_up_finds_the_length_and_the_acceptance() -> None:
     start = energy.sample(64, generator=torch.Generator().manual_seed(0))
     trace = run(Hamiltonian(), energy, start, draws=200, warmup=400, generators=streams(0, 2, CPU))
     assert abs(trace.counts.acceptance - 0.651) < 0.06
-    time = trace.kernel.gradients_per_step * float(trace.kernel.step_size)  # the mean over u, whole steps counted
+    time = trace.kernel.gradients_per_step * float(
+        trace.kernel.step_size
+    )  # the mean over u, whole steps counted
     assert time == pytest.approx(NORMAL / 2, rel=0.35)
-    fixed = run(Hamiltonian(length=1.0), energy, start, draws=1, warmup=50, generators=streams(0, 1, CPU))
+    fixed = run(
+        Hamiltonian(length=1.0), energy, start, draws=1, warmup=50, generators=streams(0, 1, CPU)
+    )
     assert fixed.kernel.length == 1.0
 
 
@@ -169,7 +200,9 @@ def ill_conditioned(d: int = 100, condition: float = 1000.0) -> tuple[poe.Energy
     axes = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(4)))[0]
     variance = torch.logspace(-0.5, 0.5, d) ** math.log10(condition)
     precision = axes @ torch.diag(1 / variance) @ axes.T
-    return Raw(lambda x: 0.5 * ((x @ precision) * x).sum(-1), d=d), axes @ torch.diag(variance) @ axes.T
+    return Raw(lambda x: 0.5 * ((x @ precision) * x).sum(-1), d=d), axes @ torch.diag(
+        variance
+    ) @ axes.T
 
 
 def test_an_ill_conditioned_normal_costs_few_gradients() -> None:
@@ -178,8 +211,9 @@ def test_an_ill_conditioned_normal_costs_few_gradients() -> None:
     warm = run(Hamiltonian(), energy, start, draws=1, warmup=400, generators=streams(0, 1, CPU))
     trace = run(warm.kernel, energy, warm.states, draws=200, generators=streams(1, 1, CPU))
     evidence = diagnose(trace.x, trace.energy, 1)
-    # without a preconditioner, a trajectory of length π/2 along the longest axis, √1000 times the shortest, takes some 45 steps of the
-    # size 1.1 that the shortest allows; measured here 0.06 to 0.09, by seed
+    # without a preconditioner, a trajectory of length π/2 along the longest axis, √1000 times the
+    # shortest, takes some 45 steps of the size 1.1 that the shortest allows; measured here 0.06 to
+    # 0.09, by seed
     assert evidence.ess_bulk / trace.counts.gradients > 1 / 25
     assert warm.counts.gradients < 64 * 3000
     y = trace.x @ torch.linalg.inv(torch.linalg.cholesky(covariance)).T
@@ -195,9 +229,13 @@ def test_rungs_share_the_number_of_steps_and_keep_their_laws() -> None:
     mean = betas * 1.5 / 0.49 / precision
     x = mean.unsqueeze(-1) + precision.rsqrt().unsqueeze(-1) * torch.randn(N, 3, 2, generator=g)
     for target, holds in ((end, True), (end**1.1, False)):
-        kernel = Tempered(start, betas, Hamiltonian(torch.tensor([2.5, 1.4, 0.9]), length=5.0), moves=1)
+        kernel = Tempered(
+            start, betas, Hamiltonian(torch.tensor([2.5, 1.4, 0.9]), length=5.0), moves=1
+        )
         state = kernel.init(target, x)
-        state, info = kernel.step(target, state, kernel.noise(state, torch.Generator().manual_seed(2)))
+        state, info = kernel.step(
+            target, state, kernel.noise(state, torch.Generator().manual_seed(2))
+        )
         assert 0.5 < info.acceptance.mean() < 0.99
         p = [paired_pvalue(x[:, rung], state.rungs.x[:, rung], end) for rung in (1, 2)]
         assert (min(p) > LEVEL / 2) == holds, p
@@ -205,8 +243,17 @@ def test_rungs_share_the_number_of_steps_and_keep_their_laws() -> None:
 
 def test_a_ladder_is_tuned_rung_by_rung() -> None:
     target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7])
-    kernel = Tempered(Gauss(0.0, 6.0), torch.linspace(0, 1, 8, dtype=torch.float64) ** 3, Hamiltonian())
-    trace = run(kernel, target, torch.full((32, 2), -6.0), draws=200, warmup=200, generators=streams(0, 1, CPU))
+    kernel = Tempered(
+        Gauss(0.0, 6.0), torch.linspace(0, 1, 8, dtype=torch.float64) ** 3, Hamiltonian()
+    )
+    trace = run(
+        kernel,
+        target,
+        torch.full((32, 2), -6.0),
+        draws=200,
+        warmup=200,
+        generators=streams(0, 1, CPU),
+    )
     assert isinstance(trace.kernel.step_size, torch.Tensor) and trace.kernel.step_size.shape == (8,)
     share = (trace.x[..., 0] > 0).double().mean(1)
     assert abs((share.mean() - 0.7) / (share.std() / len(share) ** 0.5)) < 4
@@ -229,7 +276,13 @@ def test_a_nan_is_rejected_and_counted_and_an_overflow_is_a_divergence() -> None
     trace = run(kernel, Raw(broken), torch.zeros(500, 2), draws=50, generators=streams(0, 1, CPU))
     assert trace.counts.nonfinite > 100 and trace.counts.divergent == 0
     assert trace.x.isfinite().all() and (trace.x[..., 0] <= 1).all()
-    wild = run(Hamiltonian(9.0, length=1000.0), Gauss(0.0), torch.ones(50, 2), draws=20, generators=streams(0, 1, CPU))
+    wild = run(
+        Hamiltonian(9.0, length=1000.0),
+        Gauss(0.0),
+        torch.ones(50, 2),
+        draws=20,
+        generators=streams(0, 1, CPU),
+    )
     assert wild.counts.divergent > 500 and (wild.x == 1).all()
 
 

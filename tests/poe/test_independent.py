@@ -7,7 +7,7 @@ from torch.distributions import constraints
 import poe
 from experts.exponential import Gamma
 from poe.kernels import IndependentMetropolis
-from poe.run import run, streams
+from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -28,15 +28,21 @@ class Blind(poe.Energy):
         return Gauss(0.0, 1.5).sample(n, generator=generator)
 
 
-@pytest.mark.parametrize("proposal", [Gauss(0.5, 1.2), Blind()], ids=["normalised", "up to a constant"])
-def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(proposal: poe.Energy) -> None:
+@pytest.mark.parametrize(
+    "proposal", [Gauss(0.5, 1.2), Blind()], ids=["normalised", "up to a constant"]
+)
+def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(
+    proposal: poe.Energy,
+) -> None:
     g = torch.Generator().manual_seed(3)
     a, c = Gauss(0.0, name="a"), Gauss(1.0, 0.7, name="c")
     energy, x = a - c, but_not(a, c, N, g)
     kernel, after = IndependentMetropolis(proposal), {}
     for target in (energy, energy**1.1):
         state = kernel.init(target, x)
-        state, info = kernel.step(target, state, kernel.noise(state, torch.Generator().manual_seed(7)))
+        state, info = kernel.step(
+            target, state, kernel.noise(state, torch.Generator().manual_seed(7))
+        )
         after[target] = state.x
         assert 0.4 < info.acceptance.mean() < 0.99
     right, wrong = after.values()
@@ -58,19 +64,31 @@ def test_the_acceptance_is_the_ratio_of_importance_weights() -> None:
 
 def test_draws_of_the_target_itself_are_always_taken() -> None:
     energy = Gauss(1.0)
-    trace = run(IndependentMetropolis(energy), energy, torch.zeros(20, 2), draws=50, generators=streams(0, 1, CPU))
+    trace = run(
+        IndependentMetropolis(energy),
+        energy,
+        torch.zeros(20, 2),
+        draws=50,
+        generators=streams(0, 1, CPU),
+    )
     assert trace.counts.acceptance == pytest.approx(1.0)
     assert trace.counts.gradients == 0 and trace.counts.energies == 20 * 51
 
 
 def test_it_crosses_between_modes_and_needs_no_warm_up() -> None:
-    target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7]) & Raw(lambda x: 0 * x.sum(-1))
+    target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7]) & Raw(
+        lambda x: 0 * x.sum(-1)
+    )
     kernel = IndependentMetropolis(Gauss(0.0, 6.0))
     assert kernel.ready and kernel.exact
-    trace = run(kernel, target, torch.full((64, 2), -6.0), draws=400, thin=5, generators=streams(0, 1, CPU))
+    trace = run(
+        kernel, target, torch.full((64, 2), -6.0), draws=400, thin=5, generators=streams(0, 1, CPU)
+    )
     share = (trace.x[:, 100:, 0] > 0).double().mean(1)
     assert abs((share.mean() - 0.7) / (share.std() / 8)) < 4.5
-    warmed = run(kernel, target, torch.full((4, 2), -6.0), draws=1, warmup=5, generators=streams(0, 1, CPU))
+    warmed = run(
+        kernel, target, torch.full((4, 2), -6.0), draws=1, warmup=5, generators=streams(0, 1, CPU)
+    )
     assert warmed.kernel is kernel
 
 
@@ -83,21 +101,24 @@ def test_a_proposal_that_cannot_serve_is_refused() -> None:
     class Narrow(Gauss):
         @property
         def support(self):
-            return poe.support.box(torch.zeros(2), torch.ones(2))
+            return poe.algebra.support.box(torch.zeros(2), torch.ones(2))
 
     class Wide(Gauss):
         @property
         def support(self):
-            return poe.support.box(-torch.ones(2), torch.ones(2))
+            return poe.algebra.support.box(-torch.ones(2), torch.ones(2))
 
     with pytest.raises(ValueError, match="draws from .* only"):
         IndependentMetropolis(Narrow(0.5)).init(Wide(0.5), torch.zeros(1, 2))
 
 
 def test_a_proposal_goes_with_the_variables() -> None:
-    from poe.transport import Unconstrained
+    from poe.spaces.transport import Unconstrained
 
-    target, proposal = Gamma(torch.tensor([3.0]), torch.tensor([2.0])), Gamma(torch.tensor([2.0]), torch.tensor([1.0]))
+    target, proposal = (
+        Gamma(torch.tensor([3.0]), torch.tensor([2.0])),
+        Gamma(torch.tensor([2.0]), torch.tensor([1.0])),
+    )
     assert target.support is not constraints.real
     space = Unconstrained(target)
     kernel = IndependentMetropolis(proposal).through(space.around)

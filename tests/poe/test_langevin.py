@@ -7,10 +7,10 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import poe
-from poe.compiled import BLOCK, compiled, sums
 from poe.kernels import Langevin
 from poe.kernels.langevin import Noise
-from poe.run import run, streams
+from poe.mcmc.compiled import BLOCK, compiled, sums
+from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -53,20 +53,30 @@ class _Wrapped(poe.Density):
 
 @pytest.mark.parametrize("name", list(cases()))
 @pytest.mark.parametrize("scaled", ["plain", "diagonal", "dense"])
-def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(name: str, scaled: str) -> None:
+def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(
+    name: str, scaled: str
+) -> None:
     energy, x, step = cases()[name]
-    scale = {"plain": None, "diagonal": torch.tensor([1.2, 0.8]), "dense": torch.tensor([[1.1, 0.0], [0.5, 0.9]])}[scaled]
+    scale = {
+        "plain": None,
+        "diagonal": torch.tensor([1.2, 0.8]),
+        "dense": torch.tensor([[1.1, 0.0], [0.5, 0.9]]),
+    }[scaled]
     kernel = Langevin(step, scale=scale, dense=scaled == "dense")
     after, acceptance = one_step(energy, x, kernel)
     assert 0.5 < acceptance < 0.99
     assert paired_pvalue(x, after, energy) > LEVEL
-    shuffled = x.roll(N // 2, 0)  # a step moves each draw a little: only draws of different chains are independent
+    shuffled = x.roll(
+        N // 2, 0
+    )  # a step moves each draw a little: only draws of different chains are independent
     assert ks_pvalue(shuffled[: N // 2], after[: N // 2]) > LEVEL
     wrong, _ = one_step(energy**1.1, x, kernel)
     assert paired_pvalue(x, wrong, energy) < LEVEL
 
 
-def test_the_acceptance_probability_is_the_metropolis_hastings_ratio_of_the_stated_proposal() -> None:
+def test_the_acceptance_probability_is_the_metropolis_hastings_ratio_of_the_stated_proposal() -> (
+    None
+):
     torch.manual_seed(0)
     h, factor = 0.3, torch.tensor([[1.1, 0.0], [0.4, 0.7]], dtype=torch.float64)
     energy = Skewed()
@@ -88,18 +98,24 @@ def test_the_acceptance_probability_is_the_metropolis_hastings_ratio_of_the_stat
 
 
 @pytest.mark.parametrize("h", [0.2, 0.5])
-def test_unadjusted_langevin_has_the_stationary_variance_of_theory_and_metropolis_removes_the_bias(h: float) -> None:
+def test_unadjusted_langevin_has_the_stationary_variance_of_theory_and_metropolis_removes_the_bias(
+    h: float,
+) -> None:
     sd, chains, steps = 1.0, 4_000, 400
     energy = Gauss(0.0, sd, d=1)
     theory = sd**2 / (1 - h / (2 * sd**2))
     for metropolis, variance in ((False, theory), (True, sd**2)):
         x = energy.sample(chains, generator=torch.Generator().manual_seed(2)) * math.sqrt(variance)
         kernel = Langevin(h, metropolis=metropolis)
-        trace = run(kernel, energy, x, draws=steps, thin=1, generators=streams(5, 1, torch.device("cpu")))
+        trace = run(
+            kernel, energy, x, draws=steps, thin=1, generators=streams(5, 1, torch.device("cpu"))
+        )
         means = trace.x.square().mean((1, 2))  # one independent number a chain
         z = (means.mean() - variance) / (means.std() / math.sqrt(chains))
         assert abs(z) < 4.5, (metropolis, means.mean(), variance)
-        wrong = (means.mean() - (sd**2 if not metropolis else theory)) / (means.std() / math.sqrt(chains))
+        wrong = (means.mean() - (sd**2 if not metropolis else theory)) / (
+            means.std() / math.sqrt(chains)
+        )
         assert abs(wrong) > 4.5  # the other variance is told apart
 
 
@@ -107,7 +123,13 @@ def test_the_step_size_of_unadjusted_langevin_is_found_too_and_its_bias_is_that_
     energy = Gauss(3.0, 5.0, d=1)
     start = energy.sample(1000, generator=torch.Generator().manual_seed(0))
     trace = run(
-        Langevin(metropolis=False), energy, start, draws=400, thin=2, warmup=300, generators=streams(5, 1, torch.device("cpu"))
+        Langevin(metropolis=False),
+        energy,
+        start,
+        draws=400,
+        thin=2,
+        warmup=300,
+        generators=streams(5, 1, torch.device("cpu")),
     )
     assert isinstance(trace.kernel.step_size, torch.Tensor) and trace.kernel.scale is not None
     h = float(trace.kernel.step_size) * float(trace.kernel.scale) ** 2 / 25

@@ -1,4 +1,5 @@
-"""Line-integral Metropolis: against the test by energies, the errors of its rules, and laws that are known in closed form."""
+"""Line-integral Metropolis: against the test by energies, the errors of its rules, and laws that
+are known in closed form."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 import poe
-from poe.capabilities import ScoreOnly
+from poe.algebra.capabilities import ScoreOnly
 from poe.kernels import Langevin, LineIntegral
 from poe.kernels.score import divided
-from poe.run import run, streams
+from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -50,7 +51,9 @@ def one_step(energy: poe.Energy, x: Tensor, kernel, seed: int = 7):
 def test_a_rule_is_exact_to_its_degree_and_then_off_by_what_is_stated(nodes: int) -> None:
     degree, constant = 2 * nodes + 3, (12, 2880, 1512000, 1422489600)[nodes]
     kernel = LineIntegral(0.5, nodes=nodes)
-    x, move = (torch.tensor(v, dtype=torch.float64).reshape(-1, 1) for v in ([0.3, -1.1], [0.9, 1.7]))
+    x, move = (
+        torch.tensor(v, dtype=torch.float64).reshape(-1, 1) for v in ([0.3, -1.1], [0.9, 1.7])
+    )
     for power in range(1, degree + 1):
         scored = Score(Raw(lambda x, power=power: x[..., 0] ** power, d=1))
         gained = kernel._line(scored, kernel.init(scored, x), move)[1]
@@ -69,12 +72,18 @@ def test_a_quartic_is_tested_as_by_its_energy_and_without_scores_everything_is()
     scale = torch.tensor([[1.1, 0.0], [0.5, 0.9]], dtype=torch.float64)
     x = torch.randn(200, 2, dtype=torch.float64)
     wanted, info = one_step(plain & other, x, Langevin(0.2, scale=scale, dense=True))
-    for energy, nodes in ((Score(plain) & other, 1), (Score(plain) & Score(other), 2), (plain & other, 0)):
+    for energy, nodes in (
+        (Score(plain) & other, 1),
+        (Score(plain) & Score(other), 2),
+        (plain & other, 0),
+    ):
         found, same = one_step(energy, x, LineIntegral(0.2, nodes=nodes, scale=scale, dense=True))
         assert torch.allclose(same.acceptance, info.acceptance, atol=1e-12)
         assert torch.allclose(found.x, wanted.x) and torch.allclose(found.gradient, wanted.gradient)
     assert not torch.allclose(
-        one_step(Score(plain) & other, x, LineIntegral(0.2, nodes=0))[1].acceptance, info.acceptance, atol=1e-3
+        one_step(Score(plain) & other, x, LineIntegral(0.2, nodes=0))[1].acceptance,
+        info.acceptance,
+        atol=1e-3,
     )
 
 
@@ -82,27 +91,37 @@ def test_a_quartic_is_tested_as_by_its_energy_and_without_scores_everything_is()
 
 
 def cases() -> dict[str, tuple[poe.Energy, poe.Energy, Tensor, float]]:
-    """(what is drawn from, its energy, draws of it, step size): scores alone, and products with what has an energy."""
+    """(what is drawn from, its energy, draws of it, step size): scores alone, and products with
+    what has an energy."""
     g = torch.Generator().manual_seed(3)
     a, b, c = Gauss(0.0, name="a"), Gauss(1.5, 0.7, name="b"), Gauss(1.0, 1.5, name="c")
     mixture = poe.mixture([a, b], weights=[0.3, 0.7])
-    # the product of the mixture and c, in closed form: N(m, v) N(n, w) is N(n; m, v + w) times N((mw + nv)/(v + w), vw/(v + w))
+    # the product of the mixture and c, in closed form: N(m, v) N(n, w) is N(n; m, v + w) times
+    # N((mw + nv)/(v + w), vw/(v + w))
     parts, logs = [], []
     for weight, part in ((0.3, a), (0.7, b)):
         v, w = part.sd**2, c.sd**2
         parts.append(Gauss((part.loc * w + c.loc * v) / (v + w), math.sqrt(v * w / (v + w))))
-        logs.append(math.log(weight) - math.log(v + w) - (part.loc - c.loc) ** 2 / (v + w))  # two coordinates
+        logs.append(
+            math.log(weight) - math.log(v + w) - (part.loc - c.loc) ** 2 / (v + w)
+        )  # two coordinates
     product = poe.mixture(parts, weights=torch.tensor(logs).softmax(0).tolist())
     return {
         "asymmetric": (Score(Skewed()), Skewed(), Skewed().sample(N, generator=g), 0.15),
         "mixture": (Score(mixture), mixture, mixture.sample(N, generator=g), 0.3),
         "product": (Score(mixture) & c, product, product.sample(N, generator=g), 0.3),
-        "two scores": (Score(a) ** 2 & Score(b) / Score(a) & (a - c), a & b & (a - c), _both(a, b, c, N, g), 0.1),
+        "two scores": (
+            Score(a) ** 2 & Score(b) / Score(a) & (a - c),
+            a & b & (a - c),
+            _both(a, b, c, N, g),
+            0.1,
+        ),
     }
 
 
 def _both(a: Gauss, b: Gauss, c: Gauss, n: int, g: torch.Generator) -> Tensor:
-    """a & b & (a - c) by rejection: draws of a² b, a normal, kept with probability p_a / (p_a + p_c)."""
+    """a & b & (a - c) by rejection: draws of a² b, a normal, kept with probability p_a / (p_a +
+    p_c)."""
     precision = 2 / a.sd**2 + 1 / b.sd**2
     normal = Gauss((2 * a.loc / a.sd**2 + b.loc / b.sd**2) / precision, precision**-0.5)
     x = normal.sample(6 * n, generator=g)
@@ -124,7 +143,8 @@ def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(name: s
 
 @pytest.mark.parametrize("unadjusted", [False, True])
 def test_the_test_removes_the_bias_of_unadjusted_langevin(unadjusted: bool) -> None:
-    """On N(0, 1) with step h the unadjusted variance is 1/(1 - h/2); the integral of a linear score is exact."""
+    """On N(0, 1) with step h the unadjusted variance is 1/(1 - h/2); the integral of a linear score
+    is exact."""
     h, chains, energy = 0.5, 4000, Gauss(0.0, d=1)
     kernel = Langevin(h, metropolis=False) if unadjusted else LineIntegral(h, nodes=0)
     variance = 1 / (1 - h / 2) if unadjusted else 1.0
@@ -143,7 +163,13 @@ def test_the_test_removes_the_bias_of_unadjusted_langevin(unadjusted: bool) -> N
 def test_the_energy_of_a_run_is_that_of_the_target_up_to_a_constant() -> None:
     a, b = Skewed(), Gauss(0.0, 2.0)
     x = a.sample(40, generator=torch.Generator().manual_seed(0)).double()
-    trace = run(LineIntegral(0.15, nodes=3), Score(a) & b, x, draws=30, generators=streams(1, 1, torch.device("cpu")))
+    trace = run(
+        LineIntegral(0.15, nodes=3),
+        Score(a) & b,
+        x,
+        draws=30,
+        generators=streams(1, 1, torch.device("cpu")),
+    )
     gap = trace.energy - (a & b)(trace.x)
     assert (gap - gap.mean()).abs().max() < 0.02 < trace.energy.std()
     assert trace.counts.gradients == 40 * 30 * 4
@@ -152,7 +178,9 @@ def test_the_energy_of_a_run_is_that_of_the_target_up_to_a_constant() -> None:
 def test_draws_are_flagged() -> None:
     e = Score(Gauss(0.0)) & Gauss(1.0)
     with pytest.warns(UserWarning, match="finite mass"):
-        draws = poe.sample(e, 400, kernel=LineIntegral(), init=torch.randn(100, 2), warmup=60, seed=1)
+        draws = poe.sample(
+            e, 400, kernel=LineIntegral(), init=torch.randn(100, 2), warmup=60, seed=1
+        )
     assert not draws.exact and not draws.trusted
     assert 0.4 < draws.diagnostics.acceptance < 0.75
     assert "not exact" in str(poe.plan(e, kernel=LineIntegral()))
@@ -167,7 +195,8 @@ def test_one_call_of_the_network_a_step_and_it_is_a_pure_function() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-# ---------------------------------------------------------------- what has an energy and what has not
+# ---------------------------------------------------------------- what has an energy and what has
+# not
 
 
 def test_compositions_are_divided_and_their_gradients_add_up() -> None:
@@ -180,18 +209,25 @@ def test_compositions_are_divided_and_their_gradients_add_up() -> None:
         poe.on(score, [2, 0], (3,)) & poe.on(a, [1, 2], (3,)),
     ):
         known, scored = divided(e)
-        assert known is not None and scored is not None and not any(leaf.can(ScoreOnly) for leaf in poe.leaves(known))
+        assert (
+            known is not None
+            and scored is not None
+            and not any(leaf.can(ScoreOnly) for leaf in poe.leaves(known))
+        )
         points = torch.randn(20, *e.event_shape, dtype=torch.float64)
         total = known.value_and_grad(points)[1] + scored.value_and_grad(points)[1]
         assert torch.allclose(e.value_and_grad(points)[1], total)
     assert divided(a & f)[1] is None and divided(score) == (None, score)
     for e in (score | a, (a - score) & f, a & poe.shift(f - score, 2.0)):
-        with pytest.raises(TypeError, match="has only a score: `|` and `-` need experts with an energy"):
+        with pytest.raises(
+            TypeError, match="has only a score: `|` and `-` need experts with an energy"
+        ):
             LineIntegral(0.1).init(e, x)
 
 
 def test_walls_and_failures_of_the_others_are_respected() -> None:
-    """An expert that is +inf beyond 1, and one that is NaN with a finite gradient below -1: neither is entered, only this counts."""
+    """An expert that is +inf beyond 1, and one that is NaN with a finite gradient below -1: neither
+    is entered, only this counts."""
 
     def wall(x: Tensor) -> Tensor:
         return torch.where(x[..., 0] > 1, math.inf, 0.0 * x.sum(-1))
@@ -221,4 +257,6 @@ def test_what_makes_no_sense_is_refused() -> None:
         kernel.step(Score(Gauss(0.0)), state, kernel.noise(state))
     half = poe.create("gamma", concentration=torch.ones(2), rate=torch.ones(2))
     with pytest.raises(ValueError, match="constrained support"):
-        poe.sample(Score(Gauss(0.0)) & half, 10, kernel=LineIntegral(), init=torch.ones(4, 2), seed=0)
+        poe.sample(
+            Score(Gauss(0.0)) & half, 10, kernel=LineIntegral(), init=torch.ones(4, 2), seed=0
+        )

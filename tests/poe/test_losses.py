@@ -1,4 +1,5 @@
-"""Losses against closed forms: optimal score, optimal log-normaliser, the likelihood of a Gaussian."""
+"""Losses against closed forms: optimal score, optimal log-normaliser, the likelihood of a
+Gaussian."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import nn
 
 import poe
 from experts import RBM, Gamma, MLPEnergy, Normal
-from poe.losses import (
+from poe.training.losses import (
     ContrastiveDivergence,
     DenoisingScoreMatching,
     MaximumLikelihood,
@@ -52,8 +53,12 @@ def minimise(parameters, loss, steps: int = 40) -> None:
 
 def test_likelihood_of_a_density():
     x = data(2_000)
-    expert = Normal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), learnable=True)
-    assert MaximumLikelihood()(expert, x).item() == pytest.approx((0.5 * x**2).sum(-1).mean().item() + math.log(2 * math.pi))
+    expert = Normal(
+        torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), learnable=True
+    )
+    assert MaximumLikelihood()(expert, x).item() == pytest.approx(
+        (0.5 * x**2).sum(-1).mean().item() + math.log(2 * math.pi)
+    )
     optimiser = torch.optim.Adam(expert.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.99)
     for _ in range(700):
@@ -96,14 +101,18 @@ def test_denoising_finds_the_score_of_blurred_data(sigma):
     exact = 1 / (torch.tensor([0.25, 4.0], dtype=torch.float64) + sigma**2)
     tolerance = 0.05 if sigma == 1.0 else 0.15  # the variance of the estimate grows like 1 / σ²
     assert torch.allclose(energy.precision, exact, rtol=tolerance, atol=0.05)
-    assert torch.allclose(energy.loc, torch.tensor([1.0, -2.0], dtype=torch.float64), atol=5 * tolerance)
+    assert torch.allclose(
+        energy.loc, torch.tensor([1.0, -2.0], dtype=torch.float64), atol=5 * tolerance
+    )
 
 
 def test_denoising_value_on_a_gaussian():
     """x ~ N(0, 1), E = ½x²: ½E(σ(x + σε) - ε)² = ½(σ² + (1 - σ²)²)."""
     x = torch.randn(400_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sigma = 0.6
-    value = DenoisingScoreMatching(sigma, generator=torch.Generator().manual_seed(1))(Quadratic(1), x).item()
+    value = DenoisingScoreMatching(sigma, generator=torch.Generator().manual_seed(1))(
+        Quadratic(1), x
+    ).item()
     variance = sigma**2 + (1 - sigma**2) ** 2
     assert abs(value - 0.5 * variance) < 5 * variance / math.sqrt(2 * len(x))
 
@@ -121,17 +130,22 @@ class Full(poe.Energy):
 
 
 def test_sliced_score_matching_finds_a_gaussian():
-    """Score matching of a Gaussian family has its least at the sample's mean and the inverse of its covariance (Hyvärinen 2005). With
-    n·m random signs v the curvature's vᵀPv is off by P·mean(vvᵀ), whose errors are 1/sqrt(n·m)."""
+    """Score matching of a Gaussian family has its least at the sample's mean and the inverse of its
+    covariance (Hyvärinen 2005). With n·m random signs v the curvature's vᵀPv is off by P·mean(vvᵀ),
+    whose errors are 1/sqrt(n·m)."""
     mix = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.5, 0.0], [-0.4, 0.3, 2.0]], dtype=torch.float64)
-    x = torch.randn(5_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) @ mix.T + 1
+    x = (
+        torch.randn(5_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        @ mix.T
+        + 1
+    )
     mean, exact = x.mean(0), torch.linalg.inv(torch.cov(x.T, correction=0))
     energy = Full(3)
     loss = SlicedScoreMatching(20, generator=torch.Generator())
     minimise(energy.parameters(), lambda: (loss.generator.manual_seed(0), loss(energy, x))[1], 200)
     signs = 5 / math.sqrt(5_000 * 20)
-    # the minimiser solves ½(PC + CP) = mean(vvᵀ): P = C⁻¹ + δ, where |δ| is at most |mean(vvᵀ) - 1| over the least eigenvalue of C, in
-    # spectral norms
+    # the minimiser solves ½(PC + CP) = mean(vvᵀ): P = C⁻¹ + δ, where |δ| is at most |mean(vvᵀ) - 1|
+    # over the least eigenvalue of C, in spectral norms
     least = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[0].item()
     symmetric = (energy.precision + energy.precision.T).detach() / 2
     assert torch.linalg.matrix_norm(symmetric - exact, 2).item() < 2 * signs / least
@@ -139,16 +153,22 @@ def test_sliced_score_matching_finds_a_gaussian():
 
 
 def test_sliced_score_matching_has_the_value_of_the_exact_one():
-    """For a diagonal Hessian every vᵀ∇²E v is its trace: no error. Else the mean over v is ½‖∇E‖² - tr ∇²E."""
+    """For a diagonal Hessian every vᵀ∇²E v is its trace: no error. Else the mean over v is ½‖∇E‖² -
+    tr ∇²E."""
     x = data(500)
     energy = Quadratic(2, 3.0, 0.5)
     exact = (0.5 * (3 * (x - 0.5)).square().sum(1)).mean() - 6
     assert SlicedScoreMatching()(energy, x).item() == pytest.approx(exact.item(), rel=1e-12)
     network, x = MLPEnergy((2,), hidden=(8,)).double(), x[:20]
     hessians = [torch.autograd.functional.hessian(network, point) for point in x]
-    exact = 0.5 * network.score(x).square().sum(1).mean() - torch.stack([h.trace() for h in hessians]).mean()
+    exact = (
+        0.5 * network.score(x).square().sum(1).mean()
+        - torch.stack([h.trace() for h in hessians]).mean()
+    )
     generator = torch.Generator().manual_seed(0)
-    values = torch.stack([SlicedScoreMatching(2, generator=generator)(network, x).detach() for _ in range(400)])
+    values = torch.stack(
+        [SlicedScoreMatching(2, generator=generator)(network, x).detach() for _ in range(400)]
+    )
     assert abs(values.mean() - exact) < 4.5 * values.std() / 20
     assert values.std() > 0
 
@@ -166,7 +186,9 @@ def test_contrast_finds_the_density_and_its_normaliser():
     noise = Normal(torch.tensor([1.0, -2.0]).double(), torch.tensor([1.0, 3.0]).double())
     log_z = nn.Parameter(torch.zeros((), dtype=torch.float64))
     loss = NoiseContrastive(noise, ratio=3, log_z=log_z, generator=torch.Generator())
-    minimise([*energy.parameters(), log_z], lambda: (loss.generator.manual_seed(0), loss(energy, x))[1])
+    minimise(
+        [*energy.parameters(), log_z], lambda: (loss.generator.manual_seed(0), loss(energy, x))[1]
+    )
     assert torch.allclose(energy.precision, torch.tensor([4.0, 0.25]).double(), rtol=0.06)
     assert log_z.item() == pytest.approx(math.log(2 * math.pi), abs=0.06)  # σ₁σ₂ = 1
     assert torch.allclose(energy.loc, torch.tensor([1.0, -2.0]).double(), atol=0.1)
@@ -186,7 +208,10 @@ def test_losses_reach_every_expert_and_learnable_powers():
         target.zero_grad()
         loss(target, x).backward()
         missing = [name for name, p in target.named_parameters() if p.grad is None]
-        assert missing in ([], [name for name in missing if "offset" in name])  # a constant has no score
+        assert missing in (
+            [],
+            [name for name in missing if "offset" in name],
+        )  # a constant has no score
     assert power.grad is not None
 
 

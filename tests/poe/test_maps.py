@@ -5,19 +5,27 @@ import math
 import pytest
 import torch
 
-from poe.maps import Triangular
-from poe.transport import Transported
+from poe.smc.triangular import Triangular
+from poe.spaces.transport import Transported
 from tests.poe.targets import Raw
 
 
 def funnel(n: int, generator: torch.Generator, d: int = 4) -> torch.Tensor:
     first = 2 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    return torch.cat([first, (first / 2).exp() * torch.randn(n, d - 1, generator=generator, dtype=torch.float64)], 1)
+    return torch.cat(
+        [
+            first,
+            (first / 2).exp() * torch.randn(n, d - 1, generator=generator, dtype=torch.float64),
+        ],
+        1,
+    )
 
 
 def banana(n: int, generator: torch.Generator) -> torch.Tensor:
     a = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    return torch.cat([a, a**2 + 0.1 * torch.randn(n, 1, generator=generator, dtype=torch.float64)], 1)
+    return torch.cat(
+        [a, a**2 + 0.1 * torch.randn(n, 1, generator=generator, dtype=torch.float64)], 1
+    )
 
 
 @pytest.mark.parametrize("make", [funnel, banana])
@@ -42,8 +50,12 @@ def test_what_it_can_express_becomes_a_standard_normal(make) -> None:
     z, _ = map.to_noise(make(20_000, g))
     assert z.mean(0).abs().max() < 0.05
     assert (z.T.cov() - torch.eye(z.shape[1])).abs().max() < 0.1
-    # the variance no longer depends on the first coordinate: z2² and z1 are uncorrelated, within 5 standard errors
-    assert abs(torch.corrcoef(torch.stack([z[:, 0], z[:, 1].square()]))[0, 1]) < 5 / math.sqrt(20_000) + 0.02
+    # the variance no longer depends on the first coordinate: z2² and z1 are uncorrelated, within 5
+    # standard errors
+    assert (
+        abs(torch.corrcoef(torch.stack([z[:, 0], z[:, 1].square()]))[0, 1])
+        < 5 / math.sqrt(20_000) + 0.02
+    )
 
 
 def test_the_energy_in_its_noise_is_the_same_law() -> None:

@@ -9,7 +9,7 @@ import poe
 from poe.kernels import Microcanonical, Tempered
 from poe.kernels.base import State
 from poe.kernels.microcanonical import ERROR, turn
-from poe.run import BLOCK, run, streams
+from poe.mcmc.run import BLOCK, run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -19,15 +19,25 @@ DENSE = torch.tensor([[1.1, 0.0], [0.5, 0.9]])
 
 
 @pytest.mark.parametrize("name", ["asymmetric", "contrast"])
-@pytest.mark.parametrize("scale", [None, torch.tensor([1.2, 0.8]), DENSE], ids=["plain", "diagonal", "dense"])
-def test_one_trajectory_leaves_the_target_invariant_and_a_wrong_target_is_seen(name: str, scale: torch.Tensor | None) -> None:
+@pytest.mark.parametrize(
+    "scale", [None, torch.tensor([1.2, 0.8]), DENSE], ids=["plain", "diagonal", "dense"]
+)
+def test_one_trajectory_leaves_the_target_invariant_and_a_wrong_target_is_seen(
+    name: str, scale: torch.Tensor | None
+) -> None:
     g = torch.Generator().manual_seed(3)
     a, c = Gauss(0.0, name="a"), Gauss(1.0, 0.7, name="c")
-    energy, x = (Skewed(), Skewed().sample(N, generator=g)) if name == "asymmetric" else (a - c, but_not(a, c, N, g))
+    energy, x = (
+        (Skewed(), Skewed().sample(N, generator=g))
+        if name == "asymmetric"
+        else (a - c, but_not(a, c, N, g))
+    )
     kernel, after = Microcanonical(0.8, length=3.2, scale=scale, dense=scale is DENSE), {}
     for target in (energy, energy**1.1):
         state = kernel.init(target, x)
-        noise = kernel.noise(state, torch.Generator().manual_seed(7))._replace(jitter=torch.tensor(0.6))  # 3 moves
+        noise = kernel.noise(state, torch.Generator().manual_seed(7))._replace(
+            jitter=torch.tensor(0.6)
+        )  # 3 moves
         state, info = kernel.step(target, state, noise)
         after[target] = state.x
         assert 0.5 < info.acceptance.mean() < 0.99
@@ -45,11 +55,16 @@ def unit(v: torch.Tensor) -> torch.Tensor:
 def test_a_turn_follows_its_equation_of_motion(d: int) -> None:
     """du/ds = -(1 - u uᵀ) g / (d - 1) and dK/ds = -u·g, by a Runge-Kutta integration."""
     g = torch.Generator().manual_seed(0)
-    u, slope = unit(torch.randn(d, generator=g, dtype=torch.float64)), torch.randn(d, generator=g, dtype=torch.float64)
+    u, slope = (
+        unit(torch.randn(d, generator=g, dtype=torch.float64)),
+        torch.randn(d, generator=g, dtype=torch.float64),
+    )
     turned, change = turn(u, slope, torch.tensor(2.5, dtype=torch.float64))
 
     def rate(y: torch.Tensor) -> torch.Tensor:
-        return torch.cat([-(slope - y[:d] * (y[:d] @ slope)) / (d - 1), -(y[:d] @ slope).unsqueeze(0)])
+        return torch.cat(
+            [-(slope - y[:d] * (y[:d] @ slope)) / (d - 1), -(y[:d] @ slope).unsqueeze(0)]
+        )
 
     y, h = torch.cat([u, torch.zeros(1, dtype=torch.float64)]), 2.5 / 1000
     for _ in range(1000):
@@ -70,9 +85,14 @@ def tangent(u: torch.Tensor) -> torch.Tensor:
 def test_the_change_of_k_is_minus_the_log_determinant_of_a_turn(d: int) -> None:
     for seed in range(5):
         g = torch.Generator().manual_seed(seed)
-        u, slope = unit(torch.randn(d, generator=g, dtype=torch.float64)), torch.randn(d, generator=g, dtype=torch.float64)
+        u, slope = (
+            unit(torch.randn(d, generator=g, dtype=torch.float64)),
+            torch.randn(d, generator=g, dtype=torch.float64),
+        )
         time = torch.tensor(1.3, dtype=torch.float64)
-        jacobian = torch.autograd.functional.jacobian(lambda v, s=slope, t=time: turn(v, s, t)[0], u)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v, s=slope, t=time: turn(v, s, t)[0], u
+        )
         assert isinstance(jacobian, torch.Tensor)
         turned, change = turn(u, slope, time)
         along = tangent(turned).T @ jacobian @ tangent(u)
@@ -86,12 +106,18 @@ class Quartic(poe.Energy):
         return (x**4).sum(-1) / 4 + x.prod(-1)
 
     def value_and_grad(self, x):
-        others = torch.stack([torch.cat([x[..., :i], x[..., i + 1 :]], -1).prod(-1) for i in range(x.shape[-1])], -1)
+        others = torch.stack(
+            [torch.cat([x[..., :i], x[..., i + 1 :]], -1).prod(-1) for i in range(x.shape[-1])], -1
+        )
         return self.forward(x), x**3 + others
 
 
 def test_the_change_of_k_is_minus_the_log_determinant_of_a_trajectory() -> None:
-    kernel, energy, d = Microcanonical(scale=torch.tensor([1.3, 0.6, 0.9]).double()), Quartic((3,)), 3
+    kernel, energy, d = (
+        Microcanonical(scale=torch.tensor([1.3, 0.6, 0.9]).double()),
+        Quartic((3,)),
+        3,
+    )
     h = torch.tensor(0.3, dtype=torch.float64)
 
     def drift(both: torch.Tensor) -> torch.Tensor:
@@ -101,17 +127,26 @@ def test_the_change_of_k_is_minus_the_log_determinant_of_a_trajectory() -> None:
 
     for seed in range(5):
         g = torch.Generator().manual_seed(seed)
-        x, u = torch.randn(d, generator=g, dtype=torch.float64), unit(torch.randn(d, generator=g, dtype=torch.float64))
+        x, u = (
+            torch.randn(d, generator=g, dtype=torch.float64),
+            unit(torch.randn(d, generator=g, dtype=torch.float64)),
+        )
         both = torch.cat([x, u])
         jacobian, out = torch.autograd.functional.jacobian(drift, both), drift(both)
         assert isinstance(jacobian, torch.Tensor)
-        before, after = (torch.block_diag(torch.eye(d, dtype=torch.float64), tangent(v)) for v in (u, out[d : 2 * d]))
+        before, after = (
+            torch.block_diag(torch.eye(d, dtype=torch.float64), tangent(v))
+            for v in (u, out[d : 2 * d])
+        )
         assert abs(torch.linalg.slogdet(after.T @ jacobian[: 2 * d] @ before)[1] + out[-1]) < 1e-10
 
 
 def test_a_trajectory_is_reversible() -> None:
     g = torch.Generator().manual_seed(0)
-    x, u = Skewed().sample(20, generator=g).double(), unit(torch.randn(20, 2, generator=g, dtype=torch.float64))
+    x, u = (
+        Skewed().sample(20, generator=g).double(),
+        unit(torch.randn(20, 2, generator=g, dtype=torch.float64)),
+    )
     kernel, h = Microcanonical(scale=DENSE, dense=True), torch.full((20,), 0.3, dtype=torch.float64)
     there, ahead, up = kernel.drift(Skewed(), kernel.init(Skewed(), x), u, h, 20)
     back, behind, down = kernel.drift(Skewed(), there, -ahead, h, 20)
@@ -124,9 +159,12 @@ def test_a_trajectory_is_reversible() -> None:
 def test_warm_up_finds_the_acceptance_and_a_length_like_the_radius() -> None:
     energy = Gauss(3.0, 20.0, d=20)
     start = energy.sample(64, generator=torch.Generator().manual_seed(0))
-    trace = run(Microcanonical(), energy, start, draws=200, warmup=400, generators=streams(0, 2, CPU))
+    trace = run(
+        Microcanonical(), energy, start, draws=200, warmup=400, generators=streams(0, 2, CPU)
+    )
     assert abs(trace.counts.acceptance - 0.9) < 0.04
-    # on a normal the dynamics goes round near enough to great circles of radius sqrt(d): independence is π/2 of that away
+    # on a normal the dynamics goes round near enough to great circles of radius sqrt(d):
+    # independence is π/2 of that away
     assert 0.5 < trace.kernel.gradients_per_step * float(trace.kernel.step_size) / math.sqrt(20) < 2
     means = trace.x.mean((1, 2))
     assert abs((means.mean() - 3) / (means.std() / 8)) < 4.5
@@ -138,7 +176,14 @@ def test_the_unadjusted_form_has_a_small_bias_and_the_stated_energy_error() -> N
     d, sd = 10, 5.0
     energy = Gauss(2.0, sd, d=d)
     start = energy.sample(256, generator=torch.Generator().manual_seed(0))
-    trace = run(Microcanonical(metropolis=False), energy, start, draws=1000, warmup=400, generators=streams(0, 1, CPU))
+    trace = run(
+        Microcanonical(metropolis=False),
+        energy,
+        start,
+        draws=1000,
+        warmup=400,
+        generators=streams(0, 1, CPU),
+    )
     kernel, state = trace.kernel, trace.states[0]
     assert not kernel.exact and trace.counts.gradients < 256 * (1 + 30 + 400 + 1000)  # one a step
     x = trace.x[:, 200:]
@@ -154,22 +199,30 @@ def test_the_unadjusted_form_has_a_small_bias_and_the_stated_energy_error() -> N
     for _ in range(50):
         state, _, lesson = kernel.learn(energy, state, kernel.noise(state, generator))
         signals.append(lesson.signal.mean())
-    assert float(torch.stack(signals).mean()) == pytest.approx(1.0, rel=0.5)  # of ERROR; it grows as h to the sixth
+    assert float(torch.stack(signals).mean()) == pytest.approx(
+        1.0, rel=0.5
+    )  # of ERROR; it grows as h to the sixth
     assert ERROR == 5e-4
 
 
 def test_directions_stay_unit_and_the_first_is_uniform() -> None:
     kernel = Microcanonical(0.5, metropolis=False)
     state = kernel.init(Gauss(0.0, d=3), torch.zeros(2000, 3))
-    state, _ = kernel.step(Gauss(0.0, d=3), state, kernel.noise(state, torch.Generator().manual_seed(0)))
+    state, _ = kernel.step(
+        Gauss(0.0, d=3), state, kernel.noise(state, torch.Generator().manual_seed(0))
+    )
     assert torch.allclose(state.direction.norm(dim=-1), torch.ones(2000), atol=1e-5)
-    # a flat energy does not turn: the components of a uniform direction in three dimensions are uniform on (-1, 1)
+    # a flat energy does not turn: the components of a uniform direction in three dimensions are
+    # uniform on (-1, 1)
     flat = Raw(lambda x: 0 * x.sum(-1), d=3)
     state = kernel.init(flat, torch.zeros(2000, 3))
     state, _ = kernel.step(flat, state, kernel.noise(state, torch.Generator().manual_seed(0)))
     from scipy.stats import kstest
 
-    assert min(kstest(state.direction[:, i].numpy(), "uniform", (-1, 2)).pvalue for i in range(3)) > LEVEL
+    assert (
+        min(kstest(state.direction[:, i].numpy(), "uniform", (-1, 2)).pvalue for i in range(3))
+        > LEVEL
+    )
 
 
 def test_a_failing_expert_is_rejected_counted_and_turned_from() -> None:
@@ -178,7 +231,9 @@ def test_a_failing_expert_is_rejected_counted_and_turned_from() -> None:
 
     for metropolis in (True, False):
         kernel = Microcanonical(0.5, length=2.0, metropolis=metropolis)
-        trace = run(kernel, Raw(broken), torch.zeros(500, 2), draws=50, generators=streams(0, 1, CPU))
+        trace = run(
+            kernel, Raw(broken), torch.zeros(500, 2), draws=50, generators=streams(0, 1, CPU)
+        )
         assert trace.counts.nonfinite > 100
         assert trace.x.isfinite().all() and (trace.x[..., 0] <= 1).all()
 
@@ -188,7 +243,13 @@ def test_a_steep_turn_does_not_overflow() -> None:
     turned, change = turn(u, torch.tensor([[1e15, 0.0]]).expand(3, 2), torch.full((3,), 10.0))
     assert torch.allclose(turned[1:], torch.tensor([-1.0, 0.0]).expand(2, 2))
     assert change[1:].isfinite().all() and not turned.isnan().any()
-    wild = run(Microcanonical(1e4, length=1e5), Gauss(0.0), torch.ones(50, 2), draws=5, generators=streams(0, 1, CPU))
+    wild = run(
+        Microcanonical(1e4, length=1e5),
+        Gauss(0.0),
+        torch.ones(50, 2),
+        draws=5,
+        generators=streams(0, 1, CPU),
+    )
     assert (wild.x == 1).all()
 
 
@@ -199,9 +260,13 @@ def test_it_moves_the_rungs_of_a_ladder() -> None:
     mean = betas * 1.5 / 0.49 / precision
     x = mean.unsqueeze(-1) + precision.rsqrt().unsqueeze(-1) * torch.randn(N, 3, 2, generator=g)
     for target, holds in ((end, True), (end**1.1, False)):
-        kernel = Tempered(start, betas, Microcanonical(torch.tensor([2.5, 1.4, 1.0]), length=5.0), moves=1)
+        kernel = Tempered(
+            start, betas, Microcanonical(torch.tensor([2.5, 1.4, 1.0]), length=5.0), moves=1
+        )
         state = kernel.init(target, x)
-        state, info = kernel.step(target, state, kernel.noise(state, torch.Generator().manual_seed(2)))
+        state, info = kernel.step(
+            target, state, kernel.noise(state, torch.Generator().manual_seed(2))
+        )
         assert 0.5 < info.acceptance.mean() < 0.99
         p = [paired_pvalue(x[:, rung], state.rungs.x[:, rung], end) for rung in (1, 2)]
         assert (min(p) > LEVEL / 2) == holds, p
@@ -232,4 +297,7 @@ def test_compiled_blocks_of_the_unadjusted_form_agree_in_law() -> None:
     start = energy.sample(2000, generator=torch.Generator().manual_seed(0))
     trace = run(kernel, energy, start, draws=3 * BLOCK, generators=streams(1, 1, CPU), compile=True)
     assert trace.counts.gradients == 2000 * (3 * BLOCK + 1)
-    assert ks_pvalue(energy.sample(2000, generator=torch.Generator().manual_seed(2)), trace.x[:, -1]) > LEVEL
+    assert (
+        ks_pvalue(energy.sample(2000, generator=torch.Generator().manual_seed(2)), trace.x[:, -1])
+        > LEVEL
+    )

@@ -15,7 +15,9 @@ def test_the_mode_of_a_product_of_normals_is_the_weighted_mean() -> None:
 
 
 def test_of_several_modes_the_likeliest_is_found() -> None:
-    target = poe.mixture([Gauss(-4.0, 0.5), Gauss(4.0, 0.4)], weights=[0.5, 0.5]) & Gauss(0.0, 100.0)
+    target = poe.mixture([Gauss(-4.0, 0.5), Gauss(4.0, 0.4)], weights=[0.5, 0.5]) & Gauss(
+        0.0, 100.0
+    )
     assert torch.allclose(poe.mode(target, seed=0), torch.full((2,), 4.0), atol=1e-2)
 
 
@@ -29,7 +31,9 @@ def test_constrained_supports_have_the_mode_over_x() -> None:
         def forward(self, x):
             return (x - 2 * x.log()).sum(-1)
 
-    assert torch.allclose(poe.mode(Gamma(), seed=0), torch.full((2,), 2.0), atol=1e-3)  # (k - 1)·θ of Gamma(3, 1)
+    assert torch.allclose(
+        poe.mode(Gamma(), seed=0), torch.full((2,), 2.0), atol=1e-3
+    )  # (k - 1)·θ of Gamma(3, 1)
 
 
 def test_small_discrete_spaces_are_searched_whole_and_unbounded_energies_refused() -> None:
@@ -70,7 +74,11 @@ def test_nan_and_energies_without_a_least_value_are_refused() -> None:
 
 
 def test_a_far_and_narrow_number_beside_a_half_line_is_no_border() -> None:
-    box = poe.support.box(torch.tensor([0.0, -torch.inf]), torch.tensor([torch.inf, torch.inf]))
+    box = poe.algebra.support.box(
+        torch.tensor([0.0, -torch.inf]), torch.tensor([torch.inf, torch.inf])
+    )
     near = lambda x: (x[..., 0] - 1).square() / 2 + ((x[..., 1] - 67.3) / 1e-3).square() / 2  # noqa: E731
     target = poe.as_energy(near, event_shape=(2,), support=box)
-    assert torch.allclose(poe.mode(target, init=torch.tensor([[2.0, 67.29]])), torch.tensor([1.0, 67.3]), atol=1e-3)
+    assert torch.allclose(
+        poe.mode(target, init=torch.tensor([[2.0, 67.29]])), torch.tensor([1.0, 67.3]), atol=1e-3
+    )

@@ -10,8 +10,8 @@ from scipy import integrate
 from torch.distributions import constraints
 
 import poe
-from poe.energy import Estimate, ImproperWarning
-from poe.partition import EstimateWarning
+from poe.algebra.energy import Estimate, ImproperWarning
+from poe.sampling.partition import EstimateWarning
 from tests.poe.targets import Gauss, Raw
 
 
@@ -39,10 +39,13 @@ def test_annealing_takes_over_where_weights_are_uneven(method: str) -> None:
     z = []
     for seed in range(10):
         energy, truth = quadratic(0.3, 0.0, d=4)
-        estimate = poe.log_z(energy, proposal=Gauss(1.0, 1.5, d=4), draws=512, method=method, seed=seed)
+        estimate = poe.log_z(
+            energy, proposal=Gauss(1.0, 1.5, d=4), draws=512, method=method, seed=seed
+        )
         assert 0 < estimate.standard_error < 0.5
         z.append((estimate.value - truth) / estimate.standard_error)
-    # of student's t on 15 degrees of freedom: 10 values beyond 6 have probability 3e-4, and their mean has sd 1.07 / sqrt(10)
+    # of student's t on 15 degrees of freedom: 10 values beyond 6 have probability 3e-4, and their
+    # mean has sd 1.07 / sqrt(10)
     assert torch.tensor(z).abs().max() < 6
     assert abs(torch.tensor(z).mean()) < 4 * 1.07 / math.sqrt(10)
 
@@ -69,7 +72,10 @@ def test_normalize_keeps_the_standard_error_and_shows_it() -> None:
     assert torch.allclose(normal(x), energy(x) + truth, atol=10 * normal.log_z.standard_error)
     assert "±" in repr(normal) and "log_z=poe.Estimate(0.0, " in str(normal)
     both = poe.mixture([normal, Gauss(1.0)], weights=[0.4, 0.6])
-    assert both.log_z is not None and abs(both.log_z.standard_error - 0.4 * normal.log_z.standard_error) < 1e-12
+    assert (
+        both.log_z is not None
+        and abs(both.log_z.standard_error - 0.4 * normal.log_z.standard_error) < 1e-12
+    )
     stated = poe.normalize(energy, log_z=Estimate(truth, 0.1))
     assert stated.log_z == Estimate(0.0, 0.1)
 
@@ -110,7 +116,9 @@ def test_small_discrete_spaces_are_summed() -> None:
             return (x[..., :-1] * x[..., 1:]).sum(-1) - 0.3 * x.sum(-1)
 
     states = itertools.product([0.0, 1.0], repeat=5)
-    truth = math.log(sum(math.exp(0.3 * sum(s) - sum(a * b for a, b in itertools.pairwise(s))) for s in states))
+    truth = math.log(
+        sum(math.exp(0.3 * sum(s) - sum(a * b for a, b in itertools.pairwise(s))) for s in states)
+    )
     assert poe.log_z(Spins()).standard_error == 0
     assert abs(poe.log_z(Spins()).value - truth) < 1e-5
 
@@ -119,7 +127,9 @@ def test_exact_draws_of_the_target_bracket_log_z() -> None:
     energy, truth = quadratic(0.3, 2.0, d=4)
     x = 0.3 * torch.randn(1000, 4, generator=torch.Generator().manual_seed(1))
     lower, upper = poe.bracket(energy, x, proposal=Gauss(0.5, 1.0, d=4), seed=0)
-    assert lower.value - 4.5 * lower.standard_error < truth < upper.value + 4.5 * upper.standard_error
+    assert (
+        lower.value - 4.5 * lower.standard_error < truth < upper.value + 4.5 * upper.standard_error
+    )
     assert upper.value - lower.value < 2
     with pytest.raises(ValueError, match="needs a proposal="):
         poe.bracket(energy, x)
@@ -151,17 +161,22 @@ def test_constrained_supports_have_a_log_z(method: str | None) -> None:
 
 
 def test_few_populations_have_wider_errors() -> None:
-    from poe.smc import estimate as pooled
+    from poe.smc.resampling import estimate as pooled
 
     g, covered = torch.Generator().manual_seed(0), 0
     for _ in range(2000):
         ratio = pooled(0.1 * torch.randn(3, generator=g, dtype=torch.float64))
-        covered += abs(ratio.value - 0.005) < 1.96 * ratio.standard_error  # E exp(0.1 ξ) = exp(0.005)
+        covered += (
+            abs(ratio.value - 0.005) < 1.96 * ratio.standard_error
+        )  # E exp(0.1 ξ) = exp(0.005)
     assert abs(covered / 2000 - 0.95) < 4.5 * math.sqrt(0.95 * 0.05 / 2000) + 0.01
 
 
 def test_an_integral_that_may_be_infinite_is_warned_of():
-    heavy = [poe.as_energy(torch.distributions.StudentT(torch.tensor([3.0]), place, 1.0)) for place in (-1.0, 1.0)]
+    heavy = [
+        poe.as_energy(torch.distributions.StudentT(torch.tensor([3.0]), place, 1.0))
+        for place in (-1.0, 1.0)
+    ]
     energy = poe.combine(heavy, prior=poe.create("normal", loc=[0.0], scale=[5.0]))
     for call in (poe.log_z, poe.normalize):
         with pytest.warns(ImproperWarning, match="nobody knows whether .* has finite mass"):

@@ -9,18 +9,28 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 import poe
-from poe.path import StandardNormal, Stepped, noise_levels
-from poe.run import streams
-from poe.smc import anneal, estimate, tune
+from poe.mcmc.run import streams
+from poe.smc.annealing import anneal, tune
+from poe.smc.resampling import estimate
+from poe.spaces.noise import noise_levels
+from poe.spaces.path import StandardNormal, Stepped
 from tests.poe.targets import Gauss, Raw
 
 
 class Blurred(poe.Energy):
-    """Normals of standard deviation sd at points of the plane, seen through noise: N(m, sd² + σ²) exactly, equal weights."""
+    """Normals of standard deviation sd at points of the plane, seen through noise: N(m, sd² + σ²)
+    exactly, equal weights."""
 
     sigma_range = (0.02, 8.0)
 
-    def __init__(self, means: Tensor, sd: float, sigma: float = 0.0, offset: float = 0.0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        sd: float,
+        sigma: float = 0.0,
+        offset: float = 0.0,
+        name: str | None = None,
+    ) -> None:
         super().__init__((2,), name=name)
         self.means, self.sd, self.sigma, self.offset = means, sd, sigma, offset
 
@@ -38,7 +48,11 @@ class Blurred(poe.Energy):
     def forward(self, x: Tensor) -> Tensor:  # (*batch, 2) -> (*batch)
         variance = self.sd**2 + self.sigma**2
         squares = (x.unsqueeze(-2) - self.means).square().sum(-1)
-        return self.offset + math.log(len(self.means) * 2 * math.pi * variance) - (-squares / (2 * variance)).logsumexp(-1)
+        return (
+            self.offset
+            + math.log(len(self.means) * 2 * math.pi * variance)
+            - (-squares / (2 * variance)).logsumexp(-1)
+        )
 
 
 def ring(offset: float = 0.0) -> Blurred:
@@ -72,7 +86,9 @@ def test_levels_of_noise_fall_to_the_target() -> None:
     x = torch.randn(7, 2)
     assert torch.equal(levels[-1](x), target(x))
     assert noise_levels(Gauss(0.0)) is None
-    assert noise_levels(ring() & Raw(lambda x: x.sum(-1), proper=None)) is None  # nobody knows whether a level is proper
+    assert (
+        noise_levels(ring() & Raw(lambda x: x.sum(-1), proper=None)) is None
+    )  # nobody knows whether a level is proper
 
 
 def test_ranges_of_noise_that_do_not_meet_are_refused() -> None:
@@ -89,25 +105,35 @@ def test_weights_along_levels_of_noise_give_the_product_and_its_log_z(offset: fl
     log_z, shares = quadrature(target)
     draws = poe.sample(target, 4000, method="annealed", seed=1)
     assert "noise" in draws.plan
-    assert draws.log_z is not None and abs(draws.log_z.value - log_z) < 4 * draws.log_z.standard_error + 1e-9
+    assert (
+        draws.log_z is not None
+        and abs(draws.log_z.value - log_z) < 4 * draws.log_z.standard_error + 1e-9
+    )
     assert draws.log_z.standard_error < 0.1
     assert draws.trusted
-    place = torch.atan2(draws.chains[..., 1], draws.chains[..., 0]).div(math.pi / 2).round().long() % 4
-    found = torch.stack([(place == k).double().mean(1) for k in range(4)], 1)  # (populations, 4): populations are independent
+    place = (
+        torch.atan2(draws.chains[..., 1], draws.chains[..., 0]).div(math.pi / 2).round().long() % 4
+    )
+    found = torch.stack(
+        [(place == k).double().mean(1) for k in range(4)], 1
+    )  # (populations, 4): populations are independent
     pvalues = ttest_1samp(found.numpy(), shares.numpy()).pvalue
     assert min(pvalues) > 0.001 / 4, (found.mean(0), shares)
     assert abs(poe.log_z(target, seed=2).value - log_z) < 0.05
 
 
 def test_steps_of_a_path_carry_unbiased_weights() -> None:
-    """E[Z estimate] = Z over three segments with few levels and hardly any moves; the way back bounds it from above."""
+    """E[Z estimate] = Z over three segments with few levels and hardly any moves; the way back
+    bounds it from above."""
     start = StandardNormal(torch.zeros(2), 3 * torch.ones(2))
     middle, end = Gauss(1.0, 1.5), Raw(lambda x: (x - 2).square().sum(-1), name="end")  # Z = π
     path = Stepped.through([start, middle, Gauss(2.0, 1.0), end])
     generators = streams(0, 3, torch.device("cpu"))
     schedule = tune(path, start.sample(512, generator=generators[0]), generators[0]).schedule
     assert {level.segment for level in schedule.levels} == {0, 1, 2}
-    assert schedule.steps[0][0] == 0 and all(before < level.beta for before, level in schedule.steps)
+    assert schedule.steps[0][0] == 0 and all(
+        before < level.beta for before, level in schedule.steps
+    )
     few = type(schedule)(path, tuple(level._replace(moves=1) for level in schedule.levels))
     moved = anneal(few, lambda n, g: start.sample(n, generator=g), [256], 32, [generators[1]])
     found = estimate(moved.log_ratio)
@@ -118,4 +144,6 @@ def test_steps_of_a_path_carry_unbiased_weights() -> None:
     back = -fine.back(exact, generators[2])
     assert float(back.mean()) > math.log(math.pi) - 5 * float(back.std()) / math.sqrt(len(back))
     ratios = back.neg().exp()  # mean Z_0 / Z
-    assert abs(float(ratios.mean()) - 1 / math.pi) < 5 * float(ratios.std()) / math.sqrt(len(ratios))
+    assert abs(float(ratios.mean()) - 1 / math.pi) < 5 * float(ratios.std()) / math.sqrt(
+        len(ratios)
+    )

@@ -12,7 +12,6 @@ from torch.distributions import constraints
 import experts
 import poe
 from poe.kernels import Langevin
-from poe.plan import ImproperWarning
 from tests.poe.targets import Gauss, Raw, but_not, ks_pvalue
 
 
@@ -39,7 +38,11 @@ class Boxed(poe.Energy):
     """Any energy on a box."""
 
     def __init__(self, function, low, high) -> None:
-        super().__init__(torch.as_tensor(low).shape, support=poe.support.box(torch.tensor(low), torch.tensor(high)), name="boxed")
+        super().__init__(
+            torch.as_tensor(low).shape,
+            support=poe.algebra.support.box(torch.tensor(low), torch.tensor(high)),
+            name="boxed",
+        )
         self.function = function
 
     bounded = True
@@ -77,7 +80,11 @@ def test_structure_decides_the_method() -> None:
     with pytest.raises(ValueError, match="a & b has no exact draws"):
         poe.plan(a & b, method="exact")
     with pytest.raises(
-        ValueError, match="the methods are exact, enumerate, parts, sequential, importance, annealed, chains, tempered"
+        ValueError,
+        match=(
+            "the methods are exact, enumerate, parts, sequential, importance, annealed, chains, "
+            "tempered"
+        ),
     ):
         poe.plan(a, method="gibs")
 
@@ -107,8 +114,12 @@ def test_a_contrast_is_drawn_like_exact_rejection_draws() -> None:
         (None, Langevin(), "replica exchange, for chains are slow"),
     ],
 )
-def test_modes_that_langevin_cannot_connect_come_out_with_their_weights(method, kernel, words) -> None:
-    target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7]) & Gauss(0.0, 50.0, name="wide")
+def test_modes_that_langevin_cannot_connect_come_out_with_their_weights(
+    method, kernel, words
+) -> None:
+    target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7]) & Gauss(
+        0.0, 50.0, name="wide"
+    )
     draws = poe.sample(target, 2000, method=method, kernel=kernel, seed=0)
     assert words in draws.method
     share = (draws.x[:, 0] > 0).double()
@@ -143,7 +154,9 @@ def test_boxes_against_quadrature() -> None:
     for i, f in enumerate([lambda y, x: x * density(y, x), lambda y, x: y * density(y, x)]):
         truth = integrate.dblquad(f, 0, 1, -1, 2)[0] / mass
         assert z_of_mean(draws.x[:, i], truth, draws.diagnostics.ess_bulk) < 4.5
-    assert (draws.x >= torch.tensor([0.0, -1.0])).all() and (draws.x <= torch.tensor([1.0, 2.0])).all()
+    assert (draws.x >= torch.tensor([0.0, -1.0])).all() and (
+        draws.x <= torch.tensor([1.0, 2.0])
+    ).all()
 
 
 def test_simplexes_against_the_dirichlet() -> None:
@@ -172,12 +185,18 @@ def test_the_law_of_an_unadjusted_kernel_is_flagged() -> None:
 
 def test_improper_targets_and_disjoint_supports_are_refused_with_the_reason() -> None:
     a, b = Gauss(0.0, name="a"), Gauss(1.0, name="b")
-    with pytest.raises(ValueError, match=r"~a is improper: exp\(-E\) has infinite mass.*prior & ~a"):
+    with pytest.raises(
+        ValueError, match=r"~a is improper: exp\(-E\) has infinite mass.*prior & ~a"
+    ):
         poe.sample(~a)
     left, right = Boxed(lambda x: x.sum(-1), [0.0], [1.0]), Boxed(lambda x: x.sum(-1), [2.0], [3.0])
-    with pytest.raises(ValueError, match=r"supports of its parts are disjoint .*interval\[0, 1\].*interval\[2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"supports of its parts are disjoint .*interval\[0, 1\].*interval\[2, 3\]"
+    ):
         poe.sample(left & right)
-    with pytest.warns(ImproperWarning, match=r"nobody knows whether a \*\* 2 / raw has finite mass"):
+    with pytest.warns(
+        poe.ImproperWarning, match=r"nobody knows whether a \*\* 2 / raw has finite mass"
+    ):
         draws = poe.sample(a / Raw(b, proper=None) & a, 100, seed=0)
     assert any("proper is unknown" in warning for warning in draws.warnings)
 
@@ -189,7 +208,10 @@ def test_an_expert_that_fails_somewhere_is_reported() -> None:
     draws = poe.sample(Raw(broken, name="broken"), 400, seed=0)
     assert draws.x.isfinite().all() and draws.diagnostics.nonfinite > 0
     assert any("an expert fails there" in warning for warning in draws.warnings)
-    with pytest.raises(ValueError, match=r"no starting point of finite energy for nowhere.*\+inf at all of them; init="):
+    with pytest.raises(
+        ValueError,
+        match=r"no starting point of finite energy for nowhere.*\+inf at all of them; init=",
+    ):
         poe.sample(Raw(lambda x: x.sum(-1) * math.inf, name="nowhere"), 10)
 
 
@@ -228,7 +250,9 @@ def test_no_draws_one_chain_and_few_draws(method: str | None) -> None:
     target = Gauss(0.0) & Gauss(1.0)
     assert poe.sample(target, 0, method=method).x.shape == (0, 2)
     draws = poe.sample(target, 1, method=method, seed=0)
-    assert draws.x.shape == (1, 2) and (draws.trusted or method in ("chains", "tempered"))  # particles are judged by all of them
+    assert draws.x.shape == (1, 2) and (
+        draws.trusted or method in ("chains", "tempered")
+    )  # particles are judged by all of them
     one = poe.sample(target, 50, chains=1, method=method, seed=0)
     assert one.x.shape == (50, 2) and any("two chains" in warning for warning in one.warnings)
     assert isinstance(one.report(), str)
@@ -281,19 +305,22 @@ def test_drawing_leaves_learnable_parameters_learnable() -> None:
     power = torch.nn.Parameter(torch.tensor(0.5))
     target = Gauss(0.0) ** power & Gauss(1.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImproperWarning)
+        warnings.simplefilter("ignore", poe.ImproperWarning)
         poe.sample(target, 10, seed=0)
     assert power.requires_grad
 
 
 def test_an_even_law_on_a_box_is_trusted() -> None:
-    low, high = (poe.as_energy(torch.distributions.Uniform(torch.full((2,), a), torch.full((2,), a + 2.0))) for a in (0.0, 1.0))
+    low, high = (
+        poe.as_energy(torch.distributions.Uniform(torch.full((2,), a), torch.full((2,), a + 2.0)))
+        for a in (0.0, 1.0)
+    )
     draws = poe.sample(low & high, 1000, seed=0)
     assert draws.trusted and bool(((draws.x >= 1) & (draws.x <= 2)).all())
     assert abs(float(draws.x.mean()) - 1.5) < 4 * 0.289 / math.sqrt(2 * draws.diagnostics.ess_bulk)
 
 
-@pytest.mark.filterwarnings("ignore::poe.plan.ImproperWarning")
+@pytest.mark.filterwarnings("ignore::poe.ImproperWarning")
 def test_matrices_are_resampled_in_their_own_coordinates() -> None:
     corner = poe.as_energy(torch.distributions.LKJCholesky(3, 1.0))
     draws = poe.sample(corner**2, 200, method="importance", seed=0)
@@ -315,14 +342,18 @@ def test_whole_numbers_of_numpy_and_no_draws_at_all() -> None:
     assert none.warnings == ("there are no draws",) and not none.trusted
     with pytest.raises(TypeError, match="init is a tensor"):
         poe.sample(a, 5, kernel=poe.Langevin(), init=[[0.0, 0.0]])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="nothing can be drawn on device='gpu' here: Expected one of cpu"):
+    with pytest.raises(
+        ValueError, match="nothing can be drawn on device='gpu' here: Expected one of cpu"
+    ):
         poe.sample(experts.Normal([0.0], [1.0]), 10, device="gpu")
     with pytest.raises(ValueError, match="seed is a whole number"):
         poe.log_z(a & Raw(lambda x: (x**4).sum(-1)), seed=-1)
 
 
 def test_no_mass_and_mass_without_bound_are_told_apart() -> None:
-    one, other = (experts.Categorical(torch.tensor([row])) for row in ([0.0, -math.inf], [-math.inf, 0.0]))
+    one, other = (
+        experts.Categorical(torch.tensor([row])) for row in ([0.0, -math.inf], [-math.inf, 0.0])
+    )
     with pytest.raises(ValueError, match="wherever one of its factors has mass, another has none"):
         poe.sample(one & other)
     endless = poe.as_energy(

@@ -1,4 +1,5 @@
-"""Pictures of draws, by the numbers in them: densities of scipy, level sets of known radius; and what notebooks show."""
+"""Pictures of draws, by the numbers in them: densities of scipy, level sets of known radius; and
+what notebooks show."""
 
 from __future__ import annotations
 
@@ -17,8 +18,10 @@ from scipy import stats
 
 import experts
 import poe
-from poe import landscape, outline, panels, plotting
-from poe import support as sets
+from poe.algebra import outline
+from poe.algebra import support as sets
+from poe.plotting import figures as plotting
+from poe.plotting import landscape, panels
 from tests.poe.targets import Gauss, Raw
 
 pytest.importorskip("matplotlib")
@@ -61,13 +64,20 @@ def test_density_is_normalised_with_log_z_or_on_the_grid():
     values = landscape.energies(raw, grid[:, None])
     expected = torch.from_numpy(stats.norm(0, 0.7).pdf(grid.numpy()))
     for log_z in (-3.0, None):
-        torch.testing.assert_close(landscape.density(values, 16 / 2000, log_z), expected, atol=1e-6, rtol=1e-6)
-    assert landscape.density(values, 16 / 2000, None, 0.25).sum().item() * 16 / 2000 == pytest.approx(0.25)
+        torch.testing.assert_close(
+            landscape.density(values, 16 / 2000, log_z), expected, atol=1e-6, rtol=1e-6
+        )
+    assert landscape.density(
+        values, 16 / 2000, None, 0.25
+    ).sum().item() * 16 / 2000 == pytest.approx(0.25)
 
 
 def test_factors_are_the_experts_as_written():
     a, b, c = (Gauss(float(i), name=name) for i, name in enumerate("abc"))
-    labels = [factor.label for factor in landscape.factors((a & b) ** 2 / c - poe.mixture([a, c], weights=[1, 2]))]
+    labels = [
+        factor.label
+        for factor in landscape.factors((a & b) ** 2 / c - poe.mixture([a, c], weights=[1, 2]))
+    ]
     assert labels == ["a", "b", "1/c"]
     assert [f.label for f in landscape.factors(a - b | c)] == ["a", "not b", "c"]
     both = named(a | b, "both")
@@ -98,14 +108,18 @@ def test_a_histogram_stands_against_the_density_of_scipy():
     (axes,) = draws.plot().axes
     grid, density = lines(axes)["density"]
     np.testing.assert_allclose(density, stats.norm(1, math.sqrt(0.5)).pdf(grid), atol=1e-4)
-    np.testing.assert_allclose(lines(axes)["b"][1], stats.norm(2, 1).pdf(lines(axes)["b"][0]), atol=1e-5)
+    np.testing.assert_allclose(
+        lines(axes)["b"][1], stats.norm(2, 1).pdf(lines(axes)["b"][0]), atol=1e-5
+    )
     bars, width = heights(axes), axes.patches[0].get_width()
     low, high = axes.get_xlim()
     x = draws.x.numpy()
     assert bars.sum() * width == pytest.approx(((x >= low) & (x <= high)).mean(), abs=1e-6)
     middle = np.array([bar.get_x() + width / 2 for bar in axes.patches])
     p = stats.norm(1, math.sqrt(0.5)).pdf(middle) * width
-    assert (np.abs(bars * width - p) < 5 * np.sqrt(p / 4000) + 2e-3).all()  # 5 standard errors, and the curve of a bar's top
+    assert (
+        np.abs(bars * width - p) < 5 * np.sqrt(p / 4000) + 2e-3
+    ).all()  # 5 standard errors, and the curve of a bar's top
 
 
 def test_an_unknown_constant_is_found_on_the_grid():
@@ -120,7 +134,9 @@ def test_bars_stand_against_probabilities_of_scipy():
     (axes,) = draws.plot().axes
     values, p = lines(axes)["probability"]
     np.testing.assert_allclose(p, stats.poisson(4).pmf(values), atol=1e-6)
-    np.testing.assert_allclose(heights(axes), np.bincount(draws.x.long().numpy(), minlength=len(values)) / 2000, atol=1e-12)
+    np.testing.assert_allclose(
+        heights(axes), np.bincount(draws.x.long().numpy(), minlength=len(values)) / 2000, atol=1e-12
+    )
 
 
 def test_level_sets_of_a_normal_are_circles():
@@ -135,7 +151,8 @@ def test_level_sets_of_a_normal_are_circles():
         for vertices, mass in ((half, 0.5), (most, 0.9)):
             radii = np.linalg.norm(vertices - centre, axis=1)
             assert np.ptp(radii) < cell  # a circle
-            # the quantile of r²/2 over 4096 draws has standard error sqrt(m / (4096 (1 - m))): at most 0.047, and 0.022 in r
+            # the quantile of r²/2 over 4096 draws has standard error sqrt(m / (4096 (1 - m))): at
+            # most 0.047, and 0.022 in r
             assert radii.mean() == pytest.approx(math.sqrt(-2 * math.log(1 - mass)), abs=0.1)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
@@ -145,13 +162,21 @@ def test_level_sets_of_a_normal_are_circles():
 def test_levels_of_an_expert_that_does_not_draw_are_those_of_its_mass_in_the_picture():
     raw = Raw(lambda x: 0.5 * x.square().sum(-1), name="raw")
     draws = replace(poe.sample(UNIT, 2000, seed=0), target=raw)
-    (contour,) = (collection for collection in draws.plot().axes[0].collections if hasattr(collection, "levels"))
+    (contour,) = (
+        collection
+        for collection in draws.plot().axes[0].collections
+        if hasattr(collection, "levels")
+    )
     radii = np.linalg.norm(contour.get_paths()[0].vertices, axis=1)
-    assert radii.mean() == pytest.approx(math.sqrt(2 * math.log(2)), abs=0.05)  # 1 % of the mass lies outside
+    assert radii.mean() == pytest.approx(
+        math.sqrt(2 * math.log(2)), abs=0.05
+    )  # 1 % of the mass lies outside
 
 
 def test_a_flat_expert_shows_the_edge_of_its_support():
-    box = experts.Distribution(torch.distributions.Uniform(torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])))
+    box = experts.Distribution(
+        torch.distributions.Uniform(torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0]))
+    )
     (axes,) = poe.sample(named(box, "box"), 300, seed=0).plot().axes
     (contour,) = (collection for collection in axes.collections if hasattr(collection, "levels"))
     edge = np.abs(contour.get_paths()[0].vertices).max(1)
@@ -173,13 +198,22 @@ def test_discs_have_areas_in_proportion_to_shares():
 def test_a_corner_plot_has_at_most_six_coordinates():
     figure = poe.sample(Gauss(0.0, d=9), 200, seed=0).plot()
     assert len(figure.axes) == 36
-    assert figure.axes[-1].get_xlabel() == "x[5]" and any("first 6 of 9" in text.get_text() for text in figure.texts)
+    assert figure.axes[-1].get_xlabel() == "x[5]" and any(
+        "first 6 of 9" in text.get_text() for text in figure.texts
+    )
     pair = poe.sample(Gauss(0.0, d=6), 50, seed=0)
-    grid = replace(pair, x=pair.x.reshape(50, 2, 3), chains=pair.chains.reshape(*pair.chains.shape[:2], 2, 3), target=None)
+    grid = replace(
+        pair,
+        x=pair.x.reshape(50, 2, 3),
+        chains=pair.chains.reshape(*pair.chains.shape[:2], 2, 3),
+        target=None,
+    )
     assert grid.plot().axes[-1].get_xlabel() == "x[1, 2]"
 
 
-@pytest.mark.parametrize(("shape", "side"), [((20, 6, 6), 5), ((20, 1, 8, 8), 5), ((90, 3, 8, 5), 8)])
+@pytest.mark.parametrize(
+    ("shape", "side"), [((20, 6, 6), 5), ((20, 1, 8, 8), 5), ((90, 3, 8, 5), 8)]
+)
 def test_images_stand_in_a_grid(shape, side):
     draws = replace(poe.sample(UNIT, 10, seed=0), x=torch.rand(shape), target=None)
     (axes,) = draws.plot().axes
@@ -225,7 +259,8 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
 
 
 class Balanced(HTMLParser):
-    """Reads a fragment: its tags, attributes and text; raises where an element is not closed in order."""
+    """Reads a fragment: its tags, attributes and text; raises where an element is not closed in
+    order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -253,9 +288,30 @@ class Balanced(HTMLParser):
 def test_an_energy_in_a_notebook_is_its_tree_and_facts():
     a, b = Gauss(0.0, name="a"), Raw(lambda x: x.square().sum(-1), name="b", proper=None)
     page = Balanced((a & (a - b))._repr_html_())
-    for part in ("a & a - b", "event shape", "(2,)", "log Z", "unknown", "`-` rests on raw energies", "unwanted", "importance:"):
+    for part in (
+        "a & a - b",
+        "event shape",
+        "(2,)",
+        "log Z",
+        "unknown",
+        "`-` rests on raw energies",
+        "unwanted",
+        "importance:",
+    ):
         assert part in page.text
-    assert set(page.tags) <= {"div", "code", "table", "tr", "td", "ul", "li", "details", "summary", "span", "br"}
+    assert set(page.tags) <= {
+        "div",
+        "code",
+        "table",
+        "tr",
+        "td",
+        "ul",
+        "li",
+        "details",
+        "summary",
+        "span",
+        "br",
+    }
     tree = outline.outline(a & (a - b))
     assert [part.text for part in tree.parts] == ["a", "a - b"]
     assert tree.parts[1].parts[0].again and not tree.parts[1].parts[1].again
@@ -291,7 +347,9 @@ def test_draws_in_a_notebook_carry_report_and_picture():
     (source,) = (value for value in page.values if value.startswith("data:image/png;base64,"))
     image = imread(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert min(image.shape[:2]) > 200 and image[..., :3].std() > 0.05  # not blank
-    assert not re.search(r"https?://|src=\"(?!data:)|<link|@import", html)  # needs nothing from elsewhere
+    assert not re.search(
+        r"https?://|src=\"(?!data:)|<link|@import", html
+    )  # needs nothing from elsewhere
 
 
 def test_a_figure_shows_itself_in_a_notebook():

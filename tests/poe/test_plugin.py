@@ -47,7 +47,8 @@ FILES = {
 
             def sample(self, n, *, generator=None):
                 shape = (n,) if isinstance(n, int) else tuple(n)
-                u = torch.rand((*shape, *self.event_shape), generator=generator).clamp(1e-7, 1 - 1e-7) - 0.5
+                u = torch.rand((*shape, *self.event_shape), generator=generator)
+                u = u.clamp(1e-7, 1 - 1e-7) - 0.5
                 return -self.scale * u.sign() * (1 - 2 * u.abs()).log()
 
             def config(self):
@@ -59,7 +60,7 @@ USE = """
     import warnings
     import torch
     import poe
-    from poe.storage import load, save
+    from poe.io.storage import load, save
     from poe.testing import check_expert
 
     a, b = poe.create("lattice"), poe.create("lattice", scale=2.0)
@@ -95,14 +96,31 @@ def test_a_strangers_plugin(tmp_path: Path) -> None:
     source.mkdir()
     for name, text in FILES.items():
         (source / name).write_text(dedent(text))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     pip += ["--no-index", "--no-build-isolation", "--target", str(target), str(source)]
     built = subprocess.run(pip, capture_output=True, text=True)
     if "No module named pip" in built.stderr:
         pytest.skip("this environment has no pip")
     assert built.returncode == 0, built.stderr
     root = str(Path(poe.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(target), root]), "OMP_NUM_THREADS": "1"}
-    used = subprocess.run([sys.executable, "-c", dedent(USE)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(target), root]),
+        "OMP_NUM_THREADS": "1",
+    }
+    used = subprocess.run(
+        [sys.executable, "-c", dedent(USE)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert used.returncode == 0, used.stderr
     assert used.stdout == "composed lattice & lattice_2 ** 0.5\n"

@@ -6,7 +6,7 @@ import torch
 import poe
 from poe.kernels import RandomWalk, Tempered
 from poe.kernels.tempered import linear_betas
-from poe.run import BLOCK, run, streams
+from poe.mcmc.run import BLOCK, run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
 
 N = 50_000
@@ -20,8 +20,12 @@ def rounded() -> poe.Energy:
     return Raw(lambda x: 0.5 * (x.detach().double() ** 2).sum(-1).to(x), name="rounded")
 
 
-@pytest.mark.parametrize("scale", [None, torch.tensor([1.2, 0.8]), DENSE], ids=["plain", "diagonal", "dense"])
-def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(scale: torch.Tensor | None) -> None:
+@pytest.mark.parametrize(
+    "scale", [None, torch.tensor([1.2, 0.8]), DENSE], ids=["plain", "diagonal", "dense"]
+)
+def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(
+    scale: torch.Tensor | None,
+) -> None:
     g = torch.Generator().manual_seed(3)
     a, c = Gauss(0.0, name="a"), Gauss(1.0, 0.7, name="c")
     for energy, x in ((Skewed(), Skewed().sample(N, generator=g)), (a - c, but_not(a, c, N, g))):
@@ -29,7 +33,9 @@ def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(scale: 
         kernel = RandomWalk(0.6, scale=scale, dense=scale is DENSE)
         for target in (energy, energy**1.1):
             state = kernel.init(target, x)
-            state, info = kernel.step(target, state, kernel.noise(state, torch.Generator().manual_seed(7)))
+            state, info = kernel.step(
+                target, state, kernel.noise(state, torch.Generator().manual_seed(7))
+            )
             after[target] = state.x
             assert 0.5 < info.acceptance.mean() < 0.99
         right, wrong = after.values()
@@ -45,7 +51,9 @@ def test_the_acceptance_is_the_ratio_of_densities() -> None:
     noise = kernel.noise(state, torch.Generator().manual_seed(1))
     moved, info = kernel.step(energy, state, noise)
     new = x + 0.7 * noise.normal @ DENSE.T
-    assert torch.allclose(info.acceptance, (energy.log_prob(new) - energy.log_prob(x)).clamp(max=0).exp(), atol=1e-6)
+    assert torch.allclose(
+        info.acceptance, (energy.log_prob(new) - energy.log_prob(x)).clamp(max=0).exp(), atol=1e-6
+    )
     assert torch.equal(info.accepted, noise.uniform < info.acceptance)
     assert torch.allclose(moved.x, torch.where(info.accepted.unsqueeze(-1), new, x))
 
@@ -54,16 +62,21 @@ def test_an_energy_without_a_gradient_is_drawn_from_and_only_energies_are_counte
     with pytest.raises(TypeError, match="no gradient"):
         rounded().value_and_grad(torch.zeros(1, 2))
     start = torch.zeros(64, 2)
-    trace = run(RandomWalk(), rounded(), start, draws=400, thin=5, warmup=300, generators=streams(0, 1, CPU))
+    trace = run(
+        RandomWalk(), rounded(), start, draws=400, thin=5, warmup=300, generators=streams(0, 1, CPU)
+    )
     assert trace.counts.gradients == 0
     assert trace.counts.energies >= 64 * (1 + 300 + 2000)
     means = trace.x.square().mean((1, 2))  # one number a chain
     assert abs((means.mean() - 1) / (means.std() / 8)) < 4.5
 
 
-@pytest.mark.parametrize(("d", "best"), [(1, 0.441), (2, 0.352), (5, 0.275), (10, 0.267), (50, 0.234)])
+@pytest.mark.parametrize(
+    ("d", "best"), [(1, 0.441), (2, 0.352), (5, 0.275), (10, 0.267), (50, 0.234)]
+)
 def test_the_acceptance_is_the_best_one_by_dimension(d: int, best: float) -> None:
-    # the optimal acceptance for a normal, Gelman, Roberts and Gilks 1996, table 1; 0.234 in the limit
+    # the optimal acceptance for a normal, Gelman, Roberts and Gilks 1996, table 1; 0.234 in the
+    # limit
     assert RandomWalk().target(d) == pytest.approx(best, abs=0.02)
     energy = Gauss(2.0, 3.0, d=d)
     start = energy.sample(64, generator=torch.Generator().manual_seed(0))
@@ -77,7 +90,14 @@ def test_a_ladder_needs_no_gradient_either() -> None:
         return -torch.logaddexp(a + torch.tensor(0.3).log(), b + torch.tensor(0.7).log())
 
     kernel = Tempered(Gauss(0.0, 4.0), linear_betas(8) ** 2, RandomWalk())
-    trace = run(kernel, Raw(two), torch.full((64, 2), -4.0), draws=300, warmup=200, generators=streams(0, 1, CPU))
+    trace = run(
+        kernel,
+        Raw(two),
+        torch.full((64, 2), -4.0),
+        draws=300,
+        warmup=200,
+        generators=streams(0, 1, CPU),
+    )
     assert trace.counts.gradients == 0
     share = (trace.x[..., 0] > 0).double().mean(1)
     assert abs((share.mean() - 0.7) / (share.std() / 8)) < 4.5
@@ -93,7 +113,9 @@ def test_a_ladder_without_gradients_keeps_its_law_and_a_wrong_one_is_seen(parity
     for target, holds in ((end, True), (end**1.1, False)):
         kernel = Tempered(start, betas, RandomWalk(torch.tensor([1.0, 0.6, 0.4])), moves=1)
         state = kernel.init(target, x)._replace(parity=parity)
-        state, info = kernel.step(target, state, kernel.noise(state, torch.Generator().manual_seed(2)))
+        state, info = kernel.step(
+            target, state, kernel.noise(state, torch.Generator().manual_seed(2))
+        )
         assert 0.5 < info.acceptance.mean() < 0.99
         p = [paired_pvalue(x[:, rung], state.rungs.x[:, rung], end) for rung in (1, 2)]
         assert (min(p) > LEVEL / 2) == holds, p
@@ -107,7 +129,9 @@ def test_what_lies_outside_the_support_is_rejected() -> None:
         def forward(self, x):
             return x.sum(-1)
 
-    trace = run(RandomWalk(1.0), Half(), torch.full((500, 1), 0.1), draws=50, generators=streams(0, 1, CPU))
+    trace = run(
+        RandomWalk(1.0), Half(), torch.full((500, 1), 0.1), draws=50, generators=streams(0, 1, CPU)
+    )
     assert (trace.x > 0).all() and trace.counts.nonfinite == 0 and trace.counts.acceptance < 0.9
 
 
@@ -127,4 +151,7 @@ def test_compiled_blocks_agree_in_law_and_are_counted() -> None:
     kernel = RandomWalk(2.0)
     trace = run(kernel, energy, start, draws=3 * BLOCK, generators=streams(1, 1, CPU), compile=True)
     assert trace.counts.energies == 2000 * (3 * BLOCK + 1) and trace.counts.gradients == 0
-    assert ks_pvalue(energy.sample(2000, generator=torch.Generator().manual_seed(2)), trace.x[:, -1]) > LEVEL
+    assert (
+        ks_pvalue(energy.sample(2000, generator=torch.Generator().manual_seed(2)), trace.x[:, -1])
+        > LEVEL
+    )

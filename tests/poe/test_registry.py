@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from poe import registry
-from poe.energy import Energy
+from poe.algebra.energy import Energy
 
 
 @pytest.fixture
@@ -24,10 +24,13 @@ def table(monkeypatch):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch, table):
-    """Puts a one-module distribution on the path: install(distribution, source, {entry: value}, requires)."""
+    """Puts a one-module distribution on the path: install(distribution, source, {entry: value},
+    requires)."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def add(distribution: str, source: str, entries: dict[str, str], requires: tuple[str, ...] = ()) -> None:
+    def add(
+        distribution: str, source: str, entries: dict[str, str], requires: tuple[str, ...] = ()
+    ) -> None:
         module = distribution.replace("-", "_")
         monkeypatch.delitem(sys.modules, module, raising=False)
         (tmp_path / f"{module}.py").write_text(source)
@@ -105,7 +108,11 @@ def test_plugins_by_class_by_factory_and_by_module(install, table):
         "@poe.registry.register('test-mug')\nclass Mug(Bowl): pass\n"
     )
     source = source.replace("tests.poe.test_registry", __name__)
-    install("crockery", source, {"test-cup": "crockery:Cup", "test-wide": "crockery:wide", "x": "crockery"})
+    install(
+        "crockery",
+        source,
+        {"test-cup": "crockery:Cup", "test-wide": "crockery:wide", "x": "crockery"},
+    )
     assert {"test-cup", "test-wide", "test-mug"} <= set(table.available())
     assert "x" not in table.available()  # a module is not an expert
     assert table.create("test-cup").event_shape == (2,)
@@ -124,12 +131,16 @@ def test_nothing_is_imported_before_it_is_asked_for(install, table):
 def test_a_broken_plugin_warns_and_does_not_crash_the_host(install, table):
     table.register("test-bowl")(Bowl)
     install("cracked-crockery", "1 / 0", {"test-cup": "cracked_crockery:Cup"})
-    with pytest.warns(RuntimeWarning, match="'test-cup' of the plug-in 'cracked-crockery'.*ZeroDivisionError"):
+    with pytest.warns(
+        RuntimeWarning, match="'test-cup' of the plug-in 'cracked-crockery'.*ZeroDivisionError"
+    ):
         names = table.available()
     assert "test-bowl" in names
     assert "test-cup" not in names
     assert isinstance(table.create("test-bowl"), Bowl)
-    with pytest.raises(registry.RegistryError, match="cracked-crockery.*ZeroDivisionError") as caught:
+    with pytest.raises(
+        registry.RegistryError, match="cracked-crockery.*ZeroDivisionError"
+    ) as caught:
         table.create("test-cup")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -174,7 +185,9 @@ def test_unreadable_metadata_warns(table, monkeypatch):
 def stand_ins(table, monkeypatch):
     """Experts that only remember what they were given, so that the choice by type shows."""
     for name in ("flow", "distribution", "function"):
-        monkeypatch.setitem(registry._owners, name, lambda obj, _name=name, **arguments: (_name, obj, arguments))
+        monkeypatch.setitem(
+            registry._owners, name, lambda obj, _name=name, **arguments: (_name, obj, arguments)
+        )
 
 
 def test_as_energy_chooses_by_type(stand_ins, table):

@@ -1,4 +1,5 @@
-"""Exact rewriting: the table of rules, constants, distribution over mixtures, and what is left alone."""
+"""Exact rewriting: the table of rules, constants, distribution over mixtures, and what is left
+alone."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ from torch import Tensor, distributions, nn
 
 import poe
 from experts import Bernoulli, Categorical, Distribution, Gamma, Normal
-from poe import rules
-from poe.energy import Mixture, Product, Shifted
+from poe.algebra import rules
+from poe.algebra.mixture import Mixture
+from poe.algebra.product import Product
+from poe.algebra.shifted import Shifted
 
 F64 = torch.float64
 X = torch.linspace(-3, 3, 21, dtype=F64).reshape(-1, 1)
@@ -35,7 +38,8 @@ class Tilt(poe.Energy):
 
 @pytest.fixture
 def tilted() -> Iterator[list[int]]:
-    """Registers a rule for Tilt for the time of one test, and counts how many factors it was given."""
+    """Registers a rule for Tilt for the time of one test, and counts how many factors it was
+    given."""
     calls: list[int] = []
     before = list(rules._table)
 
@@ -98,7 +102,9 @@ def test_powers_of_mixtures_expand(power: int) -> None:
 
 
 def test_a_high_power_of_a_mixture_has_one_part_for_each_way_to_share_it() -> None:
-    energy = poe.mixture([normal(0.0), normal(2.0), normal(3.0, 0.5)], weights=[0.2, 0.5, 0.3]) ** 12
+    energy = (
+        poe.mixture([normal(0.0), normal(2.0), normal(3.0, 0.5)], weights=[0.2, 0.5, 0.3]) ** 12
+    )
     closed = poe.simplify(energy)
     assert len(poe.leaves(closed)) == math.comb(14, 2)
     torch.testing.assert_close(closed(X), energy(X), rtol=1e-10, atol=1e-9)
@@ -113,14 +119,18 @@ def test_mixtures_that_cannot_be_closed_are_left_whole() -> None:
 
 
 def test_weighted_mixtures_keep_their_weights() -> None:
-    energy = poe.mixture([normal(0.0), normal(3.0), normal(9.0)], weights=[1, 3, 0]) & normal(1.0, 2.0)
+    energy = poe.mixture([normal(0.0), normal(3.0), normal(9.0)], weights=[1, 3, 0]) & normal(
+        1.0, 2.0
+    )
     closed = poe.simplify(energy)
     torch.testing.assert_close(closed(X), energy(X))
     assert len(poe.leaves(closed)) == 2
 
 
 def test_parts_without_mass_are_dropped() -> None:
-    first, second = (Categorical(probs=torch.tensor(p, dtype=F64)) for p in ([1.0, 0.0, 0.0], [0.0, 0.5, 0.5]))
+    first, second = (
+        Categorical(probs=torch.tensor(p, dtype=F64)) for p in ([1.0, 0.0, 0.0], [0.0, 0.5, 0.5])
+    )
     energy = (first | second) & Categorical(probs=torch.tensor([0.5, 0.5, 0.0], dtype=F64))
     assert energy.log_z is not None
     assert energy.log_z.value == pytest.approx(math.log(0.5 + 0.25))
@@ -174,10 +184,17 @@ def test_an_improper_part_makes_a_raw_mixture_improper() -> None:
 def test_families_merge_side_by_side() -> None:
     bits = Bernoulli(torch.tensor([0.2, 0.7], dtype=F64))
     energy = bits & Bernoulli(torch.tensor([0.5, 0.9], dtype=F64))
-    states = torch.cartesian_prod(torch.tensor([0.0, 1.0], dtype=F64), torch.tensor([0.0, 1.0], dtype=F64))
+    states = torch.cartesian_prod(
+        torch.tensor([0.0, 1.0], dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    )
     assert energy.log_z is not None
     assert energy.log_z.value == pytest.approx(float(torch.logsumexp(-energy(states), 0)))
-    gammas = Gamma(torch.tensor([2.0], dtype=F64), 1.0) & normal(0.0) & Gamma(torch.tensor([3.0], dtype=F64), 1.0) & normal(1.0)
+    gammas = (
+        Gamma(torch.tensor([2.0], dtype=F64), 1.0)
+        & normal(0.0)
+        & Gamma(torch.tensor([3.0], dtype=F64), 1.0)
+        & normal(1.0)
+    )
     closed = poe.simplify(gammas)
     assert len(poe.leaves(closed)) == 2
     positive = X[X[:, 0] > 0]

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from poe.adapt import DualAveraging, Moments
 from poe.kernels import Langevin
-from poe.run import run, streams
-from poe.shard import Shard
+from poe.kernels.adapt import DualAveraging, Moments
+from poe.mcmc.run import run, streams
+from poe.mcmc.shard import Shard
 from tests.poe.targets import Gauss, Raw
 
 CPU = torch.device("cpu")
@@ -47,7 +47,9 @@ def test_moments_pool_chains_and_steps_as_one_sample() -> None:
 def test_dual_averaging_solves_for_the_target_of_a_known_curve() -> None:
     averaging = DualAveraging.start(torch.tensor(1.0))
     for _ in range(2000):
-        averaging = averaging.update(torch.exp(-averaging.log_step.exp()), 0.574)  # acceptance exp(-h)
+        averaging = averaging.update(
+            torch.exp(-averaging.log_step.exp()), 0.574
+        )  # acceptance exp(-h)
     assert abs(averaging.log_average.exp() + torch.tensor(0.574).log()) < 0.01
 
 
@@ -55,7 +57,9 @@ def test_draws_depend_on_the_seed_and_the_shards_only() -> None:
     energy, x = Gauss(1.0), torch.zeros(8, 2)
 
     def go(seed: int, shards: int) -> torch.Tensor:
-        return run(Langevin(), energy, x, draws=20, warmup=50, generators=streams(seed, shards, CPU)).x
+        return run(
+            Langevin(), energy, x, draws=20, warmup=50, generators=streams(seed, shards, CPU)
+        ).x
 
     assert torch.equal(go(0, 2), go(0, 2))
     assert not torch.equal(go(0, 2), go(1, 2))
@@ -74,9 +78,16 @@ def test_blocks_of_steps_are_thinned_as_single_ones_are() -> None:
     shard.start(Langevin(0.3), Langevin(0.3).init(Gauss(1.0), torch.zeros(2, 2)))
     at = 0
     for block in (10, 1, 2, 10, 1):
-        numbers = torch.arange(at + 1.0, at + block + 1)  # the positions and energies are the numbers of the steps
+        numbers = torch.arange(
+            at + 1.0, at + block + 1
+        )  # the positions and energies are the numbers of the steps
         at += block
-        shard._add(shard.state, numbers[:, None, None].expand(-1, 2, 2), numbers[:, None].expand(-1, 2), torch.ones(4))
+        shard._add(
+            shard.state,
+            numbers[:, None, None].expand(-1, 2, 2),
+            numbers[:, None].expand(-1, 2),
+            torch.ones(4),
+        )
     kept = shard.saved()
     assert kept.x[:, 1, 1].tolist() == kept.energy[:, 0].tolist() == [3, 6, 9, 12, 15, 18, 21, 24]
     assert kept.sums.tolist() == [5.0] * 4
@@ -94,7 +105,13 @@ def test_a_run_goes_on_from_the_states_of_another() -> None:
 def test_a_start_without_finite_energy_is_refused() -> None:
     energy = Raw(lambda x: torch.where(x[..., 0] > 0, torch.nan, x.square().sum(-1)), name="half")
     with pytest.raises(ValueError, match="1 of 2 chains of half start where the energy is nan"):
-        run(Langevin(0.1), energy, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), draws=1, generators=streams(0, 1, CPU))
+        run(
+            Langevin(0.1),
+            energy,
+            torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),
+            draws=1,
+            generators=streams(0, 1, CPU),
+        )
 
 
 def test_an_interrupt_returns_what_there_is() -> None:
@@ -106,5 +123,7 @@ def test_an_interrupt_returns_what_there_is() -> None:
             raise KeyboardInterrupt
         return x.square().sum(-1)
 
-    trace = run(Langevin(0.1), Raw(energy), torch.zeros(3, 2), draws=100, generators=streams(0, 1, CPU))
+    trace = run(
+        Langevin(0.1), Raw(energy), torch.zeros(3, 2), draws=100, generators=streams(0, 1, CPU)
+    )
     assert trace.partial and trace.x.shape == (3, 23, 2)

@@ -9,19 +9,22 @@ from torch import Tensor
 
 import poe
 from experts import Bernoulli, Ising
-from poe.run import streams
-from poe.sequential import carry, line, twists
-from poe.smc import estimate
+from poe.algebra.support import Box
+from poe.mcmc.run import streams
+from poe.smc.resampling import estimate
+from poe.smc.sequential import carry, line, twists
 from poe.spaces import points
-from poe.support import Box
 
 CPU = torch.device("cpu")
 
 
 class Causal(poe.Density):
-    """Conditionals that depend on all earlier values through a random network, along an order of one's own; `values` a site."""
+    """Conditionals that depend on all earlier values through a random network, along an order of
+    one's own; `values` a site."""
 
-    def __init__(self, n: int, values: int, seed: int, order: list[int] | None = None, sharp: float = 1.5) -> None:
+    def __init__(
+        self, n: int, values: int, seed: int, order: list[int] | None = None, sharp: float = 1.5
+    ) -> None:
         box = Box(torch.zeros(n), torch.full((n,), values - 1.0), integer=True)
         super().__init__((n,), support=box, name=f"causal_{seed}")
         g = torch.Generator().manual_seed(seed)
@@ -35,12 +38,18 @@ class Causal(poe.Density):
 
     def next_logits(self, prefix: Tensor) -> Tensor:
         t = prefix.shape[-1]
-        logits = torch.einsum("...s,sv->...v", (prefix.float() * 1.7).sin(), self.weight[t, :t]) + self.bias[t]
+        logits = (
+            torch.einsum("...s,sv->...v", (prefix.float() * 1.7).sin(), self.weight[t, :t])
+            + self.bias[t]
+        )
         return logits.log_softmax(-1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         x = x[..., self.order]
-        each = [self.next_logits(x[..., :t]).gather(-1, x[..., t : t + 1].long()) for t in range(x.shape[-1])]
+        each = [
+            self.next_logits(x[..., :t]).gather(-1, x[..., t : t + 1].long())
+            for t in range(x.shape[-1])
+        ]
         return torch.cat(each, -1).sum(-1)
 
     def sample(self, n, *, generator=None):
@@ -50,7 +59,11 @@ class Causal(poe.Density):
 def pairs(n: int, values: int) -> poe.Energy:
     class Pairs(poe.Energy):
         def __init__(self) -> None:
-            super().__init__((n,), support=Box(torch.zeros(n), torch.full((n,), values - 1.0), integer=True), name="pairs")
+            super().__init__(
+                (n,),
+                support=Box(torch.zeros(n), torch.full((n,), values - 1.0), integer=True),
+                name="pairs",
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             x = x.float()
@@ -63,7 +76,9 @@ class Ones(poe.Energy):
     """Allows exactly k ones, which nobody can see before the end."""
 
     def __init__(self, n: int, k: int) -> None:
-        super().__init__((n,), support=Box(torch.zeros(n), torch.ones(n), integer=True), name="ones")
+        super().__init__(
+            (n,), support=Box(torch.zeros(n), torch.ones(n), integer=True), name="ones"
+        )
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,11 +86,15 @@ class Ones(poe.Energy):
 
 
 def chi_square(draws: Tensor, target: poe.Energy, ess: float) -> tuple[float, int]:
-    """The statistic of how often each state came, at the size `ess`, and its degrees of freedom; rare states are pooled."""
+    """The statistic of how often each state came, at the size `ess`, and its degrees of freedom;
+    rare states are pooled."""
     states = points(target)
     law = (-target(states).double()).softmax(0)
     values = int(states.max()) + 1
-    number = lambda x: (x.double() @ (values ** torch.arange(x.shape[1] - 1, -1, -1)).double()).long()  # noqa: E731
+
+    def number(x):
+        return (x.double() @ (values ** torch.arange(x.shape[1] - 1, -1, -1)).double()).long()
+
     place = torch.searchsorted(number(states), number(draws))
     found = torch.bincount(place, minlength=len(states)).double() / len(draws)
     big = law * ess > 5
@@ -86,7 +105,9 @@ def chi_square(draws: Tensor, target: poe.Energy, ess: float) -> tuple[float, in
 
 TARGETS = {
     "two": lambda: Causal(6, 3, 0) & Causal(6, 3, 1),
-    "order": lambda: Causal(6, 3, 0, order=[3, 1, 5, 0, 2, 4]) & Causal(6, 3, 1, order=[3, 1, 5, 0, 2, 4]),
+    "order": lambda: (
+        Causal(6, 3, 0, order=[3, 1, 5, 0, 2, 4]) & Causal(6, 3, 1, order=[3, 1, 5, 0, 2, 4])
+    ),
     "powers": lambda: Causal(6, 3, 0) ** 0.5 & Causal(6, 3, 1) ** 2 / Causal(6, 3, 2) ** 0.3,
     "two orders": lambda: Causal(6, 3, 0) & Causal(6, 3, 1, order=[5, 4, 3, 2, 1, 0]),
     "rest": lambda: Causal(6, 3, 0) & pairs(6, 3),
@@ -117,7 +138,8 @@ def test_draws_and_log_z_are_those_of_the_global_product(name: str) -> None:
 
 
 def test_the_locally_normalised_product_is_another_law() -> None:
-    """The negative control: the same proposals without their weights are far from the global product."""
+    """The negative control: the same proposals without their weights are far from the global
+    product."""
     target = TARGETS["two"]()
     states = points(target)
     law = (-target(states).double()).softmax(0)
@@ -131,8 +153,14 @@ def test_the_locally_normalised_product_is_another_law() -> None:
     draws = poe.sample(target, 4000, method="sequential", seed=3).x
     number = (draws.double() @ (3 ** torch.arange(5, -1, -1)).double()).long()
     found = torch.bincount(number, minlength=729).double() / 4000
-    bound = 0.5 * float((law * (1 - law) / 1000).sqrt().sum())  # of the mean total variation, at a quarter of the draws
-    assert 0.5 * float((found - law).abs().sum()) < bound < 0.5 * float((found - local.exp()).abs().sum())
+    bound = 0.5 * float(
+        (law * (1 - law) / 1000).sqrt().sum()
+    )  # of the mean total variation, at a quarter of the draws
+    assert (
+        0.5 * float((found - law).abs().sum())
+        < bound
+        < 0.5 * float((found - local.exp()).abs().sum())
+    )
 
 
 def test_a_plan_follows_the_order_where_there_is_one() -> None:
@@ -141,7 +169,9 @@ def test_a_plan_follows_the_order_where_there_is_one() -> None:
     draws = poe.sample(big, 500, seed=0)
     assert draws.trusted and draws.log_z is not None
     again = poe.log_z(big, seed=5)
-    assert abs(again.value - draws.log_z.value) < 4 * math.hypot(again.standard_error, draws.log_z.standard_error)
+    assert abs(again.value - draws.log_z.value) < 4 * math.hypot(
+        again.standard_error, draws.log_z.standard_error
+    )
     with pytest.raises(ValueError, match="no autoregressive factor"):
         poe.sample(pairs(30, 2), 10, method="sequential")
     with pytest.raises(ValueError, match="no autoregressive factor"):

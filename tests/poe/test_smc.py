@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from poe import smc
 from poe.kernels import Langevin
-from poe.path import Geometric
-from poe.run import streams
-from poe.smc import Level, Schedule, Stalled, anneal, estimate, systematic, tune
+from poe.mcmc.run import streams
+from poe.smc import annealing as smc
+from poe.smc.annealing import Level, Schedule, Stalled, anneal, tune
+from poe.smc.resampling import estimate, systematic
+from poe.spaces.path import Geometric
 from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue
 
 CPU = torch.device("cpu")
@@ -20,7 +21,9 @@ def started(start: Gauss):
 
 
 def frozen(start: Gauss, end, betas: list[float], step: float, moves: int) -> Schedule:
-    return Schedule(Geometric(start, end), tuple(Level(beta, Langevin(step), moves) for beta in betas))
+    return Schedule(
+        Geometric(start, end), tuple(Level(beta, Langevin(step), moves) for beta in betas)
+    )
 
 
 @pytest.mark.parametrize("resample", [True, False])
@@ -31,8 +34,12 @@ def test_the_mean_weight_is_the_ratio_of_the_z_whatever_the_mixing(resample: boo
     moved = anneal(schedule, started(start), [4000], 16, streams(0, 1, CPU), resample=resample)
     ratios = moved.log_ratio.exp()
     assert abs(ratios.mean() - 1) < 5 * ratios.std() / math.sqrt(4000)
-    wrong = frozen(start, end**1.1, [0.3, 0.7, 1.0], step=0.01, moves=1)  # the control: another Z, (2π·0.49)^-1.1 · 2π·0.49/1.1
-    other = anneal(wrong, started(start), [4000], 16, streams(0, 1, CPU), resample=resample).log_ratio.exp()
+    wrong = frozen(
+        start, end**1.1, [0.3, 0.7, 1.0], step=0.01, moves=1
+    )  # the control: another Z, (2π·0.49)^-1.1 · 2π·0.49/1.1
+    other = anneal(
+        wrong, started(start), [4000], 16, streams(0, 1, CPU), resample=resample
+    ).log_ratio.exp()
     assert abs(other.mean() - 1) > 5 * other.std() / math.sqrt(4000)
     truth = (2 * math.pi * 0.49) ** -0.1 / 1.1
     assert abs(other.mean() - truth) < 5 * other.std() / math.sqrt(4000)
@@ -42,7 +49,10 @@ def test_the_mean_weight_back_from_exact_draws_is_the_inverse_ratio() -> None:
     start, end, g = Gauss(0.0, 1.0), Gauss(0.6, 0.8), torch.Generator().manual_seed(3)
     schedule = frozen(start, end, [0.5, 1.0], step=0.05, moves=1).refined(2)
     assert [level.beta for level in schedule.levels] == [0.25, 0.5, 0.75, 1.0]
-    for x, holds in ((end.sample(20_000, generator=g), True), (Gauss(0.7, 0.8).sample(20_000, generator=g), False)):
+    for x, holds in (
+        (end.sample(20_000, generator=g), True),
+        (Gauss(0.7, 0.8).sample(20_000, generator=g), False),
+    ):
         weights = schedule.back(x, g).exp()
         z = abs(weights.mean() - 1) / (weights.std() / math.sqrt(20_000))
         assert (z < 5) == holds, z
@@ -53,7 +63,9 @@ def test_standard_errors_cover() -> None:
     schedule = frozen(start, end, [0.5, 1.0], step=0.2, moves=2)
     covered = 0
     for seed in range(200):
-        ratio = estimate(anneal(schedule, started(start), [16], 32, streams(seed, 1, CPU)).log_ratio)
+        ratio = estimate(
+            anneal(schedule, started(start), [16], 32, streams(seed, 1, CPU)).log_ratio
+        )
         covered += abs(ratio.value) < 1.96 * ratio.standard_error
     # 15 degrees of freedom: 93.1 % expected; outside of 172 to 199 of 200 with probability 1e-3
     assert 172 <= covered <= 199
@@ -100,7 +112,9 @@ def test_what_dies_out_has_no_mass_and_what_is_too_far_is_said(monkeypatch) -> N
     with pytest.raises(ValueError, match="no draw of gauss has finite energy under nowhere"):
         tune(Geometric(start, nowhere), start.sample(50, generator=g), g)
     schedule = frozen(start, nowhere, [1.0], step=0.1, moves=1)
-    assert bool((anneal(schedule, started(start), [3], 8, streams(0, 1, CPU)).log_ratio == -math.inf).all())
+    assert bool(
+        (anneal(schedule, started(start), [3], 8, streams(0, 1, CPU)).log_ratio == -math.inf).all()
+    )
     far = Raw(lambda x: 0.5 * ((x - 1e3) / 1e-3).square().sum(-1), name="far")
     monkeypatch.setattr(smc, "MOST_LEVELS", 5)
     with pytest.raises(Stalled, match="levels from gauss to far; give a nearer start"):

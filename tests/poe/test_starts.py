@@ -9,12 +9,13 @@ from scipy.stats import dirichlet
 
 import poe
 from experts import Dirichlet, Normal
-from poe.energy import Mixture
-from poe.path import StandardNormal
-from poe.run import streams
-from poe.smc import anneal, estimate
-from poe.starts import candidates, nearest, pilot, weigh
-from poe.transport import Transported, Unconstrained
+from poe.algebra.mixture import Mixture
+from poe.mcmc.run import streams
+from poe.smc.annealing import anneal
+from poe.smc.resampling import estimate
+from poe.smc.starts import candidates, nearest, pilot, weigh
+from poe.spaces.path import StandardNormal
+from poe.spaces.transport import Transported, Unconstrained
 from tests.poe.targets import Gauss, Raw
 
 CPU = torch.device("cpu")
@@ -42,13 +43,19 @@ class Shear(Gauss):
 def grid(x: torch.Tensor) -> torch.Tensor:  # (*batch, 2) -> (*batch)
     """Nine normals of variance 0.3 at {-5, 0, 5}², equal weights: log Z is 0."""
     centres = torch.cartesian_prod(torch.tensor([-5.0, 0.0, 5.0]), torch.tensor([-5.0, 0.0, 5.0]))
-    return math.log(9 * 2 * math.pi * 0.3) - (-(x.unsqueeze(-2) - centres).square().sum(-1) / 0.6).logsumexp(-1)
+    return math.log(9 * 2 * math.pi * 0.3) - (
+        -(x.unsqueeze(-2) - centres).square().sum(-1) / 0.6
+    ).logsumexp(-1)
 
 
 def funnel(x: torch.Tensor) -> torch.Tensor:  # (*batch, 5) -> (*batch)
     """x0 ~ N(0, 2²), the others N(0, exp(x0)): log Z is 0."""
     first, rest = x[..., 0], x[..., 1:]
-    spread = (rest.square() * (-first).exp().unsqueeze(-1)).sum(-1) / 2 + 2 * first + 2 * math.log(2 * math.pi)
+    spread = (
+        (rest.square() * (-first).exp().unsqueeze(-1)).sum(-1) / 2
+        + 2 * first
+        + 2 * math.log(2 * math.pi)
+    )
     return first.square() / 8 + math.log(2 * math.sqrt(2 * math.pi)) + spread
 
 
@@ -66,7 +73,10 @@ def test_weights_of_a_start_are_importance_weights() -> None:
     assert start.failed == 0 and 0 < start.ess < 20_000
 
 
-@pytest.mark.parametrize(("function", "d", "map"), [pytest.param(grid, 2, False, marks=pytest.mark.slow), (funnel, 5, True)])
+@pytest.mark.parametrize(
+    ("function", "d", "map"),
+    [pytest.param(grid, 2, False, marks=pytest.mark.slow), (funnel, 5, True)],
+)
 def test_a_target_of_which_nothing_is_known_is_reached(function, d: int, map: bool) -> None:
     target = Raw(function, d=d)
     z = []
@@ -75,10 +85,18 @@ def test_a_target_of_which_nothing_is_known_is_reached(function, d: int, map: bo
         tuned = pilot(target, None, generators[0])
         path = tuned.schedule.path
         assert isinstance(path.end, Transported) is map
-        moved = anneal(tuned.schedule, lambda n, g, s=path.start: s.sample(n, generator=g), [16], 256, [generators[1]])
+        moved = anneal(
+            tuned.schedule,
+            lambda n, g, s=path.start: s.sample(n, generator=g),
+            [16],
+            256,
+            [generators[1]],
+        )
         ratio = estimate(moved.log_ratio)
         z.append(abs(ratio.value) / max(ratio.standard_error, 0.02))
-    assert max(z) < 6  # of student's t on 15 degrees of freedom: 3 values beyond 6 have probability 7e-5
+    assert (
+        max(z) < 6
+    )  # of student's t on 15 degrees of freedom: 3 values beyond 6 have probability 7e-5
 
 
 def test_chains_and_particles_move_in_the_noise_of_a_flow() -> None:
@@ -91,7 +109,9 @@ def test_chains_and_particles_move_in_the_noise_of_a_flow() -> None:
         for i in (0, 1):
             assert abs(draws.x[:, i].mean() - truth[i]) < 4.5 * error[i], method
     tuned = pilot(flow & tilt, flow, streams(0, 1, CPU)[0])
-    assert isinstance(tuned.schedule.path.start, StandardNormal) and isinstance(tuned.schedule.path.end, Transported)
+    assert isinstance(tuned.schedule.path.start, StandardNormal) and isinstance(
+        tuned.schedule.path.end, Transported
+    )
 
 
 def test_unconstrained_space_and_fitted_maps_compose() -> None:
@@ -107,12 +127,20 @@ def test_unconstrained_space_and_fitted_maps_compose() -> None:
     draws = poe.sample(Gamma(), 2000, seed=0)
     assert draws.method.startswith("annealed") and (draws.x > 0).all()
     assert abs(draws.x.mean() - 3) < 4.5 * float(draws.mcse().max())
-    assert draws.log_z is not None and abs(draws.log_z.value - 2 * math.lgamma(3)) < 5 * draws.log_z.standard_error
+    assert (
+        draws.log_z is not None
+        and abs(draws.log_z.value - 2 * math.lgamma(3)) < 5 * draws.log_z.standard_error
+    )
     assert isinstance(Unconstrained(Gamma()), poe.Energy)
 
 
-SHARP = poe.as_energy(torch.distributions.Laplace(torch.tensor([0.0]), torch.tensor([1.0])), name="sharp")
-NEAR, FAR = Normal(torch.tensor([0.0]), 1.0, name="near"), Normal(torch.tensor([5.0]), 0.3, name="far")
+SHARP = poe.as_energy(
+    torch.distributions.Laplace(torch.tensor([0.0]), torch.tensor([1.0])), name="sharp"
+)
+NEAR, FAR = (
+    Normal(torch.tensor([0.0]), 1.0, name="near"),
+    Normal(torch.tensor([5.0]), 0.3, name="far"),
+)
 WIDE = Normal(torch.tensor([0.0]), 10.0, name="wide")
 SUMS = {  # whose parts have no log Z of their own, and lie apart
     "two products": (NEAR & SHARP) | (FAR & SHARP),
@@ -123,20 +151,24 @@ SUMS = {  # whose parts have no log Z of their own, and lie apart
 }
 
 
-@pytest.mark.filterwarnings("ignore::poe.plan.ImproperWarning")  # nobody knows of the power
+@pytest.mark.filterwarnings("ignore::poe.ImproperWarning")  # nobody knows of the power
 @pytest.mark.parametrize("name", SUMS)
 def test_a_sum_starts_from_each_of_its_parts(name: str) -> None:
-    """Against quadrature; family-wise level 1e-3 over ten z-tests. The start nearest to one part alone would miss up to 99 % of Z."""
+    """Against quadrature; family-wise level 1e-3 over ten z-tests. The start nearest to one part
+    alone would miss up to 99 % of Z."""
     target = SUMS[name]
     x = torch.linspace(-30, 30, 600_001).unsqueeze(-1)
     logs = -target(x).double()
-    log_z, mean = float(logs.logsumexp(0)) + math.log(60 / 600_000), float(logs.softmax(0) @ x[:, 0].double())
+    log_z, mean = (
+        float(logs.logsumexp(0)) + math.log(60 / 600_000),
+        float(logs.softmax(0) @ x[:, 0].double()),
+    )
     found = poe.log_z(target, seed=0)
     assert abs(found.value - log_z) < 4.1 * found.standard_error and found.standard_error < 0.05
     draws = poe.sample(target, 4000, seed=1)
-    assert draws.trusted and abs(float(draws.x.mean()) - mean) < 4.1 * float(draws.x.std()) / math.sqrt(
-        draws.diagnostics.ess_bulk
-    )
+    assert draws.trusted and abs(float(draws.x.mean()) - mean) < 4.1 * float(
+        draws.x.std()
+    ) / math.sqrt(draws.diagnostics.ess_bulk)
 
 
 def test_a_sum_of_which_one_part_does_not_draw_has_no_start() -> None:
@@ -158,9 +190,15 @@ def test_a_start_may_draw_outside_a_part_of_the_support() -> None:
     """A Dirichlet whose shares are at most a half each: ∫∫ 8 p(x, y) over x, y <= 1/2 <= x + y."""
     shares = Dirichlet(torch.tensor([2.0, 3.0, 4.0]))
     box = poe.as_energy(torch.distributions.Uniform(torch.zeros(3), torch.full((3,), 0.5)))
-    exact, _ = integrate.dblquad(lambda y, x: 8 * dirichlet([2, 3, 4]).pdf([x, y, 1 - x - y]), 0, 0.5, lambda x: 0.5 - x, 0.5)
+    exact, _ = integrate.dblquad(
+        lambda y, x: 8 * dirichlet([2, 3, 4]).pdf([x, y, 1 - x - y]), 0, 0.5, lambda x: 0.5 - x, 0.5
+    )
     found = poe.log_z(shares & box, seed=0)
     assert abs(found.value - math.log(exact)) < 4 * found.standard_error
     draws = poe.sample(shares & box, 500, seed=0)
-    assert draws.trusted and draws.diagnostics.gradients == 0 and math.isnan(draws.diagnostics.stein_pvalue)
+    assert (
+        draws.trusted
+        and draws.diagnostics.gradients == 0
+        and math.isnan(draws.diagnostics.stein_pvalue)
+    )
     assert bool((draws.x <= 0.5).all())

@@ -8,10 +8,12 @@ from scipy.stats import binom
 from torch.distributions import constraints
 
 import poe
-from poe.stein import stein_kernel, stein_test
+from poe.diagnostics.stein import stein_kernel, stein_test
 from tests.poe.targets import Gauss, Raw, Skewed
 
-LOW, HIGH = binom.ppf([0.0005, 0.9995], 200, 0.05)  # rejections in 200 tests at 5 %: outside once in 1,000
+LOW, HIGH = binom.ppf(
+    [0.0005, 0.9995], 200, 0.05
+)  # rejections in 200 tests at 5 %: outside once in 1,000
 
 
 class Gamma(poe.Density):
@@ -29,7 +31,9 @@ class Gamma(poe.Density):
         return torch._standard_gamma(torch.full((*shape, 1), self.shape), generator=generator)
 
 
-def autoregression(rho: float, chains: int, draws: int, d: int, generator: torch.Generator) -> torch.Tensor:
+def autoregression(
+    rho: float, chains: int, draws: int, d: int, generator: torch.Generator
+) -> torch.Tensor:
     """Stationary chains with law N(0, I) and lag-one correlation rho, (chains, draws, d)."""
     noise = torch.randn(draws, chains, d, generator=generator)
     path = [noise[0]]
@@ -40,7 +44,10 @@ def autoregression(rho: float, chains: int, draws: int, d: int, generator: torch
 
 def rejections(energy: poe.Energy, make) -> int:
     """How many of 200 independent sets of draws are rejected at 5 %."""
-    tests = (stein_test(energy, make(torch.Generator().manual_seed(i)), bootstrap=299, seed=i) for i in range(200))
+    tests = (
+        stein_test(energy, make(torch.Generator().manual_seed(i)), bootstrap=299, seed=i)
+        for i in range(200)
+    )
     return sum(test.pvalue <= 0.05 for test in tests)
 
 
@@ -53,24 +60,44 @@ def test_the_kernel_is_the_stein_operator_applied_to_both_sides() -> None:
     for i, j in [(0, 1), (3, 2), (4, 4)]:
         both = torch.cat([y[i], y[j]])
         k = lambda z: (c2 + (z[:3] - z[3:]).square().sum()).rsqrt()  # noqa: E731
-        slope, curvature = torch.autograd.functional.jacobian(k, both), torch.autograd.functional.hessian(k, both)
-        expected = s[i] @ s[j] * k(both) + s[i] @ slope[3:] + s[j] @ slope[:3] + curvature[:3, 3:].trace()
+        slope, curvature = (
+            torch.autograd.functional.jacobian(k, both),
+            torch.autograd.functional.hessian(k, both),
+        )
+        expected = (
+            s[i] @ s[j] * k(both) + s[i] @ slope[3:] + s[j] @ slope[:3] + curvature[:3, 3:].trace()
+        )
         assert torch.isclose(h[i, j], expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("target", [Gauss(1.0, 2.0, d=10), Skewed(), Gamma(1.5)], ids=lambda target: type(target).__name__)
+@pytest.mark.parametrize(
+    "target",
+    [Gauss(1.0, 2.0, d=10), Skewed(), Gamma(1.5)],
+    ids=lambda target: type(target).__name__,
+)
 def test_exact_draws_are_rejected_as_often_as_the_level_says(target: poe.Density) -> None:
-    assert LOW <= rejections(target, lambda generator: target.sample(150, generator=generator)) <= HIGH
+    assert (
+        LOW <= rejections(target, lambda generator: target.sample(150, generator=generator)) <= HIGH
+    )
 
 
 @pytest.mark.parametrize(("chains", "draws"), [(2, 100), (40, 5)])
-def test_draws_that_depend_on_each_other_keep_the_level_as_chains_and_not_as_a_heap(chains: int, draws: int) -> None:
-    target, make = Gauss(0.0, d=5), lambda generator: autoregression(0.5, chains, draws, 5, generator)
+def test_draws_that_depend_on_each_other_keep_the_level_as_chains_and_not_as_a_heap(
+    chains: int, draws: int
+) -> None:
+    target, make = (
+        Gauss(0.0, d=5),
+        lambda generator: autoregression(0.5, chains, draws, 5, generator),
+    )
     assert LOW <= rejections(target, make) <= HIGH
     assert rejections(target, lambda generator: make(generator).flatten(0, 1)) > HIGH
 
 
-@pytest.mark.parametrize("change", [lambda x: 1.3 * x, lambda x: 0.7 * x, lambda x: x + 0.3], ids=["wide", "narrow", "shifted"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: 1.3 * x, lambda x: 0.7 * x, lambda x: x + 0.3],
+    ids=["wide", "narrow", "shifted"],
+)
 def test_wrong_scale_and_mean_are_seen(change) -> None:
     target = Gauss(0.0, d=4)
     draws = target.sample((20, 200), generator=torch.Generator().manual_seed(1))
@@ -86,7 +113,9 @@ def test_wrong_draws_on_a_constrained_support_are_seen_in_the_reals() -> None:
 def test_weights_of_distant_modes_are_not_seen() -> None:
     target = Gauss(-10.0) | Gauss(10.0)
     generator = torch.Generator().manual_seed(3)
-    draws = torch.cat([Gauss(-10.0).sample(50, generator=generator), Gauss(10.0).sample(450, generator=generator)])
+    draws = torch.cat(
+        [Gauss(-10.0).sample(50, generator=generator), Gauss(10.0).sample(450, generator=generator)]
+    )
     assert stein_test(target, draws).pvalue > 0.001
 
 

@@ -1,4 +1,5 @@
-"""Files: bit-equal in a new process, and a clear refusal of everything that is not what `save` wrote."""
+"""Files: bit-equal in a new process, and a clear refusal of everything that is not what `save`
+wrote."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ import torch
 from torch import nn
 
 import poe
-from poe import registry, storage
-from poe.energy import Density, Energy
-from poe.storage import StorageError, load, save
+from poe import registry
+from poe.algebra.energy import Density, Energy
+from poe.io import storage
+from poe.io.container import StorageError
+from poe.io.storage import load, save
 
 PLUGIN = '''
 import torch
 import poe.registry
-from poe.energy import Density
+from poe.algebra.energy import Density
 
 @poe.registry.register("storage-gauss")
 class Gauss(Density):
@@ -93,7 +96,9 @@ CASES = {
     "contrast": lambda: poe.contrast(a, b, strength=0.1),
     "shift": lambda: poe.shift(a & b, 0.1, log_z=poe.Estimate(0.123456789, 0.01)) | c,
     "on": lambda: poe.on(a, [2, 0], (3,)) & poe.on(b, [0, 1], (3,)),
-    "fill": lambda: wide.float() @ poe.fill(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([False, True, False])),
+    "fill": lambda: (
+        wide.float() @ poe.fill(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([False, True, False]))
+    ),
     "map": lambda: a @ Stretch(1.7) & b,
     "learned": lambda: a ** nn.Parameter(torch.tensor(0.1)) & b,
     "shared power": shared_power,
@@ -121,7 +126,10 @@ def test_loaded_is_bit_equal(case, tmp_path):
     assert read.log_z == e.log_z
     assert not read.training
     assert not any(part.training for part in read.modules())
-    before, after = list(e.parameters()), list(read.parameters())  # each once, however often it is used
+    before, after = (
+        list(e.parameters()),
+        list(read.parameters()),
+    )  # each once, however often it is used
     assert [p.requires_grad for p in after] == [p.requires_grad for p in before]
     assert all(torch.equal(bits(p), bits(q)) for p, q in zip(before, after, strict=True))
 
@@ -157,7 +165,7 @@ def test_bit_equal_in_a_new_process(tmp_path):
     (info / "entry_points.txt").write_text("[poe.experts]\nstorage-gauss = storage_plugin:Gauss\n")
     script = (
         "import safetensors.torch as s\n"
-        "from poe.storage import load\n"
+        "from poe.io.storage import load\n"
         "e, x = load('e.safetensors'), s.load_file('x.safetensors')['x']\n"
         "value, gradient = e.value_and_grad(x)\n"
         "s.save_file({'value': value, 'gradient': gradient}, 'y.safetensors')\n"
@@ -264,7 +272,9 @@ def forge(content, path, change):
     return path
 
 
-@pytest.mark.parametrize("name", ["os.system", "torch.nn:Linear", "storage_plugin.Gauss", "../x", "", 3, None])
+@pytest.mark.parametrize(
+    "name", ["os.system", "torch.nn:Linear", "storage_plugin.Gauss", "../x", "", 3, None]
+)
 def test_an_import_path_in_a_recipe_is_refused(content, tmp_path, name):
     path = forge(content, tmp_path / "bad", lambda recipe: recipe["parts"][0].update(expert=name))
     assert "never an import path" in refusal(path)
@@ -369,7 +379,9 @@ def test_a_missing_folder_is_named_as_it_was_given(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is the system's affair
         save(a, tmp_path / "folder")
-    assert caught.value.filename == str(tmp_path / "folder") and list(tmp_path.iterdir()) == [tmp_path / "folder"]
+    assert caught.value.filename == str(tmp_path / "folder") and list(tmp_path.iterdir()) == [
+        tmp_path / "folder"
+    ]
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path):
@@ -398,15 +410,17 @@ def test_zoo_names_load(a_zoo):
     assert isinstance(owl, Density)
     assert owl.name == "birds.owl"
     assert storage.zoo() == ["birds.owl"]
-    e = poe.expression.parse("birds.owl & birds.owl ** 2")
+    e = poe.io.expression.parse("birds.owl & birds.owl ** 2")
     assert str(e) == "birds.owl ** 3"
 
 
 def test_an_unknown_zoo_name_suggests_near_ones(a_zoo):
-    with pytest.raises(StorageError, match=r"'birds.ow' is neither a file nor in the zoo; did you mean 'birds.owl'"):
+    with pytest.raises(
+        StorageError, match=r"'birds.ow' is neither a file nor in the zoo; did you mean 'birds.owl'"
+    ):
         load("birds.ow")
     with pytest.raises(ValueError, match=r"did you mean 'birds.owl'"):
-        poe.expression.parse("birds.owls ** 2")
+        poe.io.expression.parse("birds.owls ** 2")
 
 
 def test_a_broken_zoo_warns(a_zoo):

@@ -1,4 +1,5 @@
-"""Supports as sets: membership, inclusion, intersection and union against points, and bijections from R^m."""
+"""Supports as sets: membership, inclusion, intersection and union against points, and bijections
+from R^m."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import constraints
 
-from poe import support as sets
+from poe.algebra import support as sets
+from poe.spaces import reals
 
 GRID = torch.cartesian_prod(*[torch.linspace(-3, 3, 13)] * 2)  # halves, so that ends are hit
 
@@ -41,8 +43,12 @@ def test_intersection_and_union_hold_the_right_points(parts: list[sets.Constrain
     member = torch.stack([sets.contains(part, GRID) for part in parts])
     assert torch.equal(sets.contains(sets.intersect(parts), GRID), member.all(0))
     union = sets.contains(sets.union(parts), GRID)
-    solid = torch.stack([sets.contains(part, GRID) for part in parts if not sets.is_empty(part)] or [member[0]])
-    assert bool((union >= solid.any(0)).all())  # an empty part may be dropped with its ends, which have no volume
+    solid = torch.stack(
+        [sets.contains(part, GRID) for part in parts if not sets.is_empty(part)] or [member[0]]
+    )
+    assert bool(
+        (union >= solid.any(0)).all()
+    )  # an empty part may be dropped with its ends, which have no volume
     assert bool((union <= member.any(0)).all())
 
 
@@ -69,7 +75,9 @@ def _overlap_is_empty(a: sets.Box, b: sets.Box) -> bool:
     for i in range(2):
         low, high = max(a.low[i].item(), b.low[i].item()), min(a.high[i].item(), b.high[i].item())
         if a.integer or b.integer:
-            empty |= math.isfinite(low) and math.isfinite(high) and math.ceil(low) > math.floor(high)
+            empty |= (
+                math.isfinite(low) and math.isfinite(high) and math.ceil(low) > math.floor(high)
+            )
         else:
             empty |= low >= high
     return empty
@@ -77,7 +85,11 @@ def _overlap_is_empty(a: sets.Box, b: sets.Box) -> bool:
 
 def test_a_nan_lies_in_no_support() -> None:
     x = torch.tensor([math.nan, 0.5])
-    for support in (sets.real((2,)), sets.box(0.0, 1.0, (2,)), sets.canonical(constraints.simplex, (2,))):
+    for support in (
+        sets.real((2,)),
+        sets.box(0.0, 1.0, (2,)),
+        sets.canonical(constraints.simplex, (2,)),
+    ):
         assert not bool(sets.contains(support, x))
 
 
@@ -123,7 +135,9 @@ TORCH = [
 
 
 @pytest.mark.parametrize(("constraint", "shape"), TORCH, ids=str)
-def test_canonical_supports_act_on_whole_events_and_have_an_inside(constraint: sets.Constraint, shape: tuple[int, ...]) -> None:
+def test_canonical_supports_act_on_whole_events_and_have_an_inside(
+    constraint: sets.Constraint, shape: tuple[int, ...]
+) -> None:
     support = sets.canonical(constraint, shape)
     assert support.event_dim == len(shape)
     point = sets.inside_point(support, torch.empty(0), shape)
@@ -147,7 +161,7 @@ BOXES.append(sets.Box(torch.tensor([0.0, -math.inf]), torch.tensor([1.0, math.in
 
 @pytest.mark.parametrize("box", BOXES, ids=str)
 def test_box_transform_is_a_bijection_with_its_jacobian(box: sets.Box) -> None:
-    transform = sets.from_reals(box)
+    transform = reals.from_reals(box)
     z = torch.randn(50, 2, dtype=torch.float64)
     x = transform(z)
     assert bool(sets.contains(box, x).all())
@@ -155,7 +169,9 @@ def test_box_transform_is_a_bijection_with_its_jacobian(box: sets.Box) -> None:
     for row in z[:5]:
         jacobian = torch.autograd.functional.jacobian(transform, row)
         assert isinstance(jacobian, Tensor)
-        logdet = transform.log_abs_det_jacobian(row, transform(row)).sum()  # the identity gives a term for each coordinate
+        logdet = transform.log_abs_det_jacobian(
+            row, transform(row)
+        ).sum()  # the identity gives a term for each coordinate
         torch.testing.assert_close(logdet, torch.linalg.slogdet(jacobian).logabsdet)
 
 
@@ -163,9 +179,9 @@ def test_box_transform_is_a_bijection_with_its_jacobian(box: sets.Box) -> None:
 def test_from_reals_of_an_intersection_and_a_union(pair: tuple[sets.Box, sets.Box]) -> None:
     z = torch.randn(200, 2)
     meet = sets.intersect(pair)
-    assert bool(sets.contains(meet, sets.from_reals(meet)(z)).all())
+    assert bool(sets.contains(meet, reals.from_reals(meet)(z)).all())
     join = sets.union(pair)
-    reached = sets.from_reals(join)(z)
+    reached = reals.from_reals(join)(z)
     assert reached.isfinite().all()
     if isinstance(join, sets.Box):
         assert bool(sets.contains(join, reached).all())
@@ -184,9 +200,13 @@ def test_a_box_of_every_second_whole_number() -> None:
         sets.Box(torch.zeros(2), torch.ones(2), integer=True),
         sets.Box(torch.zeros(2), torch.full((2,), 4.0), integer=True, step=2),
     )
-    points = torch.tensor([[-1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 3.0], [0.5, 1.0], [float("nan"), 1.0]])
+    points = torch.tensor(
+        [[-1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 3.0], [0.5, 1.0], [float("nan"), 1.0]]
+    )
     assert sets.contains(spins, points).tolist() == [True, True, False, False, False, False]
-    assert sets.contains(thirds, torch.tensor([[0.0, 2.0], [4.0, 4.0], [1.0, 2.0], [6.0, 0.0]])).tolist() == [
+    assert sets.contains(
+        thirds, torch.tensor([[0.0, 2.0], [4.0, 4.0], [1.0, 2.0], [6.0, 0.0]])
+    ).tolist() == [
         True,
         True,
         False,

@@ -8,16 +8,19 @@ import torch
 import poe
 from poe.kernels import Langevin, Tempered
 from poe.kernels.tempered import linear_betas
-from poe.path import Geometric, Level
-from poe.run import run, streams
+from poe.mcmc.run import run, streams
+from poe.spaces.path import Geometric, Level
 from tests.poe.targets import Gauss, paired_pvalue
 
 LEVEL = 1e-4
 CPU = torch.device("cpu")
 
 
-def ladder_law(start: Gauss, end: Gauss, betas: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
-    """Exact draws of every rung, (n, rungs, d): between two normals each geometric bridge is a normal."""
+def ladder_law(
+    start: Gauss, end: Gauss, betas: torch.Tensor, n: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Exact draws of every rung, (n, rungs, d): between two normals each geometric bridge is a
+    normal."""
     rungs = []
     for beta in betas.tolist():
         precision = (1 - beta) / start.sd**2 + beta / end.sd**2
@@ -46,15 +49,20 @@ def test_a_step_leaves_the_joint_law_of_the_ladder_invariant(parity: int) -> Non
 
 
 def test_swaps_satisfy_detailed_balance_on_a_path_that_can_be_enumerated() -> None:
-    """Two rungs over three points: π(x, y) P(swap) = π(y, x) P(swap back), and a swap keeps the pair of points."""
-    kernel = Tempered(Gauss(0.0, d=1), torch.tensor([0.0, 1.0], dtype=torch.float64), Langevin(0.1), moves=1)
+    """Two rungs over three points: π(x, y) P(swap) = π(y, x) P(swap back), and a swap keeps the
+    pair of points."""
+    kernel = Tempered(
+        Gauss(0.0, d=1), torch.tensor([0.0, 1.0], dtype=torch.float64), Langevin(0.1), moves=1
+    )
     gap = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)  # U = E_1 - E_0 at the three points
     start = torch.tensor([0.1, 0.7, -0.4], dtype=torch.float64)
     for i in range(3):
         for j in range(3):
             flow = []
             for a, b in ((i, j), (j, i)):
-                order, p = kernel._swaps(gap[[a, b]].unsqueeze(0), 0, torch.zeros(1, 1, dtype=torch.float64))
+                order, p = kernel._swaps(
+                    gap[[a, b]].unsqueeze(0), 0, torch.zeros(1, 1, dtype=torch.float64)
+                )
                 assert order.tolist() in ([[0, 1]], [[1, 0]])
                 weight = (-(start[a]) - (start[b] + gap[b])).exp()
                 flow.append(weight * p[0, 0])
@@ -63,8 +71,11 @@ def test_swaps_satisfy_detailed_balance_on_a_path_that_can_be_enumerated() -> No
 
 def test_replica_exchange_crosses_where_langevin_does_not() -> None:
     target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7])
-    # a ladder dense near the start: with equal steps the first swap is rare, and the chains remember where they began for long
-    kernel = Tempered(Gauss(0.0, 6.0), torch.linspace(0, 1, 8, dtype=torch.float64) ** 3, Langevin())
+    # a ladder dense near the start: with equal steps the first swap is rare, and the chains
+    # remember where they began for long
+    kernel = Tempered(
+        Gauss(0.0, 6.0), torch.linspace(0, 1, 8, dtype=torch.float64) ** 3, Langevin()
+    )
     x = torch.full((32, 2), -6.0)  # every chain starts in the smaller mode
     trace = run(kernel, target, x, draws=400, warmup=400, generators=streams(0, 1, CPU))
     share = (trace.x[..., 0] > 0).double().mean(1)  # one number a chain, all chains independent
@@ -90,18 +101,27 @@ class Bridge:
 
 def test_a_path_of_ones_own_is_followed() -> None:
     start, target = Gauss(0.0, 3.0), Gauss(2.0) - Gauss(0.0)
-    kernels = [Tempered(start, linear_betas(4), Langevin(0.3), path=path) for path in (Geometric, Bridge)]
-    geometric, own = (run(k, target, torch.zeros(8, 2), draws=20, generators=streams(0, 1, CPU)).x for k in kernels)
+    kernels = [
+        Tempered(start, linear_betas(4), Langevin(0.3), path=path) for path in (Geometric, Bridge)
+    ]
+    geometric, own = (
+        run(k, target, torch.zeros(8, 2), draws=20, generators=streams(0, 1, CPU)).x
+        for k in kernels
+    )
     assert torch.equal(geometric, own)
 
 
 def test_respacing_evens_out_the_rejection_rates() -> None:
     target, start = Gauss(3.0, 0.3), Gauss(0.0, 2.0)
     kernel = Tempered(start, linear_betas(6), Langevin())
-    pilot = run(kernel, target, torch.zeros(64, 2), draws=50, warmup=60, generators=streams(0, 1, CPU))
+    pilot = run(
+        kernel, target, torch.zeros(64, 2), draws=50, warmup=60, generators=streams(0, 1, CPU)
+    )
     rejection = 1 - pilot.states[0].swapped
     spaced = pilot.kernel.respaced(rejection)
-    again = run(spaced, target, pilot.states[0].rungs.x, draws=200, warmup=60, generators=streams(1, 1, CPU))
+    again = run(
+        spaced, target, pilot.states[0].rungs.x, draws=200, warmup=60, generators=streams(1, 1, CPU)
+    )
     after = 1 - again.states[0].swapped
     assert after.max() - after.min() < rejection.max() - rejection.min()
     assert spaced.betas[0] == 0 and spaced.betas[-1] == 1 and (spaced.betas.diff() > 0).all()

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from poe import registry
-from poe import support as sets
-from poe.energy import Density, Energy, Estimate
+from poe.algebra import support as sets
+from poe.algebra.energy import Density, Energy, Estimate
 from poe.testing import LawError, check_expert, invariance_pvalue, one_step_invariance
 
 
@@ -28,7 +28,9 @@ class Gauss(Density):
 
     def sample(self, n, *, generator=None):
         shape = (n,) if isinstance(n, int) else tuple(n)
-        return self.mean + self.scale * torch.randn((*shape, *self.event_shape), generator=generator)
+        return self.mean + self.scale * torch.randn(
+            (*shape, *self.event_shape), generator=generator
+        )
 
     def to_noise(self, x):
         return (x - self.mean) / self.scale, -self.scale.log().sum().expand(x.shape[:-1])
@@ -285,7 +287,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("law", "make"), [(law, make) for law, makes in BROKEN.items() for make in makes])
+@pytest.mark.parametrize(
+    ("law", "make"), [(law, make) for law, makes in BROKEN.items() for make in makes]
+)
 def test_broken_experts_fail_with_the_law_named(law, make):
     with pytest.raises(LawError, match=f"breaks the law '{law}': .") as caught:
         check_expert(make)
@@ -306,7 +310,9 @@ def test_a_crash_is_a_broken_law():
         def log_prob(self, x):
             raise IndexError("list index out of range")
 
-    with pytest.raises(LawError, match="crash breaks the law 'shapes': IndexError: list index out of range"):
+    with pytest.raises(
+        LawError, match="crash breaks the law 'shapes': IndexError: list index out of range"
+    ):
         check_expert(Crash)
 
 
@@ -330,7 +336,8 @@ def test_points_can_be_given():
 
 
 def test_right_experts_pass_whatever_the_seed():
-    """The level is family-wise: of twelve seeds of a right expert all pass at 1e-6, and most at 0.2."""
+    """The level is family-wise: of twelve seeds of a right expert all pass at 1e-6, and most at
+    0.2."""
     failed = 0
     for seed in range(12):
         check_expert(Gauss, seed=seed, draws=500)
@@ -376,7 +383,8 @@ def test_invariance_pvalues_are_not_too_small():
 
 
 class Refresh:
-    """A kernel that redraws with probability one half, from the law of `energy` made wider by `factor`."""
+    """A kernel that redraws with probability one half, from the law of `energy` made wider by
+    `factor`."""
 
     def __init__(self, factor: float):
         self.factor = factor
@@ -385,11 +393,15 @@ class Refresh:
         return x
 
     def noise(self, state, generator=None):
-        return torch.rand(len(state), 1, generator=generator), torch.randn(state.shape, generator=generator)
+        return torch.rand(len(state), 1, generator=generator), torch.randn(
+            state.shape, generator=generator
+        )
 
     def step(self, energy, state, noise):
         class State:
-            x = torch.where(noise[0] < 0.5, state, energy.mean + self.factor * energy.scale * noise[1])
+            x = torch.where(
+                noise[0] < 0.5, state, energy.mean + self.factor * energy.scale * noise[1]
+            )
 
         return State, None
 

@@ -4,17 +4,26 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Beta, Dirichlet, Gamma, TransformedDistribution, biject_to, constraints
+from torch.distributions import (
+    Beta,
+    Dirichlet,
+    Gamma,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
 
 import poe
-from poe.plan import ImproperWarning
-from poe.transport import Unconstrained
+from poe import ImproperWarning
+from poe.spaces.transport import Unconstrained
 
 
 class Wrapped(poe.Energy):
     """A torch distribution as an energy, for tests."""
 
-    def __init__(self, distribution: torch.distributions.Distribution, support: constraints.Constraint) -> None:
+    def __init__(
+        self, distribution: torch.distributions.Distribution, support: constraints.Constraint
+    ) -> None:
         super().__init__(distribution.batch_shape + distribution.event_shape, support=support)
         self.distribution = distribution
 
@@ -25,7 +34,10 @@ class Wrapped(poe.Energy):
 
 CASES = {
     "positive": (Gamma(torch.tensor([2.0, 3.5]), torch.tensor([1.0, 0.5])), constraints.positive),
-    "unit interval": (Beta(torch.tensor([2.0, 0.7]), torch.tensor([1.5, 3.0])), constraints.unit_interval),
+    "unit interval": (
+        Beta(torch.tensor([2.0, 0.7]), torch.tensor([1.5, 3.0])),
+        constraints.unit_interval,
+    ),
     "simplex": (Dirichlet(torch.tensor([2.0, 0.8, 3.0])), constraints.simplex),
 }
 
@@ -35,7 +47,9 @@ def test_the_density_in_the_reals_is_that_of_torch_with_its_jacobian(name: str) 
     distribution, support = CASES[name]
     energy = Unconstrained(Wrapped(distribution, support))
     z = torch.randn(40, *energy.event_shape, dtype=torch.float64)
-    expected = TransformedDistribution(distribution, biject_to(distribution.support).inv, validate_args=False)
+    expected = TransformedDistribution(
+        distribution, biject_to(distribution.support).inv, validate_args=False
+    )
     logs = expected.log_prob(z)
     assert torch.allclose(-energy(z), logs if logs.ndim == 1 else logs.sum(-1), atol=1e-6)
     value, gradient = energy.value_and_grad(z)
@@ -53,7 +67,9 @@ def test_a_preimage_is_moved_in_as_it_is() -> None:
     ess = draws.diagnostics.ess_bulk
     assert "TRUSTED" in draws.verdict and ess > 1000
     cdf = torch.sigmoid(draws.x).flatten().double().sort().values  # uniform
-    assert float((cdf - (torch.arange(4000) + 0.5) / 4000).abs().max()) < 2.23 / ess**0.5  # Kolmogorov, p = 1e-4
+    assert (
+        float((cdf - (torch.arange(4000) + 0.5) / 4000).abs().max()) < 2.23 / ess**0.5
+    )  # Kolmogorov, p = 1e-4
     with pytest.warns(ImproperWarning):
         found = poe.log_z(energy, seed=0)
     assert abs(found.value - math.log(6)) < 5 * found.standard_error
@@ -64,7 +80,10 @@ def test_part_of_an_event_on_a_simplex_is_refused_by_name() -> None:
     shares.name = "shares"
     energy = poe.on(shares, [0, 1, 2], (4,))
     for call in (poe.sample, poe.log_z, poe.mode):
-        with pytest.raises(ValueError, match=r"^poe.on\(shares, \[0, 1, 2\], \(4,\)\) cannot be drawn: no map .* Simplex"):
+        with pytest.raises(
+            ValueError,
+            match=r"^poe.on\(shares, \[0, 1, 2\], \(4,\)\) cannot be drawn: no map .* Simplex",
+        ):
             call(energy)
     assert "plan         none: poe.on(shares" in repr(energy)
 
@@ -72,10 +91,10 @@ def test_part_of_an_event_on_a_simplex_is_refused_by_name() -> None:
 def test_mixed_boxes_transform_each_coordinate_in_its_own_way() -> None:
     low = torch.tensor([0.0, -torch.inf, -torch.inf, -2.0])
     high = torch.tensor([torch.inf, 3.0, torch.inf, 5.0])
-    transform = poe.support.from_reals(poe.support.Box(low, high))
+    transform = poe.spaces.reals.from_reals(poe.algebra.support.Box(low, high))
     z = torch.randn(100, 4, dtype=torch.float64)
     x = transform(z)
-    assert poe.support.contains(poe.support.Box(low, high), x).all()
+    assert poe.algebra.support.contains(poe.algebra.support.Box(low, high), x).all()
     jacobian = torch.func.vmap(torch.func.jacrev(transform))(z)
     assert torch.allclose(transform.log_abs_det_jacobian(z, x), torch.linalg.slogdet(jacobian)[1])
     assert torch.allclose(transform.inv(x), z)

@@ -1,4 +1,5 @@
-"""The laws of experts; probabilities against back-off by hand, and against sums over all words; a product against enumeration."""
+"""The laws of experts; probabilities against back-off by hand, and against sums over all words; a
+product against enumeration."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def test_obeys_the_laws_of_experts() -> None:
         ("b a c", -0.2 - 0.8),  # (b, a) is not there
     ],
 )
-def test_probabilities_of_a_small_model_are_those_of_back_off_by_hand(text, log10, tmp_path) -> None:
+def test_probabilities_of_a_small_model_are_those_of_back_off_by_hand(
+    text, log10, tmp_path
+) -> None:
     path = tmp_path / "small.arpa"
     path.write_text(ARPA)
     *history, word = text.split()
@@ -74,9 +77,14 @@ def known_words() -> list[str]:
     return [word for word in words if "(" not in word and english().log_prob(word) > -math.inf]
 
 
-@pytest.mark.parametrize("history", [[], ["<s>"], ["<s>", "the"], ["end", "of"], ["of", "end"], ["the", "sea"]])
+@pytest.mark.parametrize(
+    "history", [[], ["<s>"], ["<s>", "the"], ["end", "of"], ["of", "end"], ["the", "sea"]]
+)
 def test_the_english_model_sums_to_one_over_all_its_words(history) -> None:
-    logs = torch.tensor([english().log_prob(word, history) for word in [*known_words(), "</s>"]], dtype=torch.float64)
+    logs = torch.tensor(
+        [english().log_prob(word, history) for word in [*known_words(), "</s>"]],
+        dtype=torch.float64,
+    )
     assert logs.exp().sum().item() == pytest.approx(1, abs=1e-3)  # the file holds rounded numbers
     assert abs((logs * 1.01).exp().sum().item() - 1) > 0.01  # units 1 % too large would be seen
 
@@ -87,19 +95,33 @@ def test_factors_are_those_of_the_library_renormalised_over_the_words() -> None:
     reader, tokens = english(), (*WORDS, "</s>")
 
     def factor(word: str, *history: str) -> float:
-        return reader.log_prob(word, history) - math.log(sum(math.exp(reader.log_prob(w, history)) for w in tokens))
+        return reader.log_prob(word, history) - math.log(
+            sum(math.exp(reader.log_prob(w, history)) for w in tokens)
+        )
 
-    cut = factor("the", "<s>") + factor("end", "<s>", "the") + factor("of", "the", "end") + factor("the", "end", "of")
+    cut = (
+        factor("the", "<s>")
+        + factor("end", "<s>", "the")
+        + factor("of", "the", "end")
+        + factor("the", "end", "of")
+    )
     ended = factor("the", "<s>") + factor("end", "<s>", "the") + factor("</s>", "the", "end")
     found = expert.log_prob(torch.tensor([[0, 1, 2, 0], [0, 1, end, end], [0, 1, end, 0]]))
     assert found[:2].tolist() == pytest.approx([cut, ended], abs=1e-5)
     assert found[2] == -math.inf  # nothing after the end
-    assert expert.texts(torch.tensor([[0, 1, 2, 0], [0, 1, end, end]])) == ["the end of the", "the end"]
+    assert expert.texts(torch.tensor([[0, 1, 2, 0], [0, 1, end, end]])) == [
+        "the end of the",
+        "the end",
+    ]
 
 
 def test_a_product_is_drawn_by_its_global_law() -> None:
     expert, n = Trigram(WORDS, 3), 4000
-    once = poe.as_energy(lambda x: 2.0 * (x.sort(-1).values.diff() == 0).sum(-1), event_shape=(3,), support=expert.support)
+    once = poe.as_energy(
+        lambda x: 2.0 * (x.sort(-1).values.diff() == 0).sum(-1),
+        event_shape=(3,),
+        support=expert.support,
+    )
     target = expert & once
     draws = poe.sample(target, n, method="sequential", seed=0)
     x = torch.tensor(list(itertools.product(range(len(WORDS) + 1), repeat=3)))
@@ -108,7 +130,9 @@ def test_a_product_is_drawn_by_its_global_law() -> None:
     seen = torch.bincount((draws.x.long() * code).sum(-1), minlength=len(x)).double() / n
     # the mean of the distance, and the deviation that McDiarmid's inequality allows once in 1e6
     size = min(n, draws.diagnostics.ess_bulk)
-    bound = 0.5 * (2 * p * (1 - p) / (math.pi * size)).sqrt().sum() + math.sqrt(math.log(1e6) / (2 * size))
+    bound = 0.5 * (2 * p * (1 - p) / (math.pi * size)).sqrt().sum() + math.sqrt(
+        math.log(1e6) / (2 * size)
+    )
     assert 0.5 * (seen - p).abs().sum() < bound
     local = (-expert(x).double()).softmax(0)  # without the factor: must be told apart
     assert 0.5 * (seen - local).abs().sum() > bound

@@ -1,0 +1,60 @@
+"""Energies and how they combine: supports, capabilities, the nodes, their printing and their closed
+forms. Nothing here draws or reads files."""
+
+from poe.algebra.combination import Combination, combined
+from poe.algebra.combining import combine, conjunction, is_on, part_on, places
+from poe.algebra.contrast import Contrast, contrast
+from poe.algebra.energy import (
+    Density,
+    Energy,
+    Estimate,
+    ImproperWarning,
+    checked_level,
+    together,
+    together_with_gradients,
+)
+from poe.algebra.maps import Fill, Preimage, Select, fill
+from poe.algebra.mixture import Mixture, mixture
+from poe.algebra.product import Product, product, simplify
+from poe.algebra.pullback import Pullback, on, pullback
+from poe.algebra.rules import closed_form
+from poe.algebra.shifted import Shifted, shift
+from poe.algebra.text import bracketed, caveats, leaves, names
+
+__all__ = [
+    "Combination",
+    "Contrast",
+    "Density",
+    "Energy",
+    "Estimate",
+    "Fill",
+    "ImproperWarning",
+    "Mixture",
+    "Preimage",
+    "Product",
+    "Pullback",
+    "Select",
+    "Shifted",
+    "bracketed",
+    "caveats",
+    "checked_level",
+    "closed_form",
+    "combine",
+    "combined",
+    "conjunction",
+    "contrast",
+    "fill",
+    "is_on",
+    "leaves",
+    "mixture",
+    "names",
+    "on",
+    "part_on",
+    "places",
+    "product",
+    "pullback",
+    "shift",
+    "simplify",
+    "together",
+    "together_with_gradients",
+]

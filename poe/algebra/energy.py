@@ -1,0 +1,455 @@
+"""What an energy is: a function E(x) in nats that stands for the density exp(-E(x)) / Z, its facts,
+and how it is evaluated."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from poe.algebra import notebook, outline
+from poe.algebra import support as sets
+from poe.algebra.capabilities import Conditional, SharesNetwork
+from poe.algebra.operators import BUILDERS, Power, Refusals
+from poe.algebra.support import shape_of
+from poe.algebra.text import ATOM, leaves, names
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error, 0 where the number is exact. `float(estimate)` is the
+    number."""
+
+    value: float
+    standard_error: float = 0.0
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g}" + (
+            f" ± {self.standard_error:.2g}" if self.standard_error else " (exact)"
+        )
+
+
+class ImproperWarning(UserWarning):
+    """Nobody knows whether the target has finite mass."""
+
+
+class Energy(Refusals, nn.Module, ABC):
+    """A function E(x) in nats that stands for the density exp(-E(x)) / Z.
+
+    Arguments:
+        event_shape: shape of one x.
+        support: where the density may be non-zero, a constraint of `torch.distributions`; all of
+            R^n by default.
+        name: how the energy prints inside expressions.
+
+    A subclass implements `forward(x)`, which is only ever called through `energy(x)` and then sees
+    points of the
+    support alone: outside it the energy is +inf. Calling an energy raises ValueError where the
+    trailing axes of x are not the event shape.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        support: sets.Constraint | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._event_shape = shape_of(event_shape)
+        self._support = sets.canonical(support, self._event_shape)
+        self._name: str | None = None
+        self.name = name
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        """The energy of each point, in nats, with its graph."""
+
+    # ---- facts, propagated from the leaves; None means unknown
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one x."""
+        return self._event_shape
+
+    @property
+    def support(self) -> sets.Constraint:
+        """Where the density may be non-zero; acts on whole events."""
+        return self._support
+
+    @property
+    def log_z(self) -> Estimate | None:
+        """log of the integral (or sum) of exp(-E), or None where nobody knows it."""
+        return None
+
+    @property
+    def proper(self) -> bool | None:
+        """Whether 0 < Z < infinity; None where unknown."""
+        return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
+
+    @property
+    def bounded(self) -> bool | None:
+        """Whether the density is bounded above (the energy below); None where unknown."""
+        return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
+
+    @property
+    def flat(self) -> bool | None:
+        """Whether the density is one finite number above 0 all over its support; None where
+        unknown. To multiply or divide by it only cuts the support."""
+        return None
+
+    @property
+    def growth(self) -> float | None:
+        """The c for which E(x) = c‖x‖² + O(‖x‖) far out, E finite everywhere; None where unknown.
+        Of a product it is the weighted sum, and decides whether it is proper and bounded, whatever
+        the signs of the powers."""
+        return None
+
+    @property
+    def name(self) -> str | None:
+        """How the energy prints inside expressions; a dotted Python name."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        if name is not None and (
+            not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
+            or any(map(keyword.iskeyword, name.split(".")))
+        ):
+            raise ValueError(
+                f"{name!r} cannot stand in an expression; give a dotted Python name such as "
+                "'digits.even'"
+            )
+        self._name = name
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        """The energies this one is composed of; none for an expert."""
+        return ()
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        """The same composition over other parts."""
+        return self
+
+    @property
+    def _written(self) -> Any:
+        """The function that it names beside its parts, as `a @ f` does f; None where there is
+        none."""
+        return None
+
+    @property
+    def weighs(self) -> str | None:
+        """The sign of a composition in which the constants of its parts decide, `|` or `-`; None
+        for others."""
+        return None
+
+    @property
+    def roles(self) -> list[str]:
+        """What each part is to this composition, in words."""
+        return [""] * len(self.parts)
+
+    @property
+    def vocabulary(self) -> Any:
+        """What the whole numbers of an event stand for, such as the words of a text; None where
+        nobody says.
+
+        Energies whose vocabularies differ (`!=`) do not compose.
+        """
+        return next((part.vocabulary for part in self.parts if part.vocabulary is not None), None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which the energy works: that of its first floating tensor."""
+        return self._like().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of its first floating tensor."""
+        return self._like().device
+
+    def _like(self) -> Tensor:
+        for group in (self.parameters(), self.buffers()):
+            for tensor in group:
+                if tensor.is_floating_point():
+                    return tensor
+        return torch.empty(())
+
+    # ---- evaluation
+
+    def __call__(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        batch = self._batch_shape(x)
+        try:
+            if sets.is_real(self._support):
+                energy = super().__call__(x)
+            else:
+                inside, safe = self._inside(x)
+                energy = torch.where(inside, super().__call__(safe), math.inf)
+        except RuntimeError as error:
+            self._check_precision(x, error)
+            raise
+        if energy.shape != batch:
+            raise ValueError(
+                f"the energy {self} returned shape {tuple(energy.shape)} for x of shape "
+                f"{tuple(x.shape)}: forward must give one "
+                f"number for each event of shape {tuple(self.event_shape)}, here {tuple(batch)}"
+            )
+        return energy
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch), (*batch, *event)
+        """E(x) in nats and its gradient, without a graph. Where the density is 0: +inf and 0.
+
+        Raises TypeError where E does not depend on x through differentiable operations.
+        """
+        self._batch_shape(x)
+        if not x.is_floating_point():
+            raise TypeError(
+                f"the energy {self} has no gradient on {x.dtype} points; x.float() gives points "
+                "that have one"
+            )
+        x = x.detach()
+        try:
+            if sets.is_real(self._support):
+                energy, gradient = self._value_and_grad(x)
+            else:
+                inside, safe = self._inside(x)
+                energy, gradient = self._value_and_grad(safe)
+                energy = torch.where(inside, energy, math.inf)
+        except RuntimeError as error:
+            self._check_precision(x, error)
+            raise
+        void = (energy == math.inf).reshape(energy.shape + (1,) * len(self.event_shape))
+        return energy, torch.where(void, 0, gradient)
+
+    def score(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, *event)
+        """-∇E(x) = ∇ log p(x), in nats per unit of x."""
+        return -self.value_and_grad(x)[1]
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `value_and_grad` calls, x inside the support and detached; an expert with its own
+        gradient overrides it."""
+        with torch.enable_grad():
+            x = x.requires_grad_() if x.is_leaf else x.detach().requires_grad_()
+            energy = nn.Module.__call__(self, x)
+            if not energy.requires_grad and torch.is_inference_mode_enabled():
+                raise RuntimeError(
+                    f"{self} has no gradient under torch.inference_mode(); torch.no_grad() may "
+                    "stand around it"
+                )
+            if not energy.requires_grad:
+                raise TypeError(
+                    f"the energy {self} does not depend on x through torch operations, so it has "
+                    "no gradient here; "
+                    "use a kernel that needs none, or override _value_and_grad"
+                )
+            (gradient,) = torch.autograd.grad(energy.sum(), x, materialize_grads=True)
+        return energy.detach(), gradient
+
+    def _batch_shape(self, x: Tensor) -> torch.Size:
+        k = len(self._event_shape)
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"the energy {self} takes a torch tensor, not {type(x).__name__}; "
+                "torch.as_tensor(x) makes one"
+            )
+        if x.ndim < k or x.shape[x.ndim - k :] != self._event_shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but {self} takes (*batch, *event) with event shape "
+                f"{tuple(self._event_shape)}"
+            )
+        return x.shape[: x.ndim - k]
+
+    def _check_precision(self, x: Tensor, error: RuntimeError) -> None:
+        """Raises TypeError where an evaluation failed on x of another precision than the
+        energy's."""
+        if x.is_floating_point() and x.dtype != self.dtype:
+            raise TypeError(
+                f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or "
+                f".to({x.dtype}) the energy ({error})"
+            ) from error
+
+    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Which points lie in the support, and x with the others moved to a point of it, so that no
+        NaN arises."""
+        inside = sets.contains(self._support, x)
+        anchor = sets.inside_point(self._support, x, self._event_shape)
+        if anchor is None:
+            return inside, x
+        mask = inside.reshape(inside.shape + (1,) * len(self._event_shape))
+        return inside, torch.where(mask, x, anchor)
+
+    # ---- capabilities and bindings
+
+    def can(self, capability: type) -> bool:
+        """Whether this energy has a capability of `poe.algebra.capabilities`."""
+        return isinstance(self, capability)
+
+    def given(self, context: Any) -> Energy:
+        """Binds a context: a composition binds it in every part that takes one. Raises TypeError
+        where none does."""
+        if not any(leaf.can(Conditional) for leaf in leaves(self)):
+            raise TypeError(
+                f"no expert in {self} takes a context; .given() needs a conditional expert"
+            )
+
+        def bind(part):
+            return (
+                part.given(context) if any(leaf.can(Conditional) for leaf in leaves(part)) else part
+            )
+
+        bound, known = (
+            self.rebuild([bind(part) for part in self.parts]),
+            vars(self).get("combination"),
+        )
+        if known is not None:
+            vars(bound)["combination"] = known.mapped(bind)
+        return bound
+
+    def at(self, sigma: float) -> Energy:
+        """The energy at noise level sigma (units of x). Unnoised experts are the same at every
+        level.
+
+        Raises ValueError for a level that is no finite number of at least 0.
+        """
+        checked_level(self, sigma)
+        parts = [part.at(sigma) for part in self.parts]
+        return (
+            self
+            if all(a is b for a, b in zip(parts, self.parts, strict=True))
+            else self.rebuild(parts)
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON arguments from which `from_config` rebuilds an expert of this shape, to be
+        filled by `load_state_dict`."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be saved: give it a method config() that returns plain "
+            "JSON arguments "
+            "and register the class with @poe.register"
+        )
+
+    @classmethod
+    def from_config(cls, **config: Any) -> Energy:
+        """An expert of the shape that `config()` of another one states."""
+        return cls(**config)
+
+    # ---- the algebra; files of nodes say what builds each
+
+    def __and__(self, other: Energy) -> Energy:
+        return BUILDERS["&"](self, other)
+
+    def __or__(self, other: Energy) -> Energy:
+        return BUILDERS["|"](self, other)
+
+    def __pow__(self, power: Power) -> Energy:
+        return BUILDERS["**"](self, power)
+
+    def __truediv__(self, other: Energy) -> Energy:
+        return BUILDERS["/"](self, other)
+
+    def __invert__(self) -> Energy:
+        return BUILDERS["**"](self, -1.0)
+
+    def __sub__(self, other: Energy) -> Energy:
+        return BUILDERS["-"](self, other)
+
+    def __matmul__(self, function: Callable[[Tensor], Tensor]) -> Energy:
+        return BUILDERS["@"](self, function)
+
+    # ---- printing: str is the algebra, repr the facts
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        """(text, precedence) with the given labels of leaves."""
+        return label[id(self)], ATOM
+
+    def __str__(self) -> str:
+        return self._format({id(leaf): label for label, leaf in names(self).items()})[0]
+
+    def __repr__(self) -> str:
+        return outline.page(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_energy(self)
+
+
+def checked_level(energy: Energy, sigma: Any) -> float:
+    """A level of noise. Raises ValueError for what is no finite number of at least 0."""
+    if isinstance(sigma, Tensor) and sigma.numel() == 1 and not sigma.is_complex():
+        sigma = sigma.item()
+    if not isinstance(sigma, Real) or isinstance(sigma, bool) or not 0 <= float(sigma) < math.inf:
+        raise ValueError(
+            f"a level of noise is a finite number of at least 0, in units of x; {energy} got "
+            f"{sigma!r}"
+        )
+    return float(sigma)
+
+
+class Density(Energy):
+    """An energy that is normalised, log_z = 0 exactly, and that draws independent samples: a base
+    class for authors.
+
+    A subclass implements `log_prob` and `sample`.
+    """
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        """log p(x) in nats, x inside the support."""
+
+    @abstractmethod
+    def sample(
+        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """n independent draws, (n, *event); n an int or a shape."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        return -self.log_prob(x)
+
+    @property
+    def log_z(self) -> Estimate | None:
+        return Estimate(0.0)
+
+    @property
+    def proper(self) -> bool | None:
+        return True
+
+
+def together(energies: Sequence[Energy], x: Tensor) -> list[Tensor]:
+    # (*batch, *event) -> k times (*batch)
+    """The energy of each at x; those that share a network in one call of it."""
+    known: dict[int, Tensor] = {}
+    for group in _sharing(energies):
+        known |= zip(map(id, group), group[0].fused(group, x), strict=True)  # type: ignore[operator]
+    return [known[id(energy)] if id(energy) in known else energy(x) for energy in energies]
+
+
+def together_with_gradients(
+    energies: Sequence[Energy], x: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    # (*batch, *event) -> k times (*batch), (*batch, *event)
+    """`value_and_grad` of each at x, one after the other; those that share a network in one call of
+    it."""
+    known: dict[int, tuple[Tensor, Tensor]] = {}
+    for group in _sharing(energies):
+        known |= zip(
+            map(id, group), zip(*group[0].fused_value_and_grad(group, x), strict=True), strict=True
+        )  # type: ignore[operator]
+    for energy in energies:
+        yield known[id(energy)] if id(energy) in known else energy.value_and_grad(x)
+
+
+def _sharing(energies: Sequence[Energy]) -> list[list[Energy]]:
+    """Those of the energies that share a network, each once, where two or more do."""
+    groups: dict[int, dict[int, Energy]] = {}
+    for energy in energies:
+        if energy.can(SharesNetwork):
+            groups.setdefault(id(energy.network), {})[id(energy)] = energy
+    return [list(group.values()) for group in groups.values() if len(group) > 1]

@@ -1,0 +1,114 @@
+"""Why a product has finite mass, or a bounded density: proofs from what is known of its factors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from poe.algebra import support as sets
+from poe.algebra.energy import Energy
+from poe.algebra.maps import Select
+from poe.algebra.mixture import Mixture
+from poe.algebra.pullback import Pullback
+
+Powers = list[tuple[float, Energy]]  # factors, each with its power
+
+
+def is_proper(product: Any) -> bool | None:
+    """True where Hölder's inequality bounds Z: powers are positive once mixtures in denominators
+    are taken out against their own parts, those of proper factors sum to 1 or more, and what
+    exceeds 1 falls on factors bounded above; also where factors of `on` tile the event. A flat
+    factor that is divided out only cuts the support, ∫_S f/c = (1/c) ∫_S f. False where every power
+    is negative on a support of infinite volume. None otherwise."""
+    known = shaping(product)
+    support = product.support
+    if all(power < 0 for power, _ in known) and sets.is_infinite(support):
+        # 1/p has infinite mass on infinite volume: vol <= (∫p)^(w/(1+w)) (∫p^-w)^(1/(1+w)), and
+        # zero powers add nothing
+        return False if all(_is_mass(e, support) for _, e in known) else None
+    known = dominating(known)
+    if any(power < 0 for power, _ in known):
+        return None
+    loose = [power for power, e in known if not e.bounded]
+    if all(_is_mass(e, support) or e.bounded for _, e in known):
+        anchored = sum(power for power, e in known if _is_mass(e, support))
+        if sets.is_bounded(support) and sum(loose) <= 1:
+            return True
+        if anchored >= 1 - 1e-12 and sum(loose) <= 1 + 1e-12:
+            return True
+    return True if _is_tiled(product, known) else None
+
+
+def shaping(product: Any) -> Powers:
+    """(power, factor) of the factors that do more than cut the support: no power of 0, nothing flat
+    that is divided out."""
+    return [
+        (t.coefficient, t.energy)
+        for t in product.terms
+        if t.coefficient > 0 or (t.coefficient and not t.energy.flat)
+    ]
+
+
+def falls_off(product: Any) -> bool:
+    """Whether the factors whose growth is known fall off as a Gaussian together, and all others are
+    bounded above."""
+    weighed = [
+        (power, term.energy) for power, term in zip(product.powers, product.terms, strict=True)
+    ]
+    fall = math.fsum(p * e.growth for p, e in weighed if e.growth is not None)
+    return fall > 0 and all((p > 0 and e.bounded) or e.flat for p, e in weighed if e.growth is None)
+
+
+def dominating(factors: Powers) -> Powers:
+    """Factors (power, energy) whose product bounds that of the given ones up to a constant, with
+    mixtures taken out of denominators: a part is at most a constant times its mixture, so a^w / (a
+    | b)^s <= c·a^(w - s)."""
+    powers = {id(e): (power, e) for power, e in factors}
+    for power, mixed in factors:
+        if power > 0 or not isinstance(mixed, Mixture):
+            continue
+        for weight, part in zip(mixed.log_weights, mixed.parts, strict=True):
+            have = powers.get(id(part), (0.0, part))[0]
+            if weight > -math.inf and have >= -power:
+                powers[id(part)] = have + power, part
+                del powers[id(mixed)]
+                break
+    return [(power, e) for power, e in powers.values() if power]
+
+
+def _is_mass(energy: Energy, support: sets.Constraint) -> bool:
+    """Whether a factor is known to be proper in the measure of the product: a continuous one says
+    nothing about sums."""
+    return energy.proper is True and sets.is_discrete(energy.support) == sets.is_discrete(support)
+
+
+def _is_tiled(product: Any, factors: Powers) -> bool:
+    """Whether factors of `on` with finite mass on disjoint coordinates fill the event, and all
+    others are bounded above: the integral is then at most a constant times the product of theirs.
+    Factors that overlap bound nothing, as the marginal of a bounded density may be unbounded."""
+    measure = sets.POINTS if sets.is_discrete(product.support) else sets.VOLUME
+    free = set(range(product.event_shape.numel()))
+    rest = len(product.terms) - len(factors)  # those of power 0 still cut the support
+    for power, e in sorted(
+        factors, key=lambda factor: bool(factor[1].bounded)
+    ):  # an unbounded one must be a tile
+        tile = (
+            set(e.function.index.tolist())
+            if isinstance(e, Pullback) and isinstance(e.function, Select)
+            else set()
+        )
+        part = e.parts[0] if tile else e
+        mass = (
+            part.proper
+            and sets.measure(part.support) == measure
+            and (power == 1 or (power > 1 and part.bounded))
+        )
+        if tile and tile <= free and mass:
+            free -= tile
+        elif e.bounded:
+            rest += 1
+        else:
+            return False
+    return not free and (
+        not rest or isinstance(product.support, sets.Box)
+    )  # the emptiness of a box is known exactly

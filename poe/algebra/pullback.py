@@ -1,0 +1,142 @@
+"""A factor on f(x): `@`, and `on` for a part of an event."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poe.algebra import support as sets
+from poe.algebra.checks import energies_of
+from poe.algebra.energy import Energy
+from poe.algebra.maps import Select, preimage, stated_shape
+from poe.algebra.operators import BUILDERS
+from poe.algebra.support import shape_of
+from poe.algebra.text import ATOM, SLASH, child, function_name, wrap
+
+
+class Pullback(Energy):
+    """A factor on f(x): E(x) = E_a(f(x)), with no Jacobian. Built by `@`, `pullback` and `on`."""
+
+    def __init__(
+        self, energy: Energy, function: Callable[[Tensor], Tensor], event_shape: Sequence[int]
+    ) -> None:
+        super().__init__(event_shape, support=preimage(energy.support, function, event_shape))
+        self.energy, self.function = energy, function
+
+    @property
+    def parts(self) -> tuple[Energy, ...]:
+        return (self.energy,)
+
+    @property
+    def _written(self) -> Any:
+        return None if isinstance(self.function, Select) else self.function
+
+    @property
+    def roles(self) -> list[str]:
+        select = isinstance(self.function, Select)
+        return [
+            f"on {self.function.index.tolist()}"
+            if select
+            else f"of {function_name(self.function)}(x)"
+        ]
+
+    def rebuild(self, parts: Sequence[Energy]) -> Energy:
+        return pullback(parts[0], self.function, self.event_shape)
+
+    @property
+    def vocabulary(self) -> Any:
+        return None  # that of the part is about f(x)
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        y, outside = self._image(x)
+        return torch.where(outside, math.inf, self.energy(y))
+
+    def _image(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x), and where a plain function is NaN: x lies outside its domain, and 0 stands for
+        f(x). A module has no such domain: its NaN is a failure, and stays for the report to
+        count."""
+        y = self.function(x)
+        if isinstance(self.function, nn.Module) or not y.is_floating_point():
+            return y, torch.zeros(self._batch_shape(x), dtype=torch.bool, device=x.device)
+        outside = y.isnan()
+        each = (
+            outside.flatten(y.ndim - len(self.energy.event_shape)).any(-1)
+            if self.energy.event_shape
+            else outside
+        )
+        return torch.where(outside, 0, y), each
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y, outside = self._image(x)
+        energy, slope = self.energy.value_and_grad(y.detach())
+        if not y.requires_grad:
+            raise TypeError(
+                f"{function_name(self.function)} in {self} does not depend on x through torch "
+                "operations"
+            )
+        (gradient,) = torch.autograd.grad(y, x, slope, materialize_grads=True)
+        return torch.where(outside, math.inf, energy), gradient
+
+    @property
+    def proper(self) -> bool | None:
+        if sets.is_empty(self.support):
+            return False
+        finite = sets.is_bounded(self.support) and self.energy.bounded
+        loose = (
+            isinstance(self.function, Select)
+            and len(self.function.index) < self.event_shape.numel()
+        )
+        if loose and self.energy.proper and sets.measure(self.support) == sets.VOLUME:
+            return False  # even over numbers that it does not look at, without end
+        return True if finite else super().proper
+
+    @property
+    def bounded(self) -> bool | None:
+        return True if self.energy.bounded else super().bounded
+
+    @property
+    def flat(self) -> bool | None:
+        return self.energy.flat
+
+    def _format(self, label: dict[int, str]) -> tuple[str, int]:
+        text = child(self.energy, label)
+        if isinstance(self.function, Select):
+            return (
+                f"poe.on({text[0]}, {self.function.index.tolist()}, {tuple(self.event_shape)})",
+                ATOM,
+            )
+        function = label[id(self.function)]
+        if stated_shape(self.function) is None and self.event_shape != self.energy.event_shape:
+            return f"poe.pullback({text[0]}, {function}, {tuple(self.event_shape)})", ATOM
+        return f"{wrap(text, SLASH)} @ {function}", SLASH
+
+
+def pullback(
+    energy: Energy, function: Callable[[Tensor], Tensor], event_shape: Sequence[int] | None = None
+) -> Energy:
+    """The factor exp(-E(f(x))) on f(x): no Jacobian. The event shape is the stated one, else f's,
+    else that of the energy."""
+    if isinstance(function, Energy) or not callable(function):
+        raise TypeError(
+            f"`@` takes a function of x on its right, not {function}; for a product of energies "
+            "write `a & b`"
+        )
+    (energy,) = energies_of([energy], "pullback")
+    shape = shape_of(event_shape) if event_shape is not None else stated_shape(function)
+    return Pullback(energy, function, energy.event_shape if shape is None else shape)
+
+
+def on(energy: Energy, index: Sequence[int] | Tensor, event_shape: Sequence[int]) -> Energy:
+    """A factor on part of a larger event: E(x[index]), x flattened, the selected values taking the
+    energy's event shape."""
+    (energy,) = energies_of([energy], "on")
+    return pullback(energy, Select(index, event_shape, energy.event_shape), event_shape)
+
+
+BUILDERS["@"] = pullback

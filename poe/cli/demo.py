@@ -1,0 +1,109 @@
+"""`python -m poe demo`: three pretrained experts of real digits, composed and painted, and their
+draws judged by a classifier."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import poe
+from poe.cli.main import Command, emit, whole
+from poe.plotting import figures as plotting
+
+EXPERTS = {
+    "even": "02468",
+    "loops": "0689",
+    "high": "56789",
+}  # of the zoo's `digits`, and the digits that each was trained on
+COMPOSITIONS = {  # and the digits that satisfy them
+    "(even & loops & high) ** (1/3)": "68",
+    "even | loops": "024689",
+    "(even & loops) ** 0.5 & (loops / (loops | high)) ** 8": "0",
+}
+PICTURES = 16
+ONE = 100  # draws of each expert alone; the first are shown
+
+
+def demo(out: Path, count: int, seed: int, *, as_json: bool = False) -> None:
+    """Draws from each expert and each composition, prints reports and shares, and writes one
+    PNG."""
+    begun = time.perf_counter()
+    torch.set_flush_denormal(True)
+    experts = {name: poe.load(f"digits.{name}") for name in EXPERTS}
+    experts["high"] = poe.normalize(
+        experts["high"], seed=seed
+    )  # `|` weighs densities, so the neural energy needs its log Z
+    judge = poe.load("digits.judge")
+    pictures: dict[str, Tensor] = {}
+    results: list[dict[str, Any]] = []
+    for expression, digits in (EXPERTS | COMPOSITIONS).items():
+        energy = poe.parse(expression, experts)
+        exact = poe.plan(energy).method == "exact"
+        # importance resampling would do for some of these: annealed particles show what Langevin
+        # moves do
+        method, n = "exact" if exact else "annealed", ONE if expression in EXPERTS else count
+        draws = poe.sample(energy, n, method=method, seed=seed, progress=sys.stderr.isatty())
+        labels = judge.predict(draws.x)  # type: ignore[operator]
+        right = (
+            torch.isin(labels, torch.tensor([int(digit) for digit in digits]))
+            .double()
+            .mean()
+            .item()
+        )
+        if not as_json:
+            shares = f"digits: {_shares(labels)}; {100 * right:.1f} % are {' '.join(digits)}"
+            print(f"\n== {expression}\n{draws.report()}\n{shares}", flush=True)
+        results.append(
+            {"expression": expression, "digits": digits, "share": right, "verdict": draws.verdict}
+        )
+        pictures[f"{expression}: {100 * right:.0f} % right"] = draws.x[
+            :: max(1, len(draws) // PICTURES)
+        ][:PICTURES]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plotting.rows(pictures, out, width=PICTURES)
+    seconds = time.perf_counter() - begun
+    emit(
+        f"\n{out} written; {seconds:.0f} s in all",
+        {"compositions": results, "files": [str(out)], "seconds": seconds},
+        as_json,
+    )
+
+
+def _shares(labels: Tensor) -> str:
+    digits, counts = labels.unique(return_counts=True)
+    return ", ".join(
+        f"{d} {100 * c / len(labels):.0f} %"
+        for d, c in zip(digits.tolist(), counts.tolist(), strict=True)
+    )
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/demo.png"),
+        help="the PNG to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=whole(1),
+        default=200,
+        help="draws of each composition (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=whole(0), default=0)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    demo(arguments.out, arguments.draws, arguments.seed, as_json=arguments.json)
+    return 0
+
+
+COMMAND = Command(
+    "demo", "compose three pretrained experts of digits and paint draws", _arguments, _run
+)

@@ -1,0 +1,107 @@
+"""`python -m poe experts`: what is registered, and what the zoo has."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from poe import registry
+from poe.cli.main import Command, emit
+from poe.io import storage
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    registered, zoo = list(_registered()), list(_pretrained())
+    lines = ["registered, built by poe.create(NAME, ...):"]
+    lines += _table(
+        ["name", "kind", "event", "licence"],
+        [[e["name"], e["kind"], "as built", e["licence"]] for e in registered],
+    )
+    lines += ["", "pretrained, loaded by poe.load(NAME), and names in expressions:"]
+    lines += _table(
+        ["name", "kind", "event", "parameters", "size", "licence"],
+        [
+            [
+                e["name"],
+                e["kind"],
+                _shape(e),
+                _count(e["parameters"]),
+                f"{e['bytes'] / 1000:.0f} kB",
+                e["licence"],
+            ]
+            for e in zoo
+        ],
+    )
+    emit("\n".join(lines), {"registered": registered, "zoo": zoo}, arguments.json)
+    return 0
+
+
+def _shape(entry: dict[str, Any]) -> str:
+    return "?" if entry["event_shape"] is None else str(tuple(entry["event_shape"]))
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def _registered() -> Iterable[dict[str, Any]]:
+    """What is known of each registered expert; one whose library is missing says so."""
+    offered = {point.name: point for point in registry.entry_points(registry.GROUP)}
+    for name in registry.available():
+        try:
+            kind = (registry.lookup(name).__doc__ or "").strip().partition("\n")[0]
+        except (ImportError, registry.RegistryError) as error:
+            kind = str(error)
+        dist = offered[name].dist if name in offered else None
+        said = {} if dist is None else dist.metadata.json
+        licence = said.get("license_expression") or said.get("license")
+        package = None if dist is None else dist.name
+        yield {
+            "name": name,
+            "kind": kind,
+            "event_shape": None,
+            "licence": licence,
+            "package": package,
+        }
+
+
+def _pretrained() -> Iterable[dict[str, Any]]:
+    """What the card of each pretrained expert says, NAME.json beside NAME.safetensors."""
+    for name, file in sorted(storage._zoo().items()):
+        card: dict[str, Any] = {}
+        for point in registry.entry_points(storage.ZOO):
+            beside = importlib.resources.files(point.value) / f"{name}.json"
+            if not card and beside.is_file():
+                card = json.loads(beside.read_text())
+        size = file.stat().st_size if isinstance(file, Path) else len(file.read_bytes())
+        known = {key: card.get(key) for key in ("kind", "event_shape", "parameters", "licence")}
+        yield {"name": name, **known, "bytes": size}
+
+
+def _table(titles: list[str], rows: list[list[Any]]) -> list[str]:
+    """Columns as wide as they must be; the kind as wide as the terminal leaves room for, and no
+    wider than 72."""
+    cells = [[str("?" if cell is None else cell) for cell in row] for row in [titles, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
+    others = sum(widths) - widths[1] + 2 * len(widths)
+    widths[1] = min(
+        widths[1], max(30, min(72, shutil.get_terminal_size((160, 24)).columns - others))
+    )
+    for row in cells:
+        row[1] = textwrap.shorten(row[1], widths[1], placeholder=" ...")
+    return [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+COMMAND = Command(
+    "experts", "list the registered experts and the zoo's", lambda parser: None, _run, ("list",)
+)

@@ -1,0 +1,1 @@
+"""What speaks for draws, and what they come with."""

@@ -1,0 +1,296 @@
+"""What every method of drawing returns: samples with their evidence."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from poe.algebra.energy import Energy, Estimate
+from poe.diagnostics.agreement import Agreement
+from poe.diagnostics.evidence import RHAT_LIMIT, Diagnostics, standard_errors
+from poe.io.container import StorageError, write_whole
+from poe.plotting import figures as plotting
+from poe.plotting import html
+
+_KEY = "poe.draws"  # of the metadata that holds the evidence
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Samples of a composition with the evidence for them.
+
+    Attributes:
+        x: the draws, (n, *event).
+        chains: the same by chain, (chain, draw, *event); it may hold a few more where n is no
+            multiple of the number of chains.
+        energy: E of each, (chain, draw), in nats.
+        log_z: `Estimate(value, standard_error)` in nats, or None.
+        diagnostics: R-hat, ESS, MCSE, Stein test, acceptance, divergences, evaluations, seconds.
+        warnings: what must be known before these draws are used; empty where nothing speaks against
+            them. Each is a reason not to trust them, or rests on a condition that the reader can
+            judge better than the library.
+        conditions: those warnings of the second kind, with the condition under which the draws can
+            be trusted all the same.
+        method: how they were drawn.
+        exact: whether draws have the target's law in the limit (or at once), with no bias of the
+            method's own.
+        expression: the composition, as it prints.
+        partial: whether the run was interrupted before all draws were there.
+        target: the composition itself, for pictures of its density; None where it is not known, as
+            after `load`. Not saved.
+        agreement: how the posteriors of `poe.combine` agree (`poe.agreement`); None for other
+            compositions.
+    """
+
+    x: Tensor
+    chains: Tensor
+    energy: Tensor
+    log_z: Estimate | None
+    diagnostics: Diagnostics
+    method: str
+    expression: str
+    warnings: tuple[str, ...] = ()
+    exact: bool = True
+    partial: bool = False
+    plan: str = field(default="", repr=False)
+    conditions: dict[str, str] = field(default_factory=dict, repr=False)
+    target: Energy | None = field(default=None, repr=False, compare=False)
+    agreement: Agreement | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        verdict = self.verdict.split(":")[0].replace("TRUSTED", "trusted").replace("NOT", "not")
+        return (
+            f"<{len(self)} draws of {self.expression}, event {tuple(self.x.shape[1:])}, by "
+            f"{self.method}; {verdict}>"
+        )
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The warnings that are reasons not to trust these draws, whatever the conditions."""
+        return tuple(warning for warning in self.warnings if warning not in self.conditions)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether there are draws and no reason not to trust them. `conditions` may still say what
+        that rests on."""
+        return len(self) > 0 and not self.reasons
+
+    @property
+    def verdict(self) -> str:
+        """One line to act on: "TRUSTED: ...", "TRUSTED if ...: ..." or "NOT TRUSTED: the first
+        reason; try what to type"."""
+        if len(self) == 0:
+            return "NOT TRUSTED: there are no draws; try poe.sample(..., 1000)"
+        if self.reasons:
+            others = len(self.reasons) - 1
+            return f"NOT TRUSTED: {self.reasons[0]}" + (
+                f" (and {others} more, above)" if others else ""
+            )
+        d = self.diagnostics
+        found = (
+            [f"{len(self):,} independent draws"]
+            if d.independent
+            else [f"ESS {min(d.ess_bulk, d.ess_tail):,.0f}"]
+        )
+        if not (d.independent or d.rhat != d.rhat):
+            worst = max(d.rhat, d.rhat_energy)
+            few = (
+                f", where so few draws show up to {d.chance:.2f} by chance"
+                if RHAT_LIMIT < worst <= d.chance
+                else ""
+            )
+            found.append(f"R-hat {worst:.3f}{few}")
+        found += [] if d.stein_pvalue != d.stein_pvalue else [f"Stein test p {d.stein_pvalue:.2g}"]
+        conditions = dict.fromkeys(self.conditions.values())
+        return (
+            "TRUSTED"
+            + (" if " + " and ".join(conditions) if conditions else "")
+            + ": "
+            + ", ".join(found)
+        )
+
+    def mean(self) -> Tensor:  # -> (*event)
+        """The mean of the draws, in units of x. `mcse()` is its standard error."""
+        return (
+            self.x.to(torch.float64)
+            .mean(0)
+            .to(self.x.dtype if self.x.is_floating_point() else torch.get_default_dtype())
+        )
+
+    def mcse(self) -> Tensor:  # -> (*event)
+        """The Monte Carlo standard error of the mean of each coordinate, sd / sqrt(ESS of the
+        mean), in units of x. NaN for fewer than four draws; infinite where chains never moved."""
+        return standard_errors(self.chains, self.x.ndim - 1, self.diagnostics.most)
+
+    def report(self) -> str:
+        """A page that a person reads: what was drawn, how, and how far it can be trusted. Its last
+        line is `verdict`."""
+        lines = [
+            f"draws of {self.expression}",
+            f"  {len(self)} draws of shape {tuple(self.x.shape[1:])} in {self.chains.shape[0]} "
+            f"chains, by {self.method}"
+            + ("" if self.exact else f" (approximate: {_bias(self.diagnostics)})"),
+            f"  log Z          {'unknown' if self.log_z is None else self.log_z}",
+            *_figures(self.diagnostics),
+            *([] if self.agreement is None else self.agreement.lines()),
+        ]
+        if self.warnings:
+            lines += ["  NOT TO BE TRUSTED BLINDLY:"] + [
+                f"    - {warning}" for warning in self.warnings
+            ]
+        else:
+            lines.append("  nothing found that speaks against these draws")
+        return "\n".join([*lines, self.verdict])
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> Any:
+        """A matplotlib figure of the draws, written to `path` where one is given: images as a grid;
+        1-D a histogram against the density; 2-D the density, the level sets of each expert and the
+        draws; more dimensions a corner plot. See `poe.plotting.plot`. Raises ImportError where
+        matplotlib (extra `plot`) is missing."""
+        return plotting.plot(self, path, **options)
+
+    def _repr_html_(self) -> str:
+        return html.of_draws(self)
+
+    def to_arviz(self) -> Any:
+        """An ArviZ DataTree with the draws as `x` and the log-density as a sample statistic. Needs
+        ArviZ 1.x."""
+        try:
+            from arviz_base import from_dict  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ImportError(
+                "draws.to_arviz() needs ArviZ: pip install 'product-of-experts[arviz]'"
+            ) from error
+        return from_dict(
+            {
+                "posterior": {"x": self.chains.cpu().numpy()},
+                "sample_stats": {"lp": -self.energy.cpu().numpy()},
+            }
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes draws and evidence to one safetensors file, whole or not at all. `Draws.load`
+        reads it back."""
+        tensors = {"x": self.x, "chains": self.chains, "energy": self.energy}
+        facts = {
+            "log_z": None if self.log_z is None else list(self.log_z),
+            "diagnostics": self.diagnostics.asdict(),
+            "warnings": list(self.warnings),
+            "conditions": self.conditions,
+            "agreement": None if self.agreement is None else asdict(self.agreement),
+        } | {
+            name: getattr(self, name)
+            for name in ("method", "expression", "exact", "partial", "plan")
+        }
+        plain = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+        }
+        write_whole(Path(path), safetensors.torch.save(plain, {_KEY: json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Draws:
+        """The draws that `save` wrote. Raises StorageError where the file is damaged or holds
+        none."""
+        try:
+            with safetensors.safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise StorageError(
+                f"{path} cannot be read: it is truncated, damaged or no safetensors file ({error})"
+            ) from error
+        if _KEY not in metadata:
+            raise StorageError(f"{path} holds no draws; poe.load reads energies")
+        try:
+            facts = json.loads(metadata[_KEY])
+            facts["log_z"] = None if facts["log_z"] is None else Estimate(*facts["log_z"])
+            facts["diagnostics"] = Diagnostics(**facts["diagnostics"])
+            facts["warnings"] = tuple(facts["warnings"])
+            facts["agreement"] = (
+                None if facts.get("agreement") is None else Agreement.read(facts["agreement"])
+            )
+            return cls(**tensors, **facts)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StorageError(
+                f"{path} holds draws that this version cannot read: {error}"
+            ) from error
+
+    def warned(self, *warnings: str, given: str | None = None) -> Draws:
+        """The same draws with more warnings: reasons not to trust them or, with `given`, what trust
+        in them rests on: a condition that reads well after "trusted if", such as "the target has
+            finite mass"."""
+        conditions = {} if given is None else dict.fromkeys(warnings, given)
+        return replace(
+            self, warnings=(*self.warnings, *warnings), conditions=self.conditions | conditions
+        )
+
+
+def first(chains: Tensor, n: int) -> Tensor:
+    # (chain, draw, *event) -> (n, *event)
+    """n draws, the same number from each chain as far as that goes: draw by draw over the
+    chains."""
+    return torch.transpose(chains, 0, 1).flatten(0, 1)[:n]
+
+
+def _bias(d: Diagnostics) -> str:
+    return (
+        "right in the limit of many particles"
+        if d.most < math.inf
+        else "the method has a bias of its own"
+    )
+
+
+def _figures(d: Diagnostics) -> list[str]:
+    """The lines of a report that quote the evidence; a figure without a meaning has none."""
+    lines = []
+    if d.independent:
+        lines.append("  ESS            all of them: independent draws")
+    else:
+        if d.rhat == d.rhat:
+            kind = " (nested: groups of short chains)" if d.nested else ""
+            lines.append(
+                f"  R-hat          {d.rhat:.3f} worst coordinate, {d.rhat_energy:.3f} "
+                f"log-density{kind}"
+            )
+        lines.append(f"  ESS            {d.ess_bulk:.0f} bulk, {d.ess_tail:.0f} tail (smallest)")
+    if d.mcse == d.mcse:
+        lines.append(
+            f"  MCSE           {d.mcse:.2g} standard deviations, the mean of the worst coordinate"
+        )
+    if d.stein_pvalue == d.stein_pvalue:
+        lines.append(
+            f"  Stein test     p {d.stein_pvalue:.2g} against the target's score; it does not see "
+            "the weights of modes"
+        )
+    if d.gradients or d.acceptance < 1 or d.nonfinite:
+        lines.append(
+            f"  acceptance     {d.acceptance:.2f}; {d.divergent} divergent, {d.nonfinite} "
+            f"non-finite, {d.stuck} stuck chains"
+        )
+    if d.swaps == d.swaps:
+        lines.append(f"  rung swaps     {d.swaps:.2f} smallest acceptance")
+    if d.most < math.inf:
+        parts = [f"ESS {d.weight_ess:,.0f}"] if d.weight_ess == d.weight_ess else []
+        parts += [f"{d.ancestors:,.0f} distinct ancestors"] if d.ancestors == d.ancestors else []
+        parts += [f"Pareto k {d.pareto_k:.2f}"] if d.pareto_k == d.pareto_k else []
+        lines.append(f"  weights        {', '.join(parts)}")
+    elif d.pareto_k == d.pareto_k:
+        lines.append(
+            f"  starts         Pareto k {d.pareto_k:.2f} of the weights the chains started from"
+        )
+    return [
+        *lines,
+        f"  cost           {d.gradients:,.0f} gradients, {d.energies:,.0f} energies, "
+        f"{d.seconds:.1f} s",
+    ]

@@ -1,0 +1,1 @@
+"""What is read and written: expressions as text, energies in files, records of runs."""

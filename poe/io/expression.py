@@ -1,0 +1,377 @@
+"""Expressions from text, without eval: `parse("even & loops - eight ** 0.5", names)`.
+
+Python's own parser reads the text, so that precedence is Python's; a walker then accepts the
+algebra, numbers and the function forms, and refuses anything else with a caret under the place.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import operator
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from poe import algebra
+from poe.algebra.checks import energies_of
+from poe.algebra.energy import Energy, Estimate
+from poe.registry import near
+
+MAX_LENGTH = 100_000
+MAX_DEPTH = 60
+MAX_EVENT = 10**7
+
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.Pow: operator.pow,
+    ast.Div: operator.truediv,
+    ast.Sub: operator.sub,
+    ast.MatMult: operator.matmul,
+    ast.Add: operator.add,  # these are refused by energies, with a hint
+    ast.Mult: operator.mul,
+    ast.BitXor: operator.xor,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.Invert: operator.invert,
+    ast.USub: operator.neg,  # these two are refused by energies, with a hint
+    ast.Not: bool,
+}
+_ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
+_ALLOWED = (
+    "an expression takes experts, & | ** / ~ - @, numbers, and functions such as "
+    "poe.mixture([a, b])"
+)
+
+
+class ExpressionError(ValueError):
+    """Text that is not an expression over the known names; the message points at the place, with a
+    caret under it.
+
+    Attributes:
+        column: how many characters of the text stand before the place; None where the text as a
+            whole is at fault.
+    """
+
+    def __init__(self, message: str, column: int | None = None) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+# what names stand for by default: the zoo, where `poe.io.zoo` is there
+NAMES: list[Callable[[], Mapping[str, Any]]] = []
+
+
+def parse(text: str, names: Mapping[str, Any] | None = None) -> Energy:
+    """The energy that `text` stands for; nothing in it is executed but the algebra of energies.
+
+    Arguments:
+        text: an expression such as `(even & loops) ** 0.5 - poe.mixture([a, b], weights=[1, 3])`.
+        names: what the names stand for: energies, and maps for the right side of `@`; dotted names
+            are looked up whole. None: names are those of the zoo, such as `digits.even`.
+
+    Raises:
+        ExpressionError: the text is no expression, a name is unknown, or the algebra refuses the
+            composition.
+        ImportError: an expert of the zoo needs a library that is not installed.
+    """
+    if not isinstance(text, str):
+        raise ExpressionError(f"an expression is text, not {type(text).__name__}")
+    if len(text) > MAX_LENGTH:
+        raise ExpressionError(
+            f"the expression is {len(text):,} characters long; at most {MAX_LENGTH:,} are read"
+        )
+    start = len(text) - len(text.lstrip())
+    line = re.sub(r"\s", " ", text).strip()
+    try:
+        return _Reader(line, (NAMES[-1]() if NAMES else {}) if names is None else names).energy(
+            _tree(line)
+        )
+    except ExpressionError as error:
+        error.column = None if error.column is None else start + error.column
+        raise
+
+
+def _tree(line: str) -> ast.expr:
+    if not line:
+        raise ExpressionError(f"the expression is empty: {_ALLOWED}")
+    if "#" in line:
+        _fail("a comment cannot stand in an expression", line, line.index("#"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Python's remarks on odd literals, which are refused anyway
+            return ast.parse(line, mode="eval").body
+    except SyntaxError as error:
+        _fail(f"cannot read the expression: {error.msg}", line, (error.offset or 1) - 1, error)
+    except (RecursionError, MemoryError) as error:
+        raise ExpressionError("the expression is nested too deep") from error
+    except ValueError as error:  # a null byte or half a surrogate pair
+        raise ExpressionError(f"cannot read the expression {line[:60]!r}: {error}") from error
+
+
+class _Reader:
+    """Turns the syntax tree of one text into values: energies, maps, numbers, powers, and lists of
+    them."""
+
+    def __init__(self, line: str, names: Mapping[str, Any]) -> None:
+        self.line = line
+        self.names = names
+        self.loaded: dict[str, Any] = {}  # a name that stands twice is one expert
+
+    def energy(self, tree: ast.expr) -> Energy:
+        value = self.value(tree, 0)
+        if not isinstance(value, Energy):
+            self.fail(f"the expression is {_kind(value)}, not an energy", tree)
+        return value
+
+    def value(self, node: ast.AST, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            self.fail("the expression is nested too deep", node)
+        match node:
+            case ast.BinOp(op=op) if type(op) in _BINARY:
+                return self.binary(node, depth)
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
+                return self.unary(node, _UNARY[type(op)], operand, depth)
+            case ast.BoolOp(values=[operand, *_]):
+                return self.unary(node, bool, operand, depth)
+            case ast.Constant(value=int() | float() | None as number):
+                return self.constant(number, node)
+            case ast.Name() | ast.Attribute():
+                return self.lookup(node)
+            case ast.Call():
+                return self.call(node, depth)
+            case ast.List(elts=items):
+                return [self.value(item, depth + 1) for item in items]
+            case ast.Tuple(elts=items):
+                return tuple(self.value(item, depth + 1) for item in items)
+        self.fail(
+            f"`{ast.get_source_segment(self.line, node)}` cannot stand here: {_ALLOWED}", node
+        )
+
+    def constant(self, number: int | float | None, node: ast.Constant) -> int | float | None:
+        if number is not None and not abs(number) < 1e300:
+            self.fail("numbers must be finite", node)
+        return number
+
+    def unary(
+        self, node: ast.AST, function: Callable[[Any], Any], operand: ast.expr, depth: int
+    ) -> Any:
+        value = self.operand(operand, depth)
+        if isinstance(value, Energy) or (_is_number(value) and function is operator.neg):
+            return self.apply(node, function, value)
+        self.fail(f"~, -, and, or, not cannot be applied to {_kind(value)}: {_ALLOWED}", node)
+
+    def binary(self, node: ast.BinOp, depth: int) -> Any:
+        """`a & b & c & ...` may be long: the left side of equal operators is walked, not recursed
+        into."""
+        chain = [node]
+        while isinstance(chain[-1].left, ast.BinOp) and type(chain[-1].left.op) is type(node.op):
+            chain.append(chain[-1].left)
+        if not isinstance(node.op, ast.BitAnd | ast.BitOr):
+            depth += len(chain) - 1  # those two make flat nodes; others nest
+        value = self.operand(chain[-1].left, depth)
+        for link in reversed(chain):
+            right = self.operand(link.right, depth)
+            if _is_number(value) and _is_number(right):
+                value = self.arithmetic(link, value, right)
+            elif isinstance(value, Energy) or isinstance(right, Energy):
+                value = self.apply(link, _BINARY[type(link.op)], value, right)
+            else:
+                self.fail(
+                    f"{_sign(link.op)} cannot combine {_kind(value)} and {_kind(right)}: "
+                    f"{_ALLOWED}",
+                    link,
+                )
+        return value
+
+    def arithmetic(self, node: ast.BinOp, left: float, right: float) -> float:
+        if not isinstance(node.op, _ARITHMETIC):
+            self.fail(f"{_sign(node.op)} combines energies, not numbers", node)
+        try:
+            value = _BINARY[type(node.op)](float(left), float(right))
+        except ZeroDivisionError as error:
+            self.fail(str(error), node, error)
+        except OverflowError:
+            value = math.inf
+        if isinstance(value, complex) or not abs(value) < 1e300:
+            self.fail("numbers must be real and finite", node)
+        return value
+
+    def operand(self, node: ast.expr, depth: int) -> Any:
+        value = self.value(node, depth + 1)
+        if isinstance(value, list | tuple | bool | None):
+            self.fail(f"{_kind(value)} can only stand inside a function's parentheses", node)
+        return value
+
+    def lookup(self, node: ast.expr) -> Any:
+        name = _dotted(node)
+        if name is None:
+            self.fail(f"the attribute of a value cannot stand here: {_ALLOWED}", node)
+        if name not in self.loaded:
+            self.loaded[name] = self.find(name, node)
+        return self.loaded[name]
+
+    def find(self, name: str, node: ast.expr) -> Any:
+        if name in self.names:
+            return self.named(name, node)
+        known = {
+            unicodedata.normalize("NFKC", key): key for key in self.names
+        }  # as Python reads identifiers
+        if name in known:
+            return self.named(known[name], node)
+        if _short(name) in FUNCTIONS:
+            self.fail(f"{name} is a function here: {_short(name)}(...)", node)
+        hint = near(name, known) or f"; known: {', '.join(sorted(known)[:20]) or 'none'}"
+        self.fail(f"unknown name {name!r}{hint}", node)
+
+    def named(self, name: str, node: ast.expr) -> Any:
+        try:
+            return self.names[name]
+        except ValueError as error:  # a damaged file of the zoo
+            self.fail(str(error), node, error)
+
+    def call(self, node: ast.Call, depth: int) -> Any:
+        name = _dotted(node.func)
+        function = None if name is None else FUNCTIONS.get(_short(name))
+        if function is None:
+            hint = (
+                near(_short(name or ""), FUNCTIONS) or f"; the functions are {', '.join(FUNCTIONS)}"
+            )
+            self.fail(f"{name or 'a value'} cannot be called here{hint}", node)
+        arguments = [self.value(argument, depth + 1) for argument in node.args]
+        keywords = {}
+        for word in node.keywords:
+            if word.arg is None or word.arg in keywords:
+                self.fail("arguments are given one by one, each once", word.value)
+            keywords[word.arg] = self.value(word.value, depth + 1)
+        return self.apply(node, functools.partial(function, **keywords), *arguments)
+
+    def apply(self, node: ast.AST, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(*arguments)`; what the algebra says against it is said about the place in the
+        text."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            self.fail(str(error) or type(error).__name__, node, error)
+
+    def fail(self, message: str, node: ast.AST, cause: Exception | None = None) -> NoReturn:
+        place = getattr(node, "col_offset", 0)
+        if isinstance(node, ast.BinOp) and node.left.end_col_offset is not None:
+            place = node.left.end_col_offset
+            behind = self.line.encode()[place:].decode()
+            place += len(behind) - len(behind.lstrip(" )"))
+        column = len(self.line.encode()[:place].decode())
+        _fail(message, self.line, column, cause)
+
+
+def _fail(message: str, line: str, column: int, cause: Exception | None = None) -> NoReturn:
+    first = max(0, min(column, len(line)) - 60)
+    shown = line[first : first + 100]
+    raise ExpressionError(
+        f"{message}\n    {shown}\n    {' ' * (min(column, len(line)) - first)}^", column
+    ) from cause
+
+
+def _dotted(node: ast.expr) -> str | None:
+    words: list[str] = []
+    while isinstance(node, ast.Attribute):
+        words.append(node.attr)
+        node = node.value
+    return ".".join(reversed([*words, node.id])) if isinstance(node, ast.Name) else None
+
+
+def _short(name: str) -> str:
+    return re.sub(r"^(poe|torch\.nn|nn|torch)\.", "", name)
+
+
+def _sign(op: ast.operator) -> str:
+    signs = {
+        ast.BitAnd: "&",
+        ast.BitOr: "|",
+        ast.Pow: "**",
+        ast.Div: "/",
+        ast.Sub: "-",
+        ast.MatMult: "@",
+    }
+    return signs.get(
+        type(op), {ast.Add: "+", ast.Mult: "*", ast.BitXor: "^"}.get(type(op), type(op).__name__)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    if _is_number(value):
+        return f"the number {value:g}" if abs(value) < 1e300 else "a number"
+    return "nothing" if value is None else f"a {type(value).__name__.lower()}"
+
+
+def _on(energy: Energy, index: Any, event_shape: Any) -> Energy:
+    (energy,) = energies_of([energy], "on")
+    return algebra.on(energy, index, _checked(event_shape))
+
+
+def _pullback(energy: Energy, function: Any, event_shape: Any = None) -> Energy:
+    return algebra.pullback(
+        energy, function, None if event_shape is None else _checked(event_shape)
+    )
+
+
+def _shift(energy: Energy, offset: float, *, log_z: Any = None) -> Energy:
+    if not (log_z is None or isinstance(log_z, Estimate)):
+        raise TypeError(f"log_z is an Estimate(value, standard_error), not {_kind(log_z)}")
+    return algebra.shift(energy, offset, log_z=log_z)
+
+
+def _checked(event_shape: Any) -> torch.Size:
+    """An event shape whose tensors fit into memory: text may come from anybody."""
+    if not isinstance(event_shape, list | tuple) or not all(
+        isinstance(size, int) and size >= 0 for size in event_shape
+    ):
+        raise TypeError("an event shape is a tuple of sizes such as (2,) or (8, 8)")
+    if math.prod(event_shape) > MAX_EVENT:
+        raise ValueError(
+            f"an event of {math.prod(event_shape):,} numbers is too large; at most {MAX_EVENT:,} "
+            "are read"
+        )
+    return torch.Size(event_shape)
+
+
+def _power(value: float | torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach() if isinstance(value, torch.Tensor) else _tensor(value))
+
+
+def _tensor(value: float) -> torch.Tensor:
+    if not (_is_number(value) and abs(value) <= torch.finfo(torch.get_default_dtype()).max):
+        raise ValueError(
+            "a tensor of an expression holds one number that its precision can hold, not "
+            f"{_kind(value)}"
+        )
+    return torch.tensor(float(value))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "product": algebra.product,
+    "mixture": algebra.mixture,
+    "contrast": algebra.contrast,
+    "combine": algebra.combine,
+    "conjunction": algebra.conjunction,
+    "on": _on,
+    "fill": algebra.fill,
+    "pullback": _pullback,
+    "shift": _shift,
+    "Estimate": Estimate,
+    "Parameter": _power,
+    "tensor": _tensor,
+}

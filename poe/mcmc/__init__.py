@@ -1,0 +1,1 @@
+"""One loop that steps kernels: shards, processes, compiled blocks, checkpoints."""

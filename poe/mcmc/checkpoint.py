@@ -1,0 +1,206 @@
+"""Long runs that survive: what a run has done so far, in a file from which the same call goes on,
+bit for bit.
+
+A run is a sequence of stages, each the same for the same arguments. The file holds the result of
+every finished stage and how far
+the current one is: states, random streams, adaptation, kept draws. A call that finds its file takes
+finished stages from it and goes on in the middle of the last one. When it is written is decided by
+the clock; what is drawn never is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from poe.algebra.energy import Energy
+from poe.io.container import StorageError, _digest, _plain, write_whole
+from poe.io.records import Codec
+from poe.mcmc import parallel
+
+FORMAT = 1
+INTERVAL = (
+    30.0  # seconds between two writes, and at least `COST` times as long as the last one took
+)
+COST = 20.0
+_KEY = "poe.mcmc.checkpoint"
+
+
+class Checkpoint:
+    """The stages of one run, and the file that they are kept in.
+
+    With several processes all make the same calls; the first reads and writes.
+
+    Arguments:
+        path: the file; read where it is there, and replaced as a whole at each write.
+        run: what tells this run from others: its expression and arguments. All of them must agree
+            with the file's.
+
+    Raises:
+        StorageError: the file is truncated, changed or no checkpoint, or that of another run; or it
+            has no directory.
+    """
+
+    def __init__(self, path: str | Path, run: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.run = {name: _fingerprint(value) for name, value in run.items()} | {
+            "torch": torch.__version__
+        }
+        self._stages: dict[
+            int, tuple[Any, list[Tensor]]
+        ] = {}  # none of one that raised an error: it will again
+        self._current, self._frozen = -1, False
+        self._written, self._cost = time.monotonic(), 0.0
+        if not self.path.parent.is_dir():
+            raise StorageError(
+                f"cannot write checkpoints to {self.path}: there is no directory {self.path.parent}"
+            )
+        content = (
+            b"\0" + self.path.read_bytes() if parallel.rank() == 0 and self.path.exists() else b""
+        )
+        content = parallel.agreed(content)
+        if content:
+            try:
+                self._read(content[1:])
+            except StorageError as error:
+                raise StorageError(f"cannot go on from {self.path}: {error}") from error
+
+    def resume(self, codec: Codec) -> Any | None:
+        """Enters the next stage: what the file holds of it, or None."""
+        self._current += 1
+        if self._current not in self._stages:
+            return None
+        form, tensors = self._stages[self._current]
+        try:
+            return codec.decode(form, tensors.__getitem__)
+        except (LookupError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"cannot go on from {self.path}: stage {self._current} does not fit this run "
+                f"({error})"
+            ) from error
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        late = time.monotonic() - self._written >= max(INTERVAL, COST * self._cost)
+        return parallel.agreed(b"late" if late else b"") == b"late"
+
+    def save(self, tree: Any, codec: Codec, *, write: bool = True) -> None:
+        """Sets what is known of the current stage, and writes the file. The tensors of the tree
+        must not change afterwards."""
+        if self._frozen:
+            return
+        self._stages[self._current] = codec.encode(tree)
+        if write:
+            self.write()
+
+    def stage(
+        self, compute: Callable[[], Any], *known: Any, generators: Sequence[torch.Generator] = ()
+    ) -> Any:
+        """The result of a stage that is computed in one go: from the file, or by `compute`.
+
+        `generators` are the random streams that it draws from; what the result may be made of, and
+        `known`, says `Codec`.
+        """
+        codec = Codec(*known, device=generators[0].device if generators else "cpu")
+        saved = self.resume(codec)
+        if saved is None:
+            saved = {
+                "result": compute(),
+                "streams": [generator.get_state() for generator in generators],
+            }
+            self.save(saved, codec, write=self.due())
+        for generator, stream in zip(generators, saved["streams"], strict=True):
+            generator.set_state(stream)
+        return saved["result"]
+
+    def freeze(self) -> None:
+        """Takes no more: what follows an interrupt is no part of the run, and a later call goes on
+        from before it."""
+        if not self._frozen:
+            self.write()
+        self._frozen = True
+
+    def write(self) -> None:
+        """Replaces the file."""
+        if self._frozen or parallel.rank() > 0:
+            return
+        started = time.monotonic()
+        tensors = {
+            f"{i}:{k}": _plain(t)
+            for i, (_, stage) in self._stages.items()
+            for k, t in enumerate(stage)
+        }
+        facts = {
+            "format": FORMAT,
+            "run": self.run,
+            "stages": [[i, form, len(stage)] for i, (form, stage) in self._stages.items()],
+        }
+        text = json.dumps(facts)
+        content = safetensors.torch.save(
+            tensors, {_KEY: text, "sha256": _digest({"facts": text}, tensors)}
+        )
+        write_whole(self.path, content)
+        self._written = time.monotonic()
+        self._cost = self._written - started
+
+    def _read(self, content: bytes) -> None:
+        try:
+            tensors = safetensors.torch.load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise StorageError(
+                f"it is truncated, damaged or no safetensors file ({error})"
+            ) from error
+        metadata = header.get("__metadata__", {})
+        if _KEY not in metadata:
+            raise StorageError(
+                "it is no checkpoint, so it is left alone; give checkpoint= a path of its own"
+            )
+        if _digest({"facts": metadata[_KEY]}, tensors) != metadata.get("sha256"):
+            raise StorageError("its checksum does not match: it was changed after it was written")
+        facts = json.loads(metadata[_KEY])
+        if facts["format"] != FORMAT:
+            raise StorageError(
+                f"it has format {facts['format']}, this version reads format {FORMAT}"
+            )
+        differ = [
+            name for name in self.run | facts["run"] if self.run.get(name) != facts["run"].get(name)
+        ]
+        if differ:
+            what = "; ".join(
+                f"{name} was {facts['run'].get(name)}, is {self.run.get(name)}" for name in differ
+            )
+            raise StorageError(
+                f"it is of another run: {what}. Give the arguments it was begun with, or delete it "
+                "to start anew"
+            )
+        self._stages = {
+            i: (form, [tensors[f"{i}:{k}"] for k in range(n)]) for i, form, n in facts["stages"]
+        }
+
+
+def _fingerprint(value: Any) -> str:
+    """A short text that tells values apart: of an energy, its expression and a digest of all that
+    it has learned."""
+    if value is None or isinstance(value, bool | int | float | str | torch.device):
+        return str(value)
+    codec = Codec(value)
+    form, tensors = codec.encode(value)
+    held = {str(number): _plain(tensor) for number, tensor in enumerate(tensors)}
+    for place, part in enumerate(codec.parts):
+        state = part.state_dict() if isinstance(part, nn.Module) else {}
+        held |= {
+            f"{place}:{key}": _plain(tensor)
+            for key, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        }
+    digest = _digest({"form": form, "parts": [str(part) for part in codec.parts]}, held)
+    return f"{value if isinstance(value, Energy) else type(value).__name__} ({digest[:12]})"

@@ -1,0 +1,128 @@
+"""Many processes: the shards of a run, spread over the ranks that `torchrun` started.
+
+Outside of `run` every process holds the same values: what a process computes of its own shards is
+sent to all of them, in block order, so that sums over all shards have the same bits however many
+processes there are. With one process nothing is sent. Bit-equal also means the same number of
+threads in each (`torchrun` sets OMP_NUM_THREADS=1; a lone process must be told).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from poe.io.records import Codec
+
+MOST_ROOM = 1 << 16  # bytes of a message that is sent without asking how long the others are
+_room = 1024
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start(device: torch.device, shards: int) -> None:
+    """Joins the processes that `torchrun` started, if it did: over gloo, or nccl where `device` is
+    a GPU. "cuda" without a number is then the process's own.
+
+    Every process must make the same calls. Raises ValueError where there are more processes than
+    shards.
+    """
+    if (
+        dist.is_available()
+        and not dist.is_initialized()
+        and all(os.environ.get(name) for name in _TORCHRUN)
+    ):
+        if device.type == "cuda":
+            torch.cuda.set_device(
+                int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index
+            )
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(_leave)
+    if size() > shards:
+        raise ValueError(
+            f"{size()} processes cannot share {shards} shards: give shards={size()} or more, or "
+            "fewer processes"
+        )
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if size() > 1 else 0
+
+
+def share(shards: int) -> range:
+    """The shards of this process: consecutive, the first processes one more where they do not
+    divide evenly. A run of fewer shards
+    than processes is no work to share: each process has all of it."""
+    if shards < size():
+        return range(shards)
+    each, more = divmod(shards, size())
+    first = rank() * each + min(rank(), more)
+    return range(first, first + each + (rank() < more))
+
+
+def gather(own: list[Any], shards: int, codec: Codec) -> list[Any]:
+    """An item for each shard, in order, from those of this process's share."""
+    if size() == 1 or shards < size():
+        return own
+    messages = _exchange(codec.pack(own))
+    return [
+        item
+        for r, message in enumerate(messages)
+        for item in (own if r == rank() else codec.unpack(message))
+    ]
+
+
+def spread(
+    compute: Callable[[int], Any], generators: Sequence[torch.Generator], codec: Codec
+) -> list[Any]:
+    """`compute(shard)` for every shard, in order; each process computes its share. It may draw from
+    `generators[shard]`, and from no
+    other stream: afterwards every process has all streams where they then are."""
+    own = [(compute(shard), generators[shard].get_state()) for shard in share(len(generators))]
+    results = gather(own, len(generators), codec)
+    for generator, (_, stream) in zip(generators, results, strict=True):
+        generator.set_state(stream)
+    return [result for result, _ in results]
+
+
+def agreed(content: bytes) -> bytes:
+    """What the first process says."""
+    return content if size() == 1 else _exchange(content if rank() == 0 else b"")[0]
+
+
+def _exchange(message: bytes) -> list[bytes]:
+    """The messages of all processes. Each goes in one round where it fits, after its length, into
+    as many bytes as the longest one so far needed."""
+    global _room
+    received = _all(len(message).to_bytes(8, "little") + message[:_room], 8 + _room)
+    lengths = [int.from_bytes(part[:8], "little") for part in received]
+    if max(lengths) > _room:
+        _room = min(max(lengths), MOST_ROOM)
+        received = [bytes(8) + part for part in _all(message, max(lengths))]
+    return [part[8 : 8 + length] for part, length in zip(received, lengths, strict=True)]
+
+
+def _all(content: bytes, room: int) -> list[bytes]:
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
+    padded = torch.frombuffer(bytearray(content.ljust(room, b"\0")), dtype=torch.uint8).to(device)
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    return [part.cpu().numpy().tobytes() for part in parts]
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

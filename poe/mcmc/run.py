@@ -1,0 +1,280 @@
+"""The one run loop: warm-up with adaptation, then draws with everything frozen.
+
+Chains run in `shards` fixed blocks, each with its own random stream and its own batch; what is
+pooled is summed in block order. So the draws depend on the seed and the number of shards only.
+Several processes share the shards out (`poe.mcmc.parallel`), and a run may be one stage of a
+checkpoint (`poe.mcmc.checkpoint`): neither changes a draw.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from poe.algebra.energy import Energy
+from poe.io.container import StorageError
+from poe.io.records import Codec
+from poe.kernels.adapt import Adaptation, Joint, begin
+from poe.kernels.base import Kernel
+from poe.mcmc import parallel
+from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.compiled import BLOCK, compiled
+from poe.mcmc.shard import Counted, Saved, Shard
+
+
+class Counts(NamedTuple):
+    """What the steps of all chains added up to."""
+
+    acceptance: float  # mean over chains and steps, of the target's own rung
+    nonfinite: int
+    divergent: int
+    # of the target, over all chains, warm-up and the search for a first step size included
+    gradients: float
+    energies: float  # of the target without its gradient, likewise
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run gives: positions (chains, draws, *event), their energies (chains, draws) in nats,
+    the kernel as it was frozen, the last states in block order, and whether it was interrupted."""
+
+    x: Tensor
+    energy: Tensor
+    kernel: Kernel
+    states: tuple[Any, ...]
+    counts: Counts
+    partial: bool = False
+
+
+def streams(seed: int, shards: int, device: torch.device) -> list[torch.Generator]:
+    """One random stream a shard, all from one seed, a whole number of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is a whole number of at least 0, got {seed!r}")
+    children = np.random.SeedSequence(int(seed)).spawn(shards)
+    numbers = [int(child.generate_state(1, np.uint64)[0] >> np.uint64(1)) for child in children]
+    return [torch.Generator(device).manual_seed(number) for number in numbers]
+
+
+def branch(seed: int, index: int) -> int:
+    """A seed for a part of a job, whose streams are those of no other part, nor of another seed."""
+    return int(
+        np.random.SeedSequence(seed, spawn_key=(index, 0)).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )
+
+
+def run(
+    kernel: Kernel,
+    energy: Energy,
+    x: Tensor | Sequence[Any],
+    *,
+    draws: int,
+    warmup: int = 0,
+    thin: int = 1,
+    generators: Sequence[torch.Generator],
+    progress: str | None = None,
+    compile: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> Trace:
+    """Runs chains from `x` (chains, *event), or from the states of an earlier run, and keeps every
+    `thin`-th state after warm-up.
+
+    With `warmup` the step size and preconditioner are adapted for so many steps and then frozen.
+    `compile` runs the steps after warm-up in compiled blocks. `checkpoint` takes the run as its
+    next stage. Of several processes each steps its own shards, and all return the same. An
+    interrupt (Ctrl-C) of a lone process, after the first kept state, returns what there is, marked
+    partial.
+
+    Raises:
+        ValueError: a chain starts at an energy that is not finite.
+        StorageError: the checkpoint is that of another run.
+    """
+    course = _Course(kernel, energy, x, generators, draws, thin)
+    saved = None if checkpoint is None else checkpoint.resume(course.codec)
+    if saved is not None:
+        course.restore(saved, warmup)
+    elif warmup:
+        course.learn(begin(kernel, course.search, course.states, warmup, generators))
+    total, partial = warmup + draws * thin, False
+    hidden = progress is None or parallel.rank() > 0
+    with tqdm(
+        total=total,
+        initial=course.steps,
+        desc=progress,
+        disable=hidden,
+        leave=False,
+        mininterval=0.2,
+    ) as bar:
+        try:
+            while course.steps < total:
+                bar.update(
+                    course.warm_up(warmup)
+                    if course.steps < warmup
+                    else course.draw(total - course.steps, compile)
+                )
+                if checkpoint is not None and checkpoint.due():
+                    checkpoint.save(course.stage(), course.codec)
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                checkpoint.freeze()
+            if parallel.size() > 1 or not all(shard.kept for shard in course.shards):
+                raise
+            partial = True
+    stage = course.stage()
+    for generator, shard in zip(generators, stage.shards, strict=True):
+        generator.set_state(shard.stream)
+    if checkpoint is not None:
+        checkpoint.save(stage, course.codec, write=checkpoint.due())
+    return _trace(stage, partial)
+
+
+class _Stage(NamedTuple):
+    """How far a run is: steps, with those of warm-up; the kernel in use, what is being learned; the
+    shards; evaluations of the target in the search for a first step size; seconds."""
+
+    steps: int
+    kernel: Kernel
+    adaptation: Adaptation | Joint | None
+    shards: list[Saved]
+    search: tuple[float, float]
+    seconds: float
+
+
+class _Course:
+    """A run under way: what all processes know, and the shards of this one."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        energy: Energy,
+        x: Tensor | Sequence[Any],
+        generators: Sequence[torch.Generator],
+        draws: int,
+        thin: int,
+    ) -> None:
+        self.kernel, self.energy, self.count = kernel, energy, len(generators)
+        own = parallel.share(self.count)
+        self.shards = [Shard(energy, generators[i], draws, thin) for i in own]
+        if isinstance(x, Tensor):
+            parts = x.tensor_split(self.count)
+            states = [
+                kernel.init(shard.target, parts[i])
+                for i, shard in zip(own, self.shards, strict=True)
+            ]
+            self.codec = Codec(kernel, states, _Stage, device=x.device)
+            self.states = parallel.gather(states, self.count, self.codec)
+            _check_start(kernel, energy, self.states)
+        else:
+            self.states = list(x)
+            self.codec = Codec(kernel, self.states, _Stage, device=energy.device)
+        for i, shard in zip(own, self.shards, strict=True):
+            shard.start(kernel, self.states[i])
+        self.adaptation: Adaptation | Joint | None = None
+        self.search, self.steps, self.began = Counted(energy), 0, time.perf_counter()
+        self.compiled: Any = None
+
+    def warm_up(self, warmup: int) -> int:
+        """One step of all shards, and what adaptation learns from them all; then 1."""
+        assert self.adaptation is not None
+        own = [shard.learn(self.kernel) for shard in self.shards]
+        states, lessons = zip(*parallel.gather(own, self.count, self.codec), strict=True)
+        self.steps += 1
+        self.learn(self.adaptation.update(states, lessons))
+        return 1
+
+    def learn(self, adaptation: Adaptation | Joint) -> None:
+        self.adaptation, self.kernel = adaptation, adaptation.kernel
+
+    def draw(self, left: int, compile: bool) -> int:
+        """A compiled block of steps where so many are left, else one step; how many they were."""
+        block = BLOCK if compile and self.kernel.compiles and left >= BLOCK else 1
+        if block > 1 and self.compiled is None:
+            self.compiled = compiled(self.kernel, self.energy)
+        for shard in self.shards:
+            if block > 1:
+                shard.block(self.kernel, self.compiled)
+            else:
+                shard.step(self.kernel)
+        self.steps += block
+        return block
+
+    def stage(self) -> _Stage:
+        """How far all shards are."""
+        shards = parallel.gather([shard.saved() for shard in self.shards], self.count, self.codec)
+        search = (self.search.gradients, self.search.energies)
+        return _Stage(
+            self.steps,
+            self.kernel,
+            self.adaptation,
+            shards,
+            search,
+            time.perf_counter() - self.began,
+        )
+
+    def restore(self, stage: _Stage, warmup: int) -> None:
+        """Goes on from there."""
+        self.steps, self.kernel, self.adaptation = stage.steps, stage.kernel, stage.adaptation
+        self.search.gradients, self.search.energies = stage.search
+        self.began -= stage.seconds
+        for i, shard in zip(parallel.share(self.count), self.shards, strict=True):
+            shard.restore(stage.shards[i], max(0, self.steps - warmup))
+            _check_resumed(self.kernel, self.energy, shard.state)
+
+
+def _trace(stage: _Stage, partial: bool) -> Trace:
+    """What a run returns; after an interrupt, what every shard has."""
+    shards = stage.shards
+    least = min(len(shard.x) for shard in shards)
+    x, energy = (
+        _joined([shard.x[:least] for shard in shards]),
+        _joined([shard.energy[:least] for shard in shards]),
+    )
+    acceptance, nonfinite, divergent, steps = (
+        torch.stack([shard.sums for shard in shards]).sum(0).tolist()
+    )
+    gradients, energies = (
+        sum(parts)
+        for parts in zip(stage.search, *(shard.evaluations for shard in shards), strict=True)
+    )
+    mean = acceptance / steps if steps else math.nan
+    counts = Counts(mean, int(nonfinite), int(divergent), gradients, energies, stage.seconds)
+    return Trace(x, energy, stage.kernel, tuple(shard.state for shard in shards), counts, partial)
+
+
+def _joined(kept: list[Tensor]) -> Tensor:  # (draws, chains, ...) each -> (chains, draws, ...)
+    whole = kept[0] if len(kept) == 1 else torch.cat(kept, 1)
+    return whole.transpose(0, 1)
+
+
+def _check_start(kernel: Kernel, energy: Energy, states: Sequence[Any]) -> None:
+    for state in states:
+        walkers = kernel.walkers(state)
+        bad = ~walkers.energy.isfinite()
+        if bool(bad.any()):
+            raise ValueError(
+                f"{int(bad.sum())} of {bad.numel()} chains of {energy} start where the energy is "
+                f"{walkers.energy[bad][0].item()}: give init= points with finite energy"
+            )
+
+
+def _check_resumed(kernel: Kernel, energy: Energy, state: Any) -> None:
+    """An expert may hold what no file shows, such as a function: its chains must have the energies
+    that they had."""
+    x, was = kernel.position(state)
+    with torch.no_grad():
+        now = energy(x)
+    near = math.sqrt(torch.finfo(was.dtype).eps)
+    if not torch.allclose(now, was, rtol=near, atol=near, equal_nan=True):
+        raise StorageError(
+            f"the checkpoint is that of another run: its chains have other energies under {energy}"
+        )

@@ -1,0 +1,1 @@
+"""What densities and draws look like."""

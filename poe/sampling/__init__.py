@@ -1,0 +1,1 @@
+"""Which way to draw, and drawing: plans, methods, log Z, modes."""

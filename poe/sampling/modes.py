@@ -1,0 +1,200 @@
+"""The most likely x."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poe.algebra import support as sets
+from poe.algebra.checks import energies_of
+from poe.algebra.energy import Energy
+from poe.kernels import Gibbs
+from poe.kernels.usual import discrete_kernel
+from poe.mcmc.run import streams
+from poe.sampling.planning import sample
+from poe.spaces import reals
+from poe.spaces.points import anywhere, energies, enumerable, points
+from poe.spaces.sites import box_of
+from poe.spaces.transport import reals_of
+
+# points from which the search starts: the likeliest of `SEEN` draws, and as many at random among
+# them
+BEGIN = 12
+SEEN = 400
+WALL, STILL = (
+    1e12,
+    1e-12,
+)  # nats, for the search, where the energy fails; units of x a unit of z, at the end of a box
+COLD, SWEEPS, LAST = (
+    20.0,
+    200,
+    10,
+    # temperatures of the search on large discrete spaces: down to 1/COLD in so many sweeps, then to
+    # 0
+)
+
+
+def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None) -> Tensor:
+    # -> (*event)
+    """The x of lowest energy that was found: of a small discrete space exactly; of a large one by
+    chains that are cooled; else by L-BFGS from several points.
+
+    The search starts from `init` (n, *event), or from draws of the density, so that it sees the
+    modes that hold mass. On a constrained
+    support it runs in unconstrained variables, without their Jacobian: the mode of the density over
+    x. A mode on the border is approached as closely as the precision allows.
+
+    Raises ValueError where the energy falls without bound, an expert is NaN, or `init` has no point
+    of finite energy.
+    References: Byrd, Lu, Nocedal and Zhu 1995, SIAM J. Sci. Comput. 16(5) (L-BFGS-B, as in SciPy);
+    Geman and Geman 1984, IEEE PAMI 6(6) (cooling).
+    """
+    (energy,) = energies_of([energy], "mode")
+    if init is not None:
+        init = _checked(energy, init)
+    if sets.is_discrete(energy.support):
+        if enumerable(energy):
+            return points(energy, energies(energy).argmin().reshape(1))[0]
+        if box_of(energy) is None:
+            raise ValueError(
+                f"{energy} takes infinitely many values a coordinate: nothing here finds the "
+                "likeliest of them"
+            )
+        return _cooled(energy, init, seed)
+    begin = _begin(energy, seed) if init is None else init
+    transform: Any = None if sets.is_real(energy.support) else reals_of(energy)
+    z = begin if transform is None else transform.inv(begin)
+    found = [_descend(energy, point, transform) for point in z]
+    x = torch.stack([point for point, _, _ in found])
+    values, lost = (
+        torch.tensor([value for _, value, _ in found]),
+        torch.tensor([lost for *_, lost in found]),
+    )
+    if bool((values == -math.inf).any()):
+        raise ValueError(f"{energy} has no most likely x: its energy falls without bound")
+    if bool(lost[values.argmin()]):
+        raise ValueError(
+            f"{energy} is NaN where the search was led by its least energies: an expert fails there"
+        )
+    return x[values.argmin()]
+
+
+def _checked(energy: Energy, init: Tensor) -> Tensor:
+    """The points (n, *event) of finite energy among those where the search is to start."""
+    shape = energy.event_shape
+    if (
+        not isinstance(init, Tensor)
+        or not init.numel()
+        or init.shape[max(0, init.ndim - len(shape)) :] != shape
+    ):
+        raise ValueError(
+            f"init is a tensor (n, *event) with event shape {tuple(shape)} of {energy}, got "
+            f"{_kind(init)}"
+        )
+    x = init.reshape(-1, *shape)
+    x = x if sets.is_discrete(energy.support) else x.to(energy._like())
+    with torch.no_grad():
+        values = energy(x)
+    if bool(values.isnan().any()):
+        raise ValueError(
+            f"{energy} is NaN at {int(values.isnan().sum())} of {len(x)} points of init: an expert "
+            "fails there"
+        )
+    if not bool(values.isfinite().any()):
+        raise ValueError(
+            f"no point of init has finite energy under {energy}, whose support is "
+            f"{energy.support!r}"
+        )
+    return x[values.isfinite()]
+
+
+def _kind(thing: Any) -> str:
+    return (
+        f"shape {tuple(thing.shape)}" if isinstance(thing, Tensor) else f"a {type(thing).__name__}"
+    )
+
+
+def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
+    """The best point of chains on E/T, T falling from 1 to 1/`COLD` and then to 0."""
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    (generator,) = streams(seed, 1, energy.device)
+    x = anywhere(energy, 2 * BEGIN, generator) if init is None else init
+    kernel = discrete_kernel(energy)
+    kernel = kernel if kernel.ready else Gibbs()
+    for beta in [*torch.logspace(0, math.log10(COLD), SWEEPS).tolist(), *[1e4] * LAST]:
+        cold = energy**beta
+        state = kernel.init(cold, x)
+        x = kernel.step(cold, state, kernel.noise(state, generator))[0].x
+    with torch.no_grad():
+        values = energy(x)
+    if bool(values.isnan().any()):
+        raise ValueError(f"{energy} is NaN where the search came to: an expert fails there")
+    return x[values.argmin()]
+
+
+def _begin(energy: Energy, seed: int | None) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # draws only say where to look
+        draws = sample(energy, SEEN, seed=seed).x
+    with torch.no_grad():
+        order = energy(draws).argsort()
+    return draws[
+        torch.cat([order[: BEGIN // 2], order[:: max(1, len(order) // (BEGIN // 2))][: BEGIN // 2]])
+    ]
+
+
+def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float, bool]:
+    """(x, energy, lost) where L-BFGS ends: energy -inf where it falls without bound; lost where NaN
+    stopped it on its way down."""
+    from scipy.optimize import minimize  # arviz-stats brings it; loaded when a mode is asked for
+
+    failed = False
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        at = torch.as_tensor(flat, dtype=z.dtype, device=z.device).reshape(z.shape)
+        if transform is None:
+            level, slope = energy.value_and_grad(at)
+        else:
+            with torch.enable_grad():
+                at = at.requires_grad_()
+                x = transform(at)
+            level, pull = energy.value_and_grad(x.detach())
+            (slope,) = torch.autograd.grad(x, at, pull)
+        if not (
+            bool(level < math.inf) and bool(slope.isfinite().all())
+        ):  # where the energy fails the search turns back
+            nonlocal failed
+            failed |= bool(level.isnan()) or bool(level.isfinite())  # or its gradient is none
+            return WALL, np.zeros(z.numel())
+        return float(level), slope.flatten().double().cpu().numpy()
+
+    tiny = float(torch.finfo(z.dtype).eps)
+    result = minimize(
+        objective,
+        z.flatten().double().cpu().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 2000, "ftol": tiny, "gtol": 1e-6},
+    )
+    x = torch.as_tensor(result.x, dtype=z.dtype, device=z.device).reshape(z.shape)
+    falling = np.abs(result.jac) > 1e-2
+    unbounded = (result.fun < -1e6 and not np.abs(result.x).max() < 1e6) or bool(
+        (falling & _at_border(energy, x, transform)).any()
+    )
+    at = x if transform is None else transform(x)
+    return at, -math.inf if unbounded else float(result.fun), failed and bool(falling.any())
+
+
+def _at_border(energy: Energy, z: Tensor, transform: Any) -> np.ndarray:  # (*reals) -> (numbers)
+    """Where a number of x in a box has come so near to an end that steps of z no longer move it."""
+    if transform is None or not isinstance(reals.image(energy.support), sets.Box):
+        return np.zeros(z.numel(), dtype=bool)
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(transform(z).sum(), z)
+    return slope.flatten().cpu().numpy() < STILL

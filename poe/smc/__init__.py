@@ -1,0 +1,1 @@
+"""Populations carried along paths, levels of noise and orderings; where they start."""

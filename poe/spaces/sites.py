@@ -1,0 +1,131 @@
+"""The sites of a discrete event: which values each takes, and moves from value to value."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from poe.algebra import support as sets
+from poe.algebra.capabilities import Watched
+from poe.algebra.energy import Energy
+from poe.spaces.path import Level
+
+
+class Sites:
+    """The values that each of n sites may take, from a finite integer box: low, low + step, ...,
+    `counts` of them; `most` at most."""
+
+    def __init__(self, box: sets.Box) -> None:
+        self.low, self.step = box.low.flatten(), box.step
+        self.counts = ((box.high - box.low) / box.step + 1).floor().long().flatten()
+        self.most = int(self.counts.max()) if len(self.counts) else 0
+        self.binary = bool((self.counts == 2).all())
+        self.base = (
+            float(self.low[0]) if len(self.low) and bool((self.low == self.low[0]).all()) else None
+        )
+
+    def values(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """All values (n, most) in the type of `like`, and which of them belong to their site."""
+        place = torch.arange(self.most, device=like.device)
+        low = self.low.to(like.device).unsqueeze(-1)
+        return (low + self.step * place).to(like.dtype), place < self.counts.to(
+            like.device
+        ).unsqueeze(-1)
+
+    def places(self, x: Tensor, event: int) -> Tensor:  # (*batch, *event) -> (*batch, n)
+        """Which of its values each site has, counted from 0."""
+        low = self.low.to(x.device) if self.base is None else self.base
+        return ((vectors(x, event) - low) / self.step).round().long()
+
+    def put(self, x: Tensor, sites: Tensor, places: Tensor, event: int) -> Tensor:
+        # (*batch, *event), (k), (*batch, k) -> (*batch, *event)
+        """x with some sites set to the values at these places."""
+        value = places.to(x.dtype)
+        if self.step != 1:
+            value = value * self.step
+        if self.base != 0:
+            value = value + (
+                self.low.to(x.device)[sites].to(x.dtype) if self.base is None else int(self.base)
+            )
+        return vectors(x, event).scatter(-1, sites.expand(value.shape), value).reshape(x.shape)
+
+    def redraw(
+        self, x: Tensor, sites: Tensor, logits: Tensor, uniforms: Tensor, event: int
+    ) -> Tensor:
+        # (*batch, *event), (k), (*batch, k) or (*batch, k, values), (*batch, k) -> (*batch, *event)
+        """x with some sites drawn from their conditionals by inversion: the upper of two values
+        where u < 1/(1 + e^-ℓ), ℓ its log-odds; else the first value whose cumulative probability
+        exceeds u, from log weights."""
+        places = (
+            toss(logits, uniforms, x.dtype)
+            if logits.ndim == uniforms.ndim
+            else pick(logits, uniforms)
+        )
+        return self.put(x, sites, places, event)
+
+
+_known: weakref.WeakKeyDictionary[sets.Box, Sites] = weakref.WeakKeyDictionary()
+
+
+def sites_of(energy: Energy) -> Sites:
+    """The values of the sites. Raises ValueError where nobody knows finitely many."""
+    box = box_of(energy)
+    if box is None:
+        raise ValueError(
+            f"{energy} lives on {energy.support!r}: moves from value to value need a finite number "
+            "of whole values a coordinate"
+        )
+    if box not in _known:
+        _known[box] = Sites(box)
+    return _known[box]
+
+
+def box_of(energy: Energy) -> sets.Box | None:
+    """The finite integer box in which the support lies, where one is known."""
+    energy = inner(energy)
+    if isinstance(energy, Level):
+        boxes = [box_of(energy.path.end), box_of(energy.path.start)]
+        return next((box for box in boxes if box is not None), None)
+    support = energy.support
+    parts = support.parts if isinstance(support, sets.Intersection) else [support]
+    found = [
+        part for part in parts if isinstance(part, sets.Box) and part.integer and part.is_bounded
+    ]
+    return min(found, key=lambda box: -box.step, default=None)
+
+
+def inner(energy: Energy) -> Energy:
+    """The energy itself, where another one only watches it."""
+    while energy.can(Watched):
+        energy = energy.watched  # type: ignore[attr-defined]
+    return energy
+
+
+def toss(logits: Tensor, uniforms: Tensor, dtype: torch.dtype) -> Tensor:
+    # (*batch, k), (*batch, k) -> (*batch, k)
+    """1 where u < 1/(1 + e^-ℓ), else 0, written at once in the wanted type: converting from truth
+    values takes longer than the rest."""
+    return torch.lt(
+        uniforms,
+        logits.sigmoid(),
+        out=torch.empty(uniforms.shape, dtype=dtype, device=uniforms.device),
+    )
+
+
+def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
+    # (*batch, k, values), (*batch, k) -> (*batch, k)
+    """Places drawn with probabilities softmax(ℓ), by inversion; a value of weight 0 is never
+    drawn."""
+    cumulative = logits.softmax(-1).double().cumsum(-1)
+    return (
+        (uniforms.double().unsqueeze(-1) * cumulative[..., -1:] >= cumulative)
+        .sum(-1)
+        .clamp(max=logits.shape[-1] - 1)
+    )
+
+
+def vectors(x: Tensor, event: int) -> Tensor:  # (*batch, *event) -> (*batch, n)
+    """Events of `event` axes as vectors."""
+    return x.unsqueeze(-1) if event == 0 else x.flatten(x.ndim - event)

@@ -1,0 +1,1 @@
+"""Losses for energies, and densities fitted to samples."""
