@@ -11,9 +11,9 @@ import torch
 
 from poe.mcmc import parallel
 from tests.poe.longrun import SLOW, long_run, sampled
-from tests.poe.test_checkpoint import same
+from tests.poe.mcmc.test_checkpoint import same
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:

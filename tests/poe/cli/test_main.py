@@ -22,11 +22,11 @@ import experts
 import poe
 from poe.__main__ import COMMANDS, main
 from poe.io.container import StorageError
-from tests.poe.test_expression import junk
+from tests.poe.io.test_expression import junk
 
 pytestmark = pytest.mark.slow  # most of them start a shell
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 POE = f"{sys.executable} -m poe"
 
 OWN = """\
