@@ -3,7 +3,8 @@ trust, or be told why not."""
 
 from poe.algebra.combining import combine, conjunction
 from poe.algebra.contrast import contrast
-from poe.algebra.energy import Density, Energy, Estimate, ImproperWarning
+from poe.algebra.energy import Density, Energy, Estimate
+from poe.algebra.errors import ImproperError, ImproperWarning, LawError
 from poe.algebra.maps import fill
 from poe.algebra.mixture import mixture
 from poe.algebra.product import product
@@ -15,7 +16,8 @@ from poe.diagnostics.anomaly import anomaly_score
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.stein import SteinTest, stein_test
 from poe.io import zoo as _zoo  # noqa: F401  (names by default)
-from poe.io.expression import parse
+from poe.io.container import StorageError
+from poe.io.expression import ExpressionError, parse
 from poe.io.storage import load, save
 from poe.kernels import (
     Cycle,
@@ -31,10 +33,20 @@ from poe.kernels import (
     RandomWalk,
     Tempered,
 )
-from poe.registry import as_energy, available, converter, create, register
+from poe.registry import (
+    PoeError,
+    PoeWarning,
+    RegistryError,
+    as_energy,
+    available,
+    converter,
+    create,
+    register,
+)
 from poe.sampling.modes import mode
 from poe.sampling.partition import EstimateWarning, bracket, log_z, normalize
 from poe.sampling.planning import Plan, plan, sample
+from poe.smc.annealing import StalledError
 from poe.training.fitting import fit_density
 
 __version__ = "0.1.0"
@@ -47,18 +59,26 @@ __all__ = [
     "Energy",
     "Estimate",
     "EstimateWarning",
+    "ExpressionError",
     "Flip",
     "Gibbs",
     "GibbsWithGradients",
     "Hamiltonian",
+    "ImproperError",
     "ImproperWarning",
     "IndependentMetropolis",
     "Langevin",
+    "LawError",
     "LineIntegral",
     "Microcanonical",
     "Plan",
+    "PoeError",
+    "PoeWarning",
     "RandomWalk",
+    "RegistryError",
+    "StalledError",
     "SteinTest",
+    "StorageError",
     "Tempered",
     "anomaly_score",
     "as_energy",

@@ -26,7 +26,15 @@ Owner = TypeVar("Owner", bound=Callable[..., Any])
 Convert = TypeVar("Convert", bound=Callable[..., Any])
 
 
-class RegistryError(ValueError):
+class PoeError(Exception):
+    """Base of the errors of this library that are not errors of arguments alone."""
+
+
+class PoeWarning(UserWarning):
+    """Base of the warnings of this library."""
+
+
+class RegistryError(PoeError, ValueError):
     """A name that cannot be registered, or an expert that cannot be loaded."""
 
 

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import experts
@@ -31,6 +33,18 @@ HEAVY = (
     "transformers",
     "zuko",
     "arviz",
+)
+FOLDERS = (  # from the top down: each imports only those below it, and none beside it
+    "cli",
+    {"training", "testing"},
+    "sampling",
+    "smc",
+    "mcmc",
+    "diagnostics",
+    {"kernels", "plotting"},
+    {"io", "spaces"},
+    "algebra",
+    "registry",
 )
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -61,12 +75,68 @@ def modules() -> list[str]:
     ]
 
 
+def graph() -> grimp.ImportGraph:
+    """All imports of both packages, those inside functions included."""
+    return grimp.build_graph("poe", "experts", cache_dir=None)
+
+
+def test_no_circle_of_imports() -> None:
+    found = graph()
+    above = {module: found.find_modules_directly_imported_by(module) for module in found.modules}
+    TopologicalSorter(above).prepare()  # a CycleError names the circle
+
+
+def test_each_folder_imports_only_those_below_it() -> None:
+    layers = [grimp.Layer(*w) if isinstance(w, set) else grimp.Layer(w) for w in FOLDERS]
+    found = graph()
+    assert found.find_illegal_dependencies_for_layers(layers=layers, containers={"poe"}) == set()
+    listed = {name for w in FOLDERS for name in (w if isinstance(w, set) else {w})}
+    there = {child.split(".")[1] for child in found.find_children("poe")}
+    assert there - listed == {"__main__", "capabilities"}  # the two doors
+
+
 def test_poe_never_imports_experts() -> None:
+    assert graph().find_shortest_chains("poe", "experts", as_packages=True) == set()
     guilty = [
         f"{path.relative_to(ROOT)}: {module}"
         for path in sorted((ROOT / "poe").rglob("*.py"))
         for module in imports(path)
         if module.split(".")[0] == "experts"
+    ]
+    assert guilty == []
+
+
+def test_experts_import_what_they_may() -> None:
+    """Experts use the algebra, spaces and the registry; recipes and readers of chains, training."""
+    found = graph()
+    allowed = ("poe.algebra", "poe.spaces", "poe.registry", "poe.training", "experts")
+    guilty = {
+        f"{module} -> {imported}"
+        for module in found.modules
+        if module.startswith("experts.")
+        for imported in found.find_modules_directly_imported_by(module)
+        if not imported.startswith(allowed)
+    }
+    assert guilty == set()
+
+
+def test_no_file_above_400_lines() -> None:
+    files = [path for package in ("poe", "experts") for path in (ROOT / package).rglob("*.py")]
+    long = {
+        str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 400
+    }
+    assert long == {}
+
+
+def test_no_private_name_crosses_modules() -> None:
+    guilty = [
+        f"{path.relative_to(ROOT)}: {alias.name}"
+        for package in ("poe", "experts")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("poe", "experts"))
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
     assert guilty == []
 

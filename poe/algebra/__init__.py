@@ -8,11 +8,11 @@ from poe.algebra.energy import (
     Density,
     Energy,
     Estimate,
-    ImproperWarning,
     checked_level,
     together,
     together_with_gradients,
 )
+from poe.algebra.errors import ImproperError, ImproperWarning, LawError
 from poe.algebra.maps import Fill, Preimage, Select, fill
 from poe.algebra.mixture import Mixture, mixture
 from poe.algebra.product import Product, product, simplify
@@ -28,7 +28,9 @@ __all__ = [
     "Energy",
     "Estimate",
     "Fill",
+    "ImproperError",
     "ImproperWarning",
+    "LawError",
     "Mixture",
     "Preimage",
     "Product",

@@ -38,10 +38,6 @@ class Estimate(NamedTuple):
         )
 
 
-class ImproperWarning(UserWarning):
-    """Nobody knows whether the target has finite mass."""
-
-
 class Energy(Refusals, nn.Module, ABC):
     """A function E(x) in nats that stands for the density exp(-E(x)) / Z.
 

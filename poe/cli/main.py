@@ -20,7 +20,8 @@ import numpy as np
 
 import poe
 from poe.algebra import outline
-from poe.algebra.energy import Energy, ImproperWarning
+from poe.algebra.energy import Energy
+from poe.algebra.errors import ImproperWarning
 from poe.diagnostics.draws import Draws
 from poe.io import storage
 from poe.io.container import write_whole

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poe.registry import PoeError
+
 _DRAWS = "poe.draws"  # the metadata key of draws
 _RECIPE = "poe"  # the one metadata key, so that equal energies give equal files
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-class StorageError(ValueError):
+class StorageError(PoeError, ValueError):
     """An energy that cannot be saved, or a file that cannot be loaded; the message says what is
     wrong."""
 

@@ -22,7 +22,7 @@ from torch import nn
 from poe import algebra
 from poe.algebra.checks import energies_of
 from poe.algebra.energy import Energy, Estimate
-from poe.registry import near
+from poe.registry import PoeError, near
 
 MAX_LENGTH = 100_000
 MAX_DEPTH = 60
@@ -51,7 +51,7 @@ _ALLOWED = (
 )
 
 
-class ExpressionError(ValueError):
+class ExpressionError(PoeError, ValueError):
     """Text that is not an expression over the known names; the message points at the place, with a
     caret under it.
 

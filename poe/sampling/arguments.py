@@ -10,6 +10,7 @@ from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.energy import Energy
+from poe.algebra.errors import ImproperError
 from poe.algebra.product import Product
 from poe.algebra.rules import is_empty
 from poe.algebra.text import bracketed
@@ -76,10 +77,10 @@ def _check_chains(
 
 
 def refuse_improper(energy: Energy) -> None:
-    """Raises ValueError, with the reason, where there is nothing to draw: no free number, an empty
-    support, infinite mass."""
+    """Raises ImproperError, with the reason, where there is nothing to draw: no free number, an
+    empty support, infinite mass."""
     if energy.event_shape.numel() == 0:
-        raise ValueError(
+        raise ImproperError(
             f"{energy} has nothing to draw: no number of its event, of shape "
             f"{tuple(energy.event_shape)}, is free"
         )
@@ -87,15 +88,15 @@ def refuse_improper(energy: Energy) -> None:
         return
     if sets.is_empty(energy.support):
         places = "; ".join(f"{part}: {part.support!r}" for part in energy.parts)
-        raise ValueError(
+        raise ImproperError(
             f"nothing can be drawn from {energy}: the supports of its parts are disjoint ({places})"
         )
     if isinstance(energy, Product) and is_empty(energy):
-        raise ValueError(
+        raise ImproperError(
             f"nothing can be drawn from {energy}: wherever one of its factors has mass, another "
             "has none"
         )
-    raise ValueError(
+    raise ImproperError(
         f"{energy} is improper: exp(-E) has infinite mass, so there is nothing to draw from; "
         "multiply it by a proper factor "
         f"that falls off faster, such as `prior & {bracketed(energy)}`"

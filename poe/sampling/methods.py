@@ -22,7 +22,7 @@ from poe.kernels import Kernel
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import streams
-from poe.smc.annealing import Stalled, anneal
+from poe.smc.annealing import StalledError, anneal
 from poe.smc.diffusion import Noised
 from poe.smc.discrete import visible
 from poe.smc.gaussians import Gaussians
@@ -292,7 +292,7 @@ def annealed(job: Job) -> Draws:
             job.target, None if job.start is None else job.start.density, job.streams(2)[0],
             kernel=job.kernel, progress=job.progress, checkpoint=job.checkpoint,
         )  # fmt: skip
-    except Stalled as stalled:
+    except StalledError as stalled:
         raise NotThisWay(str(stalled)) from stalled
     path = tuned.schedule.path
     if isinstance(path.start, Gaussians):  # fitted to the target: it may do without moves

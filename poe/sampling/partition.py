@@ -13,12 +13,14 @@ from torch import Tensor
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples
 from poe.algebra.checks import energies_of
-from poe.algebra.energy import Energy, Estimate, ImproperWarning
+from poe.algebra.energy import Energy, Estimate
+from poe.algebra.errors import ImproperError, ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.algebra.shifted import shift
 from poe.diagnostics.evidence import pareto_k
 from poe.io.expression import FUNCTIONS
 from poe.mcmc.run import streams
+from poe.registry import PoeWarning
 from poe.smc.annealing import anneal
 from poe.smc.resampling import estimate
 from poe.smc.sequential import carry, line, twists
@@ -34,7 +36,7 @@ FINER = 10  # levels of a bracket for each that sequential Monte Carlo needs
 METHODS = ("sequential", "importance", "annealed", "ais")
 
 
-class EstimateWarning(UserWarning):
+class EstimateWarning(PoeWarning):
     """An estimate of log Z whose weights have too heavy a tail for its standard error to be
     believed."""
 
@@ -85,7 +87,7 @@ def log_z(
     if method is None and energy.log_z is not None:
         return energy.log_z
     if energy.proper is False:
-        raise ValueError(f"{energy} is improper: its Z is infinite or 0")
+        raise ImproperError(f"{energy} is improper: its Z is infinite or 0")
     if method is not None and method not in METHODS:
         raise ValueError(
             f"method={method!r} is unknown; log Z is estimated by {', '.join(METHODS)}"

@@ -13,7 +13,8 @@ from torch import Tensor
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples, ScoreOnly
 from poe.algebra.checks import energies_of
-from poe.algebra.energy import Energy, ImproperWarning
+from poe.algebra.energy import Energy
+from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.algebra.mixture import Mixture
 from poe.algebra.outline import FURTHER

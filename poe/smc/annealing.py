@@ -33,6 +33,7 @@ from poe.kernels import Kernel, Langevin
 from poe.kernels.adapt import MOST_DENSE, Moments, first_step
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
+from poe.registry import PoeError
 from poe.smc.resampling import correlation, resampled, systematic
 from poe.spaces.path import Level as PathLevel
 from poe.spaces.path import Pair, Path, take
@@ -224,7 +225,7 @@ class Pilot(NamedTuple):
         return end.to_x(z) if isinstance(end, Transported) else z
 
 
-class Stalled(ValueError):
+class StalledError(PoeError, ValueError):
     """No schedule of at most `MOST_LEVELS` levels connects the start with the target."""
 
 
@@ -246,7 +247,7 @@ def tune(
     the preconditioner is the pooled covariance of the particles, the step size follows its
     acceptance, and moves go on, `most` of them at the most, until the energy has forgotten where it
     was, up to a correlation of `forget`. Raises ValueError where no particle has finite energy, and
-    Stalled.
+    StalledError.
     """
     kernel = Langevin() if kernel is None else kernel
     log_ratio, levels, pair = 0.0, [], None
@@ -267,7 +268,7 @@ def tune(
                         f"no draw of {segment.start} has finite energy under {segment.end}"
                     )
                 if len(levels) == MOST_LEVELS:
-                    raise Stalled(
+                    raise StalledError(
                         f"more than {MOST_LEVELS} levels from {path.start} to {path.end}; give a "
                         "nearer start"
                     )

@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 
 from poe.algebra.energy import Energy
 from poe.kernels import Kernel, Langevin
-from poe.smc.annealing import MOST_LEVELS, SETTLE, Pilot, Schedule, Stalled, tune
+from poe.smc.annealing import MOST_LEVELS, SETTLE, Pilot, Schedule, StalledError, tune
 from poe.smc.resampling import correlation, resampled
 from poe.smc.scores import Followed, gain, rest
 from poe.smc.spread import by_scores, spread
@@ -269,7 +269,7 @@ def descend(
     that arrives so many set out that as many are effective at the rung from which on they keep
     `AHEAD` of that, or what `DEARER` allows.
 
-    Raises Stalled where that takes more than `MOST_LEVELS` levels.
+    Raises StalledError where that takes more than `MOST_LEVELS` levels.
     """
     target = path.end
     low, high = noise_range(target)
@@ -303,7 +303,7 @@ def descend(
                 stride = max(LEAST, 0.6 * stride)
                 continue
             if len(rungs) == MOST_LEVELS:
-                raise Stalled(f"more than {MOST_LEVELS} levels of noise to {target}")
+                raise StalledError(f"more than {MOST_LEVELS} levels of noise to {target}")
             stride = min(longest, 1.3 * stride) if share > EASY else stride
             kept.append(worn * share)
             order, logs, gained = resampled(

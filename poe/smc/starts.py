@@ -24,7 +24,7 @@ from poe.kernels import Kernel, Langevin
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import run
 from poe.smc import discrete
-from poe.smc.annealing import Pilot, Stalled, tune
+from poe.smc.annealing import Pilot, StalledError, tune
 from poe.smc.diffusion import Descent, Noised, descend
 from poe.smc.gaussians import Gaussians
 from poe.smc.spread import dear, falls
@@ -243,10 +243,10 @@ def pilot(
         try:
             found.append(go(wide, target, enough))
             spent += found[-1].gradients
-        except Stalled:
+        except StalledError:
             continue
     if not found:
-        raise Stalled(
+        raise StalledError(
             f"no path from a normal reaches {target}; give init= points, or multiply by an expert "
             "that draws samples"
         )

@@ -18,13 +18,10 @@ from torch import Tensor
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Enumerates, Samples
 from poe.algebra.energy import Energy
+from poe.algebra.errors import LawError
 from poe.spaces import reals
 
 MAX_STATES = 2**16
-
-
-class LawError(AssertionError):
-    """An expert breaks a law; the message names the law and what was seen."""
 
 
 class _Skip(Exception):

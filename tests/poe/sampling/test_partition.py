@@ -10,7 +10,8 @@ from scipy import integrate
 from torch.distributions import constraints
 
 import poe
-from poe.algebra.energy import Estimate, ImproperWarning
+from poe.algebra.energy import Estimate
+from poe.algebra.errors import ImproperWarning
 from poe.sampling.partition import EstimateWarning
 from tests.poe.targets import Gauss, Raw
 
