@@ -20,9 +20,7 @@ OUT = Path("out")
 
 
 def compose() -> None:
-    flows = [
-        SimpleRealNVP(2, 16, num_layers=4, num_blocks_per_layer=1) for _ in range(2)
-    ]  # as you built them
+    flows = [SimpleRealNVP(2, 16, 4, 1) for _ in range(2)]  # as you built them
     for flow, path in zip(flows, ["out/left.pt", "out/right.pt"], strict=True):
         flow.load_state_dict(torch.load(path))
     left, right = map(poe.as_energy, flows)
