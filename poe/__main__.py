@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 import poe
-from poe.cli import checkup, demo, gallery, inventory
+from poe.cli import checkup, demo, inventory
 from poe.cli import main as cli
 from poe.io.container import StorageError
 
@@ -23,7 +23,6 @@ COMMANDS = (
     cli.LOGZ,
     checkup.COMMAND,
     demo.COMMAND,
-    gallery.COMMAND,
 )
 
 STATUS = """\
