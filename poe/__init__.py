@@ -15,10 +15,10 @@ from poe.algebra.text import leaves, names
 from poe.diagnostics.anomaly import anomaly_score
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.stein import SteinTest, stein_test
-from poe.io import zoo as _zoo  # noqa: F401  (names by default)
 from poe.io.container import StorageError
-from poe.io.expression import ExpressionError, parse
+from poe.io.expression import parse
 from poe.io.storage import load, save
+from poe.io.syntax import ExpressionError
 from poe.kernels import (
     Cycle,
     DiscreteLangevin,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.resources
-import json
 import shutil
 import textwrap
 from collections.abc import Iterable
@@ -13,11 +11,11 @@ from typing import Any
 
 from poe import registry
 from poe.cli.main import Command, emit
-from poe.io import storage
+from poe.io import zoo
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    registered, zoo = list(_registered()), list(_pretrained())
+    registered, pretrained = list(_registered()), list(_pretrained())
     lines = ["registered, built by poe.create(NAME, ...):"]
     lines += _table(
         ["name", "kind", "event", "licence"],
@@ -35,10 +33,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 f"{e['bytes'] / 1000:.0f} kB",
                 e["licence"],
             ]
-            for e in zoo
+            for e in pretrained
         ],
     )
-    emit("\n".join(lines), {"registered": registered, "zoo": zoo}, arguments.json)
+    emit("\n".join(lines), {"registered": registered, "zoo": pretrained}, arguments.json)
     return 0
 
 
@@ -72,13 +70,9 @@ def _registered() -> Iterable[dict[str, Any]]:
 
 
 def _pretrained() -> Iterable[dict[str, Any]]:
-    """What the card of each pretrained expert says, NAME.json beside NAME.safetensors."""
-    for name, file in sorted(storage._zoo().items()):
-        card: dict[str, Any] = {}
-        for point in registry.entry_points(storage.ZOO):
-            beside = importlib.resources.files(point.value) / f"{name}.json"
-            if not card and beside.is_file():
-                card = json.loads(beside.read_text())
+    """What the card of each pretrained expert says."""
+    for name, file in sorted(zoo.files().items()):
+        card = zoo.card(name)
         size = file.stat().st_size if isinstance(file, Path) else len(file.read_bytes())
         known = {key: card.get(key) for key in ("kind", "event_shape", "parameters", "licence")}
         yield {"name": name, **known, "bytes": size}

@@ -23,10 +23,9 @@ from poe.algebra import outline
 from poe.algebra.energy import Energy
 from poe.algebra.errors import ImproperWarning
 from poe.diagnostics.draws import Draws
-from poe.io import storage
-from poe.io.container import write_whole
-from poe.io.expression import ExpressionError
-from poe.io.zoo import Zoo
+from poe.io import zoo
+from poe.io.container import write_atomically
+from poe.io.syntax import ExpressionError
 from poe.plotting import figures as plotting
 from poe.sampling.partition import METHODS as ESTIMATORS
 from poe.sampling.partition import EstimateWarning
@@ -123,7 +122,7 @@ def _energy(arguments: argparse.Namespace) -> Energy:
     try:
         if text == "-":
             text = sys.stdin.read() if sys.stdin is not None else ""
-        if text.endswith(storage.SUFFIX) and Path(text).exists():
+        if text.endswith(zoo.SUFFIX) and Path(text).exists():
             return poe.load(text)
         bound = {}
         for name, path in arguments.expert:
@@ -133,7 +132,7 @@ def _energy(arguments: argparse.Namespace) -> Energy:
                 )
             bound[name] = poe.load(path)
             bound[name].name = name
-        return poe.parse(text, ChainMap(bound, Zoo()))  # type: ignore[arg-type]
+        return poe.parse(text, ChainMap(bound, zoo.Zoo()))  # type: ignore[arg-type]
     except ExpressionError as error:
         raise Failure(str(error), column=error.column) from error
     except ValueError as error:
@@ -266,7 +265,7 @@ def _write(draws: Draws, path: Path) -> None:
             for name, t in tensors.items()
         }
         np.savez(content, **arrays, evidence=np.array(evidence))  # type: ignore[arg-type]
-        write_whole(path, content.getvalue())
+        write_atomically(path, content.getvalue())
     else:
         draws.save(path)
 

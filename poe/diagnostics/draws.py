@@ -16,11 +16,9 @@ from torch import Tensor
 from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.agreement import Agreement
 from poe.diagnostics.evidence import RHAT_LIMIT, Diagnostics, standard_errors
-from poe.io.container import StorageError, write_whole
+from poe.io.container import DRAWS_KEY, StorageError, write_atomically
 from poe.plotting import figures as plotting
 from poe.plotting import html
-
-_KEY = "poe.draws"  # of the metadata that holds the evidence
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ class Draws:
         plain = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
         }
-        write_whole(Path(path), safetensors.torch.save(plain, {_KEY: json.dumps(facts)}))
+        write_atomically(Path(path), safetensors.torch.save(plain, {DRAWS_KEY: json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Draws:
@@ -210,10 +208,10 @@ class Draws:
             raise StorageError(
                 f"{path} cannot be read: it is truncated, damaged or no safetensors file ({error})"
             ) from error
-        if _KEY not in metadata:
+        if DRAWS_KEY not in metadata:
             raise StorageError(f"{path} holds no draws; poe.load reads energies")
         try:
-            facts = json.loads(metadata[_KEY])
+            facts = json.loads(metadata[DRAWS_KEY])
             facts["log_z"] = None if facts["log_z"] is None else Estimate(*facts["log_z"])
             facts["diagnostics"] = Diagnostics(**facts["diagnostics"])
             facts["warnings"] = tuple(facts["warnings"])

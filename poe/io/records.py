@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from poe.io.container import _plain
+from poe.io.container import plain
 
 _SCALARS = (bool, int, float, str, type(None))
 
@@ -70,7 +70,7 @@ class Codec:
     def pack(self, tree: Any) -> bytes:
         """The tree as one message."""
         form, tensors = self.encode(tree)
-        named = {str(number): _plain(tensor) for number, tensor in enumerate(tensors)}
+        named = {str(number): plain(tensor) for number, tensor in enumerate(tensors)}
         return safetensors.torch.save(
             named
             | {"form": torch.frombuffer(bytearray(json.dumps(form).encode()), dtype=torch.uint8)}

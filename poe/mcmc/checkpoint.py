@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from poe.algebra.energy import Energy
-from poe.io.container import StorageError, _digest, _plain, write_whole
+from poe.io.container import StorageError, checksum, plain, write_atomically
 from poe.io.records import Codec
 from poe.mcmc import parallel
 
@@ -134,7 +134,7 @@ class Checkpoint:
             return
         started = time.monotonic()
         tensors = {
-            f"{i}:{k}": _plain(t)
+            f"{i}:{k}": plain(t)
             for i, (_, stage) in self._stages.items()
             for k, t in enumerate(stage)
         }
@@ -145,9 +145,9 @@ class Checkpoint:
         }
         text = json.dumps(facts)
         content = safetensors.torch.save(
-            tensors, {_KEY: text, "sha256": _digest({"facts": text}, tensors)}
+            tensors, {_KEY: text, "sha256": checksum({"facts": text}, tensors)}
         )
-        write_whole(self.path, content)
+        write_atomically(self.path, content)
         self._written = time.monotonic()
         self._cost = self._written - started
 
@@ -164,7 +164,7 @@ class Checkpoint:
             raise StorageError(
                 "it is no checkpoint, so it is left alone; give checkpoint= a path of its own"
             )
-        if _digest({"facts": metadata[_KEY]}, tensors) != metadata.get("sha256"):
+        if checksum({"facts": metadata[_KEY]}, tensors) != metadata.get("sha256"):
             raise StorageError("its checksum does not match: it was changed after it was written")
         facts = json.loads(metadata[_KEY])
         if facts["format"] != FORMAT:
@@ -194,13 +194,13 @@ def _fingerprint(value: Any) -> str:
         return str(value)
     codec = Codec(value)
     form, tensors = codec.encode(value)
-    held = {str(number): _plain(tensor) for number, tensor in enumerate(tensors)}
+    held = {str(number): plain(tensor) for number, tensor in enumerate(tensors)}
     for place, part in enumerate(codec.parts):
         state = part.state_dict() if isinstance(part, nn.Module) else {}
         held |= {
-            f"{place}:{key}": _plain(tensor)
+            f"{place}:{key}": plain(tensor)
             for key, tensor in state.items()
             if isinstance(tensor, Tensor)
         }
-    digest = _digest({"form": form, "parts": [str(part) for part in codec.parts]}, held)
+    digest = checksum({"form": form, "parts": [str(part) for part in codec.parts]}, held)
     return f"{value if isinstance(value, Energy) else type(value).__name__} ({digest[:12]})"

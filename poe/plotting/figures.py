@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poe.io.container import write_whole
+from poe.io.container import write_atomically
 from poe.plotting import panels
 
 # pixels a side: smaller images are enlarged smoothly, as eyes read them better than as blocks
@@ -61,7 +61,7 @@ def save(figure: Any, path: str | Path) -> None:
     kind = path.suffix.removeprefix(".").lower()
     if kind not in kinds:
         raise ValueError(f"{path} does not end in a format of pictures: {', '.join(sorted(kinds))}")
-    write_whole(path, rendered(figure, kind))
+    write_atomically(path, rendered(figure, kind))
 
 
 def is_picture(event_shape: torch.Size) -> bool:

@@ -18,7 +18,7 @@ from poe.algebra.errors import ImproperError, ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.algebra.shifted import shift
 from poe.diagnostics.evidence import pareto_k
-from poe.io.expression import FUNCTIONS
+from poe.io.functions import FUNCTIONS
 from poe.mcmc.run import streams
 from poe.registry import PoeWarning
 from poe.smc.annealing import anneal

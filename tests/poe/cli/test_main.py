@@ -204,7 +204,7 @@ def test_check_tells_right_experts_from_wrong_ones(files, capsys):
         (["show", "own"], 2, "unknown name"),
         (["show", "\0.safetensors"], 2, "null"),
         (["show", "x" * 5000 + ".safetensors"], 2, "too long"),
-        (["show", "a", "--expert", "a=own.py"], 2, "no safetensors file"),
+        (["show", "a", "--expert", "a=own.py"], 2, "not a safetensors file"),
         (["show", "a", "--expert", "a=nothing"], 2, "neither a file"),
         (["show", "a", "--expert", "a=."], 2, "directory"),
         (["show", "a", "--expert", "1=a.safetensors"], 2, "NAME=FILE"),

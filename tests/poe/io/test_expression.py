@@ -15,7 +15,8 @@ from torch.distributions import constraints
 
 import poe
 from poe.algebra.energy import Density, Energy, Estimate
-from poe.io.expression import MAX_LENGTH, ExpressionError, parse
+from poe.io.expression import parse
+from poe.io.syntax import MAX_LENGTH, ExpressionError
 
 
 class Gaussian(Density):
@@ -158,13 +159,13 @@ def refusal(text, names=NAMES):
         ("f", "not an energy", 0),
         ("~2", "cannot be applied to the number 2", 0),
         ("[a, b]", "is a list, not an energy", 0),
-        ("a & [b]", "a list can only stand inside", 4),
+        ("a & [b]", "a list is allowed only as", 4),
         ("a # b", "a comment", 2),
-        ("a < b", "`a < b` cannot stand here", 0),
-        ("a[0]", "`a[0]` cannot stand here", 0),
-        ("'a'", "cannot stand here", 0),
-        ("lambda: a", "cannot stand here", 0),
-        ("a if b else c", "cannot stand here", 0),
+        ("a < b", "`a < b` is not allowed here", 0),
+        ("a[0]", "`a[0]` is not allowed here", 0),
+        ("'a'", "is not allowed here", 0),
+        ("lambda: a", "is not allowed here", 0),
+        ("a if b else c", "is not allowed here", 0),
         ("(a & b).mean", "attribute of a value", 0),
         ("a.mean", "unknown name 'a.mean'", 0),
         ("a.__class__.__mro__", "unknown name", 0),
@@ -173,8 +174,8 @@ def refusal(text, names=NAMES):
         ("f(a)", "f cannot be called here", 0),
         ("poe.mixtur([a, b])", "did you mean 'mixture'?", 0),
         ("product", "product is a function here", 0),
-        ("poe.product(*[a])", "cannot stand here", 12),
-        ("poe.product([a], **b)", "one by one", 19),
+        ("poe.product(*[a])", "is not allowed here", 12),
+        ("poe.product([a], **b)", "given once", 19),
         ("poe.product([a], colour=2)", "unexpected keyword argument 'colour'", 0),
         ("poe.mixture([a, ~b], weights=[1, 1])", "poe.normalize", 0),
         ("a @ b", "takes a function", 2),

@@ -19,7 +19,7 @@ from torch import nn
 import poe
 from poe import registry
 from poe.algebra.energy import Density, Energy
-from poe.io import storage
+from poe.io import container, recipe, zoo
 from poe.io.container import StorageError
 from poe.io.storage import load, save
 
@@ -221,14 +221,14 @@ def test_every_single_bit_of_the_header_counts(content, tmp_path):
         data = bytearray(content)
         data[place] ^= 1 << (place % 8)
         with pytest.raises(StorageError):
-            storage._read(bytes(data))
+            recipe.from_bytes(bytes(data))
 
 
 def test_padding_that_json_overlooks_counts(content):
     size = 8 + int.from_bytes(content[:8], "little")
     header = content[8:size].rstrip(b" ") + b" \t"
     with pytest.raises(StorageError, match="header is damaged"):
-        storage._read(len(header).to_bytes(8, "little") + header + content[size:])
+        recipe.from_bytes(len(header).to_bytes(8, "little") + header + content[size:])
 
 
 def test_pickles_are_refused_unopened(tmp_path):
@@ -255,7 +255,7 @@ def test_foreign_files_are_refused(tmp_path):
     image = io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"\0" * 100)
     for data in (b"", b"hello", image.getvalue(), b"\0" * 200, b'{"a": 1}'):
         path.write_bytes(data)
-        assert "no safetensors file" in refusal(path)
+        assert "not a safetensors file" in refusal(path)
     safetensors.torch.save_file({"w": torch.ones(2)}, path)
     assert "no recipe" in refusal(path)
     safetensors.torch.save_file({"w": torch.ones(2)}, path, metadata={"poe": "[1, 2]"})
@@ -265,10 +265,10 @@ def test_foreign_files_are_refused(tmp_path):
 def forge(content, path, change):
     """The same tensors under a changed recipe, its checksum made good."""
     tensors = safetensors.torch.load(content)
-    recipe = json.loads(storage._metadata(content))
-    change(recipe)
-    recipe["sha256"] = storage._digest(recipe, tensors)
-    safetensors.torch.save_file(tensors, path, metadata={"poe": storage._compact(recipe)})
+    text = json.loads(container.recipe_text(content))
+    change(text)
+    text["sha256"] = container.checksum(text, tensors)
+    safetensors.torch.save_file(tensors, path, metadata={"poe": container.compact(text)})
     return path
 
 
@@ -364,7 +364,7 @@ def test_writes_are_atomic(tmp_path, monkeypatch):
 
     for call in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(storage.os, call, fail)
+            patch.setattr(container.os, call, fail)
             with pytest.raises(OSError, match="no space left"):
                 save(a & b, path)
         assert list(tmp_path.iterdir()) == [path]
@@ -409,7 +409,7 @@ def test_zoo_names_load(a_zoo):
     owl = load("birds.owl")
     assert isinstance(owl, Density)
     assert owl.name == "birds.owl"
-    assert storage.zoo() == ["birds.owl"]
+    assert zoo.zoo() == ["birds.owl"]
     e = poe.io.expression.parse("birds.owl & birds.owl ** 2")
     assert str(e) == "birds.owl ** 3"
 
@@ -426,7 +426,7 @@ def test_an_unknown_zoo_name_suggests_near_ones(a_zoo):
 def test_a_broken_zoo_warns(a_zoo):
     a_zoo.append(registry.EntryPoint("bats", "no_such_package", "poe.zoo"))
     with pytest.warns(RuntimeWarning, match="no_such_package"):
-        assert storage.zoo() == ["birds.owl"]
+        assert zoo.zoo() == ["birds.owl"]
 
 
 def test_a_file_goes_before_the_zoo(a_zoo, tmp_path, monkeypatch):

@@ -1,0 +1,312 @@
+"""An energy as a recipe and tensors, and back: the content of a file of `poe.save`.
+
+The recipe names registry entries, gives them plain JSON arguments, and writes the composition as an
+expression over their labels. Nothing is imported by path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from poe import registry
+from poe.algebra.combination import Combination, combined
+from poe.algebra.energy import Energy
+from poe.algebra.maps import Fill, Select
+from poe.algebra.product import Product
+from poe.algebra.pullback import Pullback
+from poe.algebra.shifted import Shifted
+from poe.algebra.text import function_name
+from poe.io.container import RECIPE_KEY, StorageError, checksum, compact, plain, recipe_text
+from poe.io.syntax import read
+
+FORMAT = 1
+
+
+def to_bytes(energy: Energy) -> bytes:
+    """The content of a file that holds an energy. Raises StorageError."""
+    recipe, tensors = _describe(energy)
+    recipe["sha256"] = checksum(recipe, tensors)
+    return safetensors.torch.save(tensors, metadata={RECIPE_KEY: compact(recipe)})
+
+
+def _describe(energy: Energy) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    parts = _parts(energy)
+    labels = {id(part): label for label, part in parts.items()}
+    tensors: dict[str, Tensor] = {}
+    owners: dict[int, str] = {}  # of the modules inside experts: where a shared one is stored
+    entries = []
+    for label, part in parts.items():
+        entry: dict[str, Any] = {
+            "label": label,
+            "name": part.name if isinstance(part, Energy | Fill) else None,
+        }
+        if isinstance(part, Energy) and part.parts:
+            entry |= _composed(part, labels)
+        else:
+            entry |= _ingredients(part, label)
+            places = {
+                name: owners.setdefault(id(child), f"{label}:{name}")
+                for name, child in part.named_children()
+            }
+            shared = {name: place for name, place in places.items() if place != f"{label}:{name}"}
+            entry |= {"shared": shared} if shared else {}
+            tensors |= {
+                k: v
+                for k, v in _state(part, label).items()
+                if not k.startswith(tuple(f"{label}:{n}." for n in shared))
+            }
+        entries.append(entry)
+    learned = _learned(energy)
+    unique = {id(parameter): parameter for parameter in learned}
+    order = list(unique)
+    for index, parameter in enumerate(unique.values()):
+        tensors[f"powers:{index}"] = plain(parameter)
+    recipe = {
+        "format": FORMAT,
+        "parts": entries,
+        **(_composed(energy, labels) if energy.parts else {"expression": labels[id(energy)]}),
+        "name": energy.name,
+        "powers": [order.index(id(parameter)) for parameter in learned],
+    }
+    return recipe, tensors
+
+
+def _parts(energy: Energy) -> dict[str, Any]:
+    """Everything the expression names, parts of named parts included, each after what it is made
+    of."""
+    found: dict[int, tuple[Any, str]] = {}
+
+    def visit(node: Energy) -> None:
+        if id(node) in found:
+            return
+        for part in node.parts:
+            visit(part)
+        if isinstance(node, Pullback) and not isinstance(node.function, Select):
+            found.setdefault(id(node.function), (node.function, function_name(node.function)))
+        if not node.parts or (node.name and node is not energy):
+            found[id(node)] = node, node.name or type(node).__name__.lower()
+
+    visit(energy)
+    labels: dict[str, Any] = {}
+    for part, base in found.values():
+        label, count = base, 1
+        while label in labels:
+            count += 1
+            label = f"{base}_{count}"
+        labels[label] = part
+    return labels
+
+
+def _composed(node: Energy, labels: Mapping[int, str]) -> dict[str, Any]:
+    """The expression of a composition, and what `poe.combine` put together in it."""
+    known = combined(node)
+    entry: dict[str, Any] = {"expression": _text(node, labels)}
+    inner = node
+    while isinstance(inner, Shifted):
+        inner = inner.energy
+    if known is not None and not inner.learnable:  # type: ignore[union-attr]
+        entry["combination"] = {
+            "posteriors": [_within(part, labels) for part in known.posteriors],
+            "priors": [[_within(part, labels), count] for part, count in known.priors],
+        }
+    return entry
+
+
+def _within(part: Energy, labels: Mapping[int, str]) -> str:
+    return labels[id(part)] if id(part) in labels else _text(part, labels)
+
+
+def _parsed(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Energy:
+    """The inverse of `_composed`."""
+    energy = read(entry["expression"], known)
+    if "combination" in entry:
+        posteriors = tuple(read(text, known) for text in entry["combination"]["posteriors"])
+        priors = tuple(
+            (read(text, known), int(count)) for text, count in entry["combination"]["priors"]
+        )
+        vars(energy)["combination"] = Combination(posteriors, priors)
+    return energy
+
+
+def _text(node: Energy, labels: Mapping[int, str]) -> str:
+    return node._format({key: label for key, label in labels.items() if key != id(node)})[0]
+
+
+def _ingredients(part: Any, label: str) -> dict[str, Any]:
+    """What rebuilds an expert or a map: its registry name and plain JSON arguments."""
+    if isinstance(part, Fill):
+        return {"map": "fill"}
+    kind = type(part)
+    name = registry.name_of(kind)
+    if name is None or not isinstance(part, nn.Module):
+        raise StorageError(
+            f"{label} cannot be saved: its type {kind.__module__}.{kind.__qualname__} is not "
+            "registered; "
+            "make it a class with config(), which returns plain JSON arguments that rebuild it, "
+            "and decorate "
+            "the class with @poe.register('a-name')"
+        )
+    try:
+        config = part.config()  # type: ignore[operator]
+        text = json.dumps(config, allow_nan=False)
+    except (AttributeError, TypeError, ValueError) as error:
+        wanted = f"{kind.__qualname__}.config() must return plain JSON arguments that rebuild it"
+        raise StorageError(f"{label} cannot be saved: {wanted}; {error}") from error
+    if not isinstance(config, dict):
+        raise StorageError(
+            f"{label} cannot be saved: {kind.__qualname__}.config() must return a dict, not "
+            f"{config!r}"
+        )
+    return {"expert": name, "config": json.loads(text)}
+
+
+def _state(part: nn.Module, label: str) -> dict[str, Tensor]:
+    state = part.state_dict()
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise StorageError(
+            f"{label} cannot be saved: {', '.join(odd)} of its state_dict() is no tensor"
+        )
+    return {f"{label}:{key}": plain(value) for key, value in state.items()}
+
+
+def _learned(energy: Energy) -> list[nn.Parameter]:
+    """The learnable powers, in the order in which the expression is read."""
+    found: list[nn.Parameter] = []
+    for product in _products(energy):
+        found += product.learnable
+    return found
+
+
+def _products(energy: Energy) -> Iterator[Product]:
+    seen: set[int] = set()
+    stack = [energy]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        stack += reversed(node.parts)
+        if isinstance(node, Product):
+            yield node
+
+
+# ---------------------------------------------------------------- and back
+
+
+def from_bytes(content: bytes) -> Energy:
+    """The energy that a file holds, in eval mode. Raises StorageError."""
+    text = recipe_text(content)
+    try:
+        tensors = safetensors.torch.load(content)
+    except Exception as error:
+        raise StorageError(f"it is truncated or damaged ({error})") from error
+    recipe = _recipe(text)
+    if checksum(recipe, tensors) != recipe.get("sha256"):
+        raise StorageError("its checksum does not match: it was changed after it was saved")
+    known: dict[str, Any] = {}
+    for entry in recipe["parts"]:
+        known[entry["label"]] = _rebuild(entry, known, tensors)
+    energy = _parsed(recipe, known)
+    _restore_learned(energy, recipe["powers"], tensors)
+    if recipe["name"] is not None:
+        energy.name = recipe["name"]
+    return energy.eval()
+
+
+def read_file(file: Traversable, shown: str) -> Energy:
+    """The energy in a file; `shown` is how errors name it."""
+    content = file.read_bytes()
+    try:
+        return from_bytes(content)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise StorageError(f"cannot load {shown}: {error}") from error
+
+
+def _recipe(text: str) -> dict[str, Any]:
+    try:
+        recipe = json.loads(text)
+        if recipe["format"] != FORMAT:
+            raise StorageError(
+                f"its recipe has format {recipe['format']!r}, this version reads format {FORMAT}: "
+                "upgrade poe"
+            )
+        names = [entry["expert"] for entry in recipe["parts"] if "expert" in entry]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise StorageError(f"its recipe is damaged ({type(error).__name__}: {error})") from error
+    for name in names:
+        if not (isinstance(name, str) and registry.NAME.fullmatch(name)):
+            raise StorageError(
+                f"its recipe asks for {name!r}: a recipe names registry entries, never an import "
+                "path"
+            )
+    if text != compact(recipe):
+        raise StorageError("its recipe is damaged: it is not as poe.save writes it")
+    return recipe
+
+
+def _rebuild(
+    entry: Mapping[str, Any], known: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Any:
+    label, name = entry["label"], entry["name"]
+    prefix = f"{label}:"
+    state = {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
+    shared = entry.get("shared", {})
+    for child, place in shared.items():
+        state |= {
+            child + key.removeprefix(place): value
+            for key, value in tensors.items()
+            if key.startswith(f"{place}.")
+        }
+    if "expression" in entry:
+        part = _parsed(entry, known)
+    elif "map" in entry:
+        return Fill(state["x_known"], state["mask"], name=name)
+    else:
+        owner: Any = registry.lookup(entry["expert"])
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a model's initial weights are about to be replaced
+            part = owner.from_config(**entry["config"])
+        _fill_state(part, state, label)
+        for child, place in shared.items():
+            owner, _, attribute = place.partition(":")
+            setattr(part, child, getattr(known[owner], attribute))
+    if isinstance(part, Energy):
+        part.name = name
+    return part
+
+
+def _fill_state(part: nn.Module, state: Mapping[str, Tensor], label: str) -> None:
+    """`load_state_dict`, strict, with the precision of the file."""
+    for key, value in part.state_dict(keep_vars=True).items():
+        if key in state and isinstance(value, Tensor) and value.dtype != state[key].dtype:
+            value.data = value.data.to(state[key].dtype)
+    try:
+        part.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise StorageError(f"the tensors of {label} do not fit its config: {error}") from error
+
+
+def _restore_learned(energy: Energy, indices: list[int], tensors: Mapping[str, Tensor]) -> None:
+    parameters = {index: nn.Parameter(tensors[f"powers:{index}"]) for index in sorted(set(indices))}
+    slots = [
+        (product, slot) for product in _products(energy) for slot in range(len(product.learnable))
+    ]
+    if len(slots) != len(indices):
+        raise StorageError(
+            f"its expression has {len(slots)} learnable powers, and the recipe {len(indices)}"
+        )
+    for (product, slot), index in zip(slots, indices, strict=True):
+        product.learnable[slot] = parameters[index]
