@@ -4,15 +4,12 @@
 >>> experts.Normal(0.0, 1.0).log_z
 Estimate(value=0.0, standard_error=0.0)
 """
+# ruff: noqa: F401 (imports for type checkers; the table below says the same at run time)
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
-
-# at once, so that `experts.function` is the helper whatever has been imported: a module has the
-# same name
-from experts.function import Function, function
 
 if TYPE_CHECKING:
     from experts.autoregressive import MADE, Causal
@@ -21,18 +18,13 @@ if TYPE_CHECKING:
     from experts.dbm import DBM
     from experts.denoiser import Denoiser, NoiseSchedule
     from experts.distribution import Distribution
-    from experts.exponential import (
-        Bernoulli,
-        Beta,
-        Categorical,
-        Dirichlet,
-        Exponential,
-        Gamma,
-        Normal,
-        Poisson,
-        VonMises,
-    )
+    from experts.families.beta import Beta, Dirichlet
+    from experts.families.discrete import Bernoulli, Categorical, Poisson
+    from experts.families.gamma import Exponential, Gamma
+    from experts.families.normal import Normal
+    from experts.families.von_mises import VonMises
     from experts.flow import Flow
+    from experts.functions import Function, function
     from experts.ising import Ising, Potts
     from experts.language import LanguageModel, NGram
     from experts.latent import GAN, VAE, Decoder, Discriminator, Generator
@@ -44,87 +36,57 @@ if TYPE_CHECKING:
     from experts.vocabulary import Vocabulary
     from experts.zuko import Zuko
 
-__all__ = [
-    "DBM",
-    "GAN",
-    "MADE",
-    "RBM",
-    "VAE",
-    "Bernoulli",
-    "Beta",
-    "Categorical",
-    "Causal",
-    "Classifier",
-    "ConceptNetwork",
-    "ConvEnergy",
-    "Decoder",
-    "Denoiser",
-    "Dirichlet",
-    "Discriminator",
-    "Distribution",
-    "Exponential",
-    "Flow",
-    "Function",
-    "Gamma",
-    "GaussianRBM",
-    "Generator",
-    "Ising",
-    "LanguageModel",
-    "MLPEnergy",
-    "MixtureMADE",
-    "NGram",
-    "NoiseConditional",
-    "NoiseSchedule",
-    "NormFlow",
-    "Normal",
-    "PixelCNN",
-    "Poisson",
-    "Potts",
-    "Vocabulary",
-    "VonMises",
-    "Zuko",
-    "function",
-]
-
-_MODULES = {
-    "DBM": "dbm",
-    "GAN": "latent",
-    "MADE": "autoregressive",
-    "RBM": "boltzmann",
-    "VAE": "latent",
+_MODULES = {  # public name -> module of experts
+    "Bernoulli": "families.discrete",
+    "Beta": "families.beta",
+    "Categorical": "families.discrete",
     "Causal": "autoregressive",
     "Classifier": "classifier",
     "ConceptNetwork": "noise",
     "ConvEnergy": "neural",
+    "DBM": "dbm",
     "Decoder": "latent",
     "Denoiser": "denoiser",
+    "Dirichlet": "families.beta",
     "Discriminator": "latent",
     "Distribution": "distribution",
+    "Exponential": "families.gamma",
     "Flow": "flow",
+    "Function": "functions",
+    "GAN": "latent",
+    "Gamma": "families.gamma",
     "GaussianRBM": "boltzmann",
     "Generator": "latent",
     "Ising": "ising",
     "LanguageModel": "language",
+    "MADE": "autoregressive",
     "MLPEnergy": "neural",
     "MixtureMADE": "mixture_made",
     "NGram": "language",
     "NoiseConditional": "noise",
     "NoiseSchedule": "denoiser",
     "NormFlow": "normflows",
+    "Normal": "families.normal",
     "PixelCNN": "pixelcnn",
+    "Poisson": "families.discrete",
     "Potts": "ising",
+    "RBM": "boltzmann",
+    "VAE": "latent",
     "Vocabulary": "vocabulary",
+    "VonMises": "families.von_mises",
     "Zuko": "zuko",
+    "function": "functions",
 }
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"experts.{_MODULES.get(name, 'exponential')}"), name)
+    value = getattr(importlib.import_module(f"experts.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

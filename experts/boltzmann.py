@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, softplus
 
-from experts import parameters as param
 from experts.dbm import DBM
 from experts.discrete import (
     MOST_UNITS,
@@ -30,7 +29,8 @@ from experts.discrete import (
     shared_dtype,
     unit_vector,
 )
-from experts.exponential import Bernoulli, Normal
+from experts.families import Bernoulli, Normal
+from experts.families import parameters as param
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples
 from poe.algebra.energy import Energy
@@ -368,7 +368,7 @@ def _rbm(factors: Sequence[Factor]) -> Energy | None:
     offset = 0.0
     for energy, power in factors:
         if isinstance(energy, Bernoulli):
-            logits = energy._exact("logits")
+            logits = energy.exact("logits")
             bias = bias + power * logits.flatten()
             offset += power * float(softplus(logits, threshold=40).sum())
     first = machines[0][0]

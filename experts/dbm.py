@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, softplus
 
-from experts import parameters as param
 from experts.discrete import Machine, layers_log_z, shared_dtype, unit_vector
-from experts.exponential import Bernoulli
+from experts.families import Bernoulli
+from experts.families import parameters as param
 from poe.algebra import support as sets
 from poe.algebra.energy import Energy, Estimate
 from poe.algebra.rules import closed_form
@@ -230,7 +230,7 @@ def _dbm(factors: Sequence[Factor]) -> Energy | None:
     weights, biases = summed[: len(first.weights)], torch.cat(summed[len(first.weights) :])
     for energy, power in factors:
         if isinstance(energy, Bernoulli):
-            logits = energy._exact("logits")
+            logits = energy.exact("logits")
             biases = biases + power * logits
             offset += power * float(softplus(logits, threshold=40).sum())
     merged = DBM(weights, biases.split(list(first.sizes)))

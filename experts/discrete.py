@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from experts.exponential import DTYPES
+from experts.families.base import DTYPES
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Enumerates
 from poe.algebra.energy import Energy, Estimate

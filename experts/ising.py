@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.discrete import shared_dtype
-from experts.exponential import Bernoulli, Categorical
+from experts.families import Bernoulli, Categorical
 from experts.lattice import Strip, torus_log_z
 from experts.pairs import PairModel
 from poe.algebra import support as sets
@@ -283,7 +283,7 @@ def _merged(factors: Sequence[Factor]) -> dict[str, Any] | None:
 
 def _bernoulli_fields(energy: Bernoulli, model: Ising) -> tuple[Tensor, Tensor] | None:
     """logit·x = logit·(s + 1)/2 of bits: h = logit/2, and softplus(logit) - logit/2 is left."""
-    logits = energy._exact("logits")
+    logits = energy.exact("logits")
     return (
         (logits / 2, nn.functional.softplus(logits, threshold=40) - logits / 2)
         if model.bits

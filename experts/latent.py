@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from experts.exponential import Normal
+from experts.families import Normal
 from poe.algebra.energy import Energy, Estimate
 from poe.registry import register
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experts import parameters as param
 from experts.discrete import Machine
+from experts.families import parameters as param
 from experts.lattice import (
     MOST_UPDATES,
     Strip,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import poe
 from experts.blackbox import External
-from experts.exponential import Normal
+from experts.families import Normal
 from poe.algebra.bindings import Bindings
 from poe.algebra.energy import Density, Energy
 from poe.registry import register

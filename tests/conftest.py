@@ -3,8 +3,11 @@ GPU."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,24 @@ settings.register_profile(
     "thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_sessionstart() -> None:
+    """Experts are found by the entry points of the installed package: these must be the ones of
+    this checkout."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())[
+        "project"
+    ]
+    for group, wanted in project["entry-points"].items():
+        found = {e.name: e.value for e in importlib.metadata.entry_points(group=group)}
+        if stale := {name for name, value in wanted.items() if found.get(name) != value}:
+            pytest.exit(
+                f"the installed entry points of {group} are older than pyproject.toml "
+                f"({', '.join(sorted(stale))}): run `pip install -e .`; where the checkout is only "
+                "on PYTHONPATH, run in it `python -c 'import setuptools; setuptools.setup()' -q "
+                "egg_info`",
+                returncode=4,
+            )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -202,7 +202,7 @@ def test_declared_packages_are_all_packages() -> None:
     assert found == set(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
-@pytest.mark.parametrize("group", ["poe.experts", "poe.zoo"])
+@pytest.mark.parametrize("group", ["poe.converters", "poe.experts", "poe.zoo"])
 def test_entry_points_load(group: str) -> None:
     for name, value in PYPROJECT["project"]["entry-points"][group].items():
         entry = importlib.metadata.EntryPoint(name, value, group)

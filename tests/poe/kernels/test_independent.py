@@ -5,7 +5,7 @@ import torch
 from torch.distributions import constraints
 
 import poe
-from experts.exponential import Gamma
+from experts.families import Gamma
 from poe.kernels import IndependentMetropolis
 from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue

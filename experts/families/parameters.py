@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poe.algebra.rules import Improper
+from poe.algebra.closed_forms import Improper
 
 PLAIN = (int, float, list, tuple)  # numbers without a precision of their own
+ROUNDING = 16 * torch.finfo(torch.float64).eps  # relative error of a sum of natural parameters
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -155,19 +156,18 @@ def fit_covariance(values: dict[str, Tensor]) -> torch.Size:
     return shape
 
 
-def no_rounding(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Bounds of 0, for parameters that are exact."""
-    return [torch.zeros_like(p) for p in parameters]
-
-
-def in_domain(member: str, value: Tensor, rounding: Tensor) -> bool:
-    """Whether all values are positive beyond rounding. Raises Improper where one is certainly
-    not."""
-    if bool(((value == 0) | (value < -rounding)).any()):
-        raise Improper(
-            f"{member} needs positive parameters, and the powers leave {value.min().item():g}"
-        )
-    return bool((value > rounding).all())
+def in_domain(
+    member: str, values: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
+) -> bool:
+    """Whether all values are positive beyond their rounding errors (by default 0). Raises Improper
+    where one certainly is not."""
+    bounds = [torch.zeros_like(value) for value in values] if rounding is None else rounding
+    for value, bound in zip(values, bounds, strict=True):
+        if bool(((value == 0) | (value < -bound)).any()):
+            raise Improper(
+                f"{member} needs positive parameters, and the powers leave {value.min().item():g}"
+            )
+    return all(bool((value > bound).all()) for value, bound in zip(values, bounds, strict=True))
 
 
 # ---------------------------------------------------------------- draws and stable logarithms
