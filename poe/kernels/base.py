@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -66,68 +67,44 @@ class Kernel(ABC):
     the step, with a fixed size.
 
     A new kernel subclasses this and has `init`, `noise`, `step` and, where it has a step size,
-    `tuned` and `guess`; the rest has defaults.
+    `tuned` and `guess`; the rest has defaults. What is fixed for a kernel is a class attribute, and
+    a property where it depends on the kernel's fields.
+
+    Attributes:
+        exact: whether the kernel leaves the target invariant.
+        step_size: number or tensor over trailing batch axes; None where there is none, or warm-up
+            has yet to find it.
+        scale, dense: L over the flattened event, the preconditioner being L Lᵀ; whether L is a
+            matrix (*b, d, d) rather than a diagonal (*b, d).
+        compiles: whether `step` is one graph of tensors, and `noise` takes a number of steps for a
+            leading axis.
+        plain: whether its states are `State` and hold all that a step needs, so that other kernels
+            can continue from them.
+        parts: the kernels it is made of, each tuned separately.
+        needs_gradient: whether `init` and `step` evaluate the gradient of the target.
+        target_acceptance: what warm-up leads `judge` to, in many dimensions; None where there is no
+            step size to find.
+        learns_length: whether warm-up finds the length of its trajectories, from `slope`.
+        gradients_per_step: gradients of the target per step and chain, the mean over the kernel's
+            own randomness.
     """
 
-    @property
-    def exact(self) -> bool:
-        """Whether the kernel leaves the target invariant."""
-        return True
-
-    @property
-    def step_size(self) -> float | Tensor | None:
-        return None
-
-    @property
-    def scale(self) -> Tensor | None:
-        """L over the flattened event, the preconditioner being L Lᵀ."""
-        return None
-
-    @property
-    def dense(self) -> bool:
-        return False
+    exact: bool = True
+    step_size: float | Tensor | None = None
+    scale: Tensor | None = None
+    dense: bool = False
+    compiles: bool = False
+    plain: bool = True
+    parts: tuple[Kernel, ...] = ()
+    needs_gradient: bool = True
+    target_acceptance: float | None = None
+    learns_length: bool = False
+    gradients_per_step: float = 1.0
 
     @property
     def ready(self) -> bool:
         """Whether it can step as it is, without a warm-up."""
-        return self.step_size is not None
-
-    @property
-    def compiles(self) -> bool:
-        """Whether `step` is one graph of tensors, and `noise` takes a number of steps for a leading
-        axis."""
-        return False
-
-    @property
-    def plain(self) -> bool:
-        """Whether its states are `State`, all that there is to know, so that other kernels can go
-        on from them."""
-        return True
-
-    @property
-    def parts(self) -> tuple[Kernel, ...]:
-        """The kernels it is made of, each tuned for itself."""
-        return ()
-
-    @property
-    def needs_gradient(self) -> bool:
-        return True
-
-    @property
-    def target_acceptance(self) -> float | None:
-        """What warm-up steers `judge` to, in many dimensions; None where there is no step size to
-        find."""
-        return None
-
-    @property
-    def learns_length(self) -> bool:
-        """Whether warm-up finds the length of its trajectories, from `slope`."""
-        return False
-
-    @property
-    def gradients_per_step(self) -> float:
-        """Gradients of the target a step and chain, the mean over the kernel's own randomness."""
-        return 1.0
+        return self.step_size is not None or self.target_acceptance is None
 
     def check(self, energy: Energy) -> None:  # noqa: B027 (most have nothing to check)
         """Raises ValueError where the kernel does not apply to this energy."""
@@ -198,3 +175,14 @@ class Kernel(ABC):
         """The draws of the target that a state holds, and their energies: (chains, *event),
         (chains)."""
         return state.x, state.energy
+
+
+class Preconditioned(Kernel):
+    """A kernel whose fields are a step size and a preconditioner M = L Lᵀ: `step_size`, `scale` and
+    `dense`."""
+
+    def tuned(
+        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
+    ) -> Self:
+        fields: Any = self  # every subclass is a dataclass
+        return replace(fields, step_size=step_size, scale=scale, dense=dense)

@@ -12,21 +12,21 @@ from torch import Tensor
 
 from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, State
-from poe.kernels.moves import check_positive, decide, evaluate, has_gradient, per_event
+from poe.kernels.moves import check_positive, decide, evaluate, has_gradient, per_event, steps_of
 from poe.spaces.conditionals import Conditionals
 from poe.spaces.sites import Sites, pick, sites_of, vectors
 
 
-class Noise(NamedTuple):
+class SiteNoise(NamedTuple):
     """Uniform numbers for what is proposed, (*batch, ...), and for the decisions, (*batch)."""
 
     proposal: Tensor
     decision: Tensor
 
 
-class _Local(NamedTuple):
-    """A state, and for each site and value of it: the place of its own value (*batch, n), and the
-    energy that changing to it would add, to first order or exactly, (*batch, n, values), +inf where
+class Neighbourhood(NamedTuple):
+    """A state; the index of the value of each site, (*batch, n); and the energy that changing a
+    site to each of its values would add, to first order or exactly, (*batch, n, values), +inf where
     there is no such value."""
 
     state: State
@@ -34,10 +34,10 @@ class _Local(NamedTuple):
     rise: Tensor
 
 
-def _local(energy: Energy, state: State, sites: Sites) -> _Local:
-    """What informs proposals at a state. Floating points: the slope of E along each site times the
-    change, from one gradient. Whole
-    numbers: the exact change, from the conditionals of the sites."""
+def neighbourhood(energy: Energy, state: State, sites: Sites) -> Neighbourhood:
+    """What informs proposals at a state. For floating-point x: the slope of E along each site times
+    the change, from one gradient. For whole numbers: the exact change, from the conditionals of the
+    sites."""
     event = state.x.ndim - state.energy.ndim
     place = sites.places(state.x, event)
     if state.x.is_floating_point():
@@ -47,30 +47,25 @@ def _local(energy: Energy, state: State, sites: Sites) -> _Local:
         rise = vectors(state.gradient, event).unsqueeze(-1) * (
             values - vectors(state.x, event).unsqueeze(-1)
         )
-        return _Local(state, place, rise.masked_fill(~inside, math.inf))
+        return Neighbourhood(state, place, rise.masked_fill(~inside, math.inf))
     known = Conditionals(energy)
     with torch.no_grad():
         logits = known.logits(state.x, torch.arange(place.shape[-1], device=place.device))
     if known.sites.binary:
         logits = torch.stack([torch.zeros_like(logits), logits], -1)
-    return _Local(state, place, logits.gather(-1, place.unsqueeze(-1)) - logits)
+    return Neighbourhood(state, place, logits.gather(-1, place.unsqueeze(-1)) - logits)
 
 
-def _at(values: Tensor, place: Tensor) -> Tensor:  # (*batch, n, values), (*batch, n) -> (*batch, n)
+def at(values: Tensor, place: Tensor) -> Tensor:  # (*batch, n, values), (*batch, n) -> (*batch, n)
+    """The entry of each site's own value."""
     return values.gather(-1, place.unsqueeze(-1)).squeeze(-1)
 
 
-class _Informed(Kernel):
+class Informed(Kernel):
     """What both gradient-based kernels share: they evaluate the gradients they need themselves, at
     x' once a step."""
 
-    @property
-    def needs_gradient(self) -> bool:
-        return False
-
-    @property
-    def gradients_per_step(self) -> float:
-        return 1.0
+    needs_gradient = False
 
     def check(self, energy: Energy) -> None:
         """Raises ValueError where a coordinate has no finite number of whole values."""
@@ -82,7 +77,7 @@ class _Informed(Kernel):
 
 
 @dataclass(frozen=True)
-class DiscreteLangevin(_Informed):
+class DiscreteLangevin(Informed):
     """Langevin proposals on a discrete space, Metropolis-adjusted (DMALA), with step size h. All
     sites move at once, each from
 
@@ -107,46 +102,36 @@ class DiscreteLangevin(_Informed):
     """
 
     step_size: float | Tensor | None = None
+    target_acceptance = 0.574
 
     def __post_init__(self) -> None:
-        check_positive(self.step_size, "step size of DiscreteLangevin")
-
-    @property
-    def target_acceptance(self) -> float:
-        return 0.574
+        check_positive(self.step_size, "step size of DiscreteLangevin", "x squared")
 
     def guess(self, d: int) -> float:
         return 1.0
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> SiteNoise:
         return _uniforms(state, (state.x.shape[state.energy.ndim :].numel(),), generator, steps)
 
-    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def step(self, energy: Energy, state: State, noise: SiteNoise) -> tuple[State, Info]:
         sites, event = sites_of(energy), state.x.ndim - state.energy.ndim
-        here = _local(energy, state, sites)
-        forward = self._log_q(here, sites)
+        here = neighbourhood(energy, state, sites)
+        forward = self.log_proposal(here, sites)
         place = pick(forward, noise.proposal)
         x = sites.put(state.x, torch.arange(place.shape[-1], device=place.device), place, event)
-        there = _local(energy, evaluate(energy, x, x.is_floating_point()), sites)
-        reverse = self._log_q(there, sites)
-        log_q = _at(reverse, here.place).sum(-1) - _at(forward, place).sum(-1)
+        there = neighbourhood(energy, evaluate(energy, x, x.is_floating_point()), sites)
+        reverse = self.log_proposal(there, sites)
+        log_q = at(reverse, here.place).sum(-1) - at(forward, place).sum(-1)
         return decide(
             here.state, there.state, here.state.energy - there.state.energy + log_q, noise.decision
         )
 
-    def _log_q(self, local: _Local, sites: Sites) -> Tensor:  # -> (*batch, n, values)
+    def log_proposal(self, local: Neighbourhood, sites: Sites) -> Tensor:  # -> (*batch, n, values)
         """log q_i(v | x)."""
-        if self.step_size is None:
-            raise ValueError(
-                "DiscreteLangevin(step_size=None) is tuned by poe.sample; to step by hand give a "
-                "step size in units of x squared"
-            )
         x, like = local.state.x, local.rise
-        h = torch.as_tensor(self.step_size, dtype=like.dtype, device=like.device).expand(
-            local.state.energy.shape
-        )
+        h = steps_of(self.step_size, local.state, "DiscreteLangevin", "x squared", like.dtype)
         gap = torch.arange(sites.most, device=x.device) - local.place.unsqueeze(-1)
         distance = (
             (sites.step * gap).square() / 2 if x.is_floating_point() else (gap != 0).to(like.dtype)
@@ -160,7 +145,7 @@ class DiscreteLangevin(_Informed):
 
 
 @dataclass(frozen=True)
-class GibbsWithGradients(_Informed):
+class GibbsWithGradients(Informed):
     """One site at a time, chosen with its new value by gradients: (i, v) is drawn from
 
         q(i, v | x) ∝ exp(-½ d_i(v)),     v ≠ x_i,     d_i as for `DiscreteLangevin`,
@@ -171,33 +156,30 @@ class GibbsWithGradients(_Informed):
     Reference: Grathwohl, Swersky, Hashemi, Duvenaud and Maddison 2021, ICML.
     """
 
-    @property
-    def ready(self) -> bool:
-        return True
-
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> SiteNoise:
         return _uniforms(state, (1,), generator, steps)
 
-    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def step(self, energy: Energy, state: State, noise: SiteNoise) -> tuple[State, Info]:
         sites, event = sites_of(energy), state.x.ndim - state.energy.ndim
-        here = _local(energy, state, sites)
-        forward = self._log_q(here)
+        here = neighbourhood(energy, state, sites)
+        forward = self.log_proposal(here)
         chosen = pick(
             forward.unsqueeze(-2), noise.proposal
         )  # one number for each pair (site, value)
         site, value = chosen // sites.most, chosen % sites.most
         place = here.place.scatter(-1, site, value)
         x = sites.put(state.x, torch.arange(place.shape[-1], device=place.device), place, event)
-        there = _local(energy, evaluate(energy, x, x.is_floating_point()), sites)
+        there = neighbourhood(energy, evaluate(energy, x, x.is_floating_point()), sites)
         back = site * sites.most + here.place.gather(-1, site)
-        log_q = (self._log_q(there).gather(-1, back) - forward.gather(-1, chosen)).squeeze(-1)
+        log_q = (self.log_proposal(there).gather(-1, back) - forward.gather(-1, chosen)).squeeze(-1)
         return decide(
             here.state, there.state, here.state.energy - there.state.energy + log_q, noise.decision
         )
 
-    def _log_q(self, local: _Local) -> Tensor:  # -> (*batch, n · values)
+    def log_proposal(self, local: Neighbourhood) -> Tensor:  # -> (*batch, n · values)
+        """log q(i, v | x), flattened over sites and values."""
         rise = local.rise.scatter(-1, local.place.unsqueeze(-1), math.inf)
         return (-0.5 * rise).flatten(-2).log_softmax(-1)
 
@@ -213,22 +195,12 @@ class Flip(Kernel):
     """
 
     count: int = 1
+    needs_gradient = False
+    gradients_per_step = 0.0
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"Flip changes at least one site, got count={self.count}")
-
-    @property
-    def ready(self) -> bool:
-        return True
-
-    @property
-    def needs_gradient(self) -> bool:
-        return False
-
-    @property
-    def gradients_per_step(self) -> float:
-        return 0.0
 
     def check(self, energy: Energy) -> None:
         """Raises ValueError where a coordinate has no finite number of whole values."""
@@ -240,10 +212,10 @@ class Flip(Kernel):
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> SiteNoise:
         return _uniforms(state, (self.count, 2), generator, steps)
 
-    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def step(self, energy: Energy, state: State, noise: SiteNoise) -> tuple[State, Info]:
         sites, event = sites_of(energy), state.x.ndim - state.energy.ndim
         place = sites.places(state.x, event)
         counts = sites.counts.to(place.device)
@@ -259,12 +231,12 @@ class Flip(Kernel):
 
 def _uniforms(
     state: State, shape: tuple[int, ...], generator: torch.Generator | None, steps: int | None
-) -> Noise:
+) -> SiteNoise:
     """Uniform numbers (*batch, *shape) and (*batch), of one step or of so many along a leading
     axis."""
     like, lead = state.energy, () if steps is None else (steps,)
     sizes = ((*lead, *like.shape, *shape), (*lead, *like.shape))
-    return Noise(
+    return SiteNoise(
         *(
             torch.rand(size, generator=generator, dtype=like.dtype, device=like.device)
             for size in sizes

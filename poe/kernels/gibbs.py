@@ -18,7 +18,7 @@ from poe.spaces.conditionals import Conditionals, opaque
 SCANS = ("systematic", "random")
 
 
-class Noise(NamedTuple):
+class SweepNoise(NamedTuple):
     """Uniform numbers (*batch, sweeps, coordinates and hidden units), and those that order the
     blocks, (sweeps, coordinates); of a systematic scan the latter are empty, (sweeps, 0)."""
 
@@ -56,6 +56,8 @@ class Gibbs(Kernel):
     scan: str = "systematic"
     sweeps: int = 1
     hidden: int | None = None
+    needs_gradient = False
+    gradients_per_step = 0.0
 
     def __post_init__(self) -> None:
         if self.scan not in SCANS:
@@ -65,18 +67,6 @@ class Gibbs(Kernel):
             )
         if self.sweeps < 1:
             raise ValueError(f"a step has at least one sweep, got {self.sweeps}")
-
-    @property
-    def ready(self) -> bool:
-        return True
-
-    @property
-    def needs_gradient(self) -> bool:
-        return False
-
-    @property
-    def gradients_per_step(self) -> float:
-        return 0.0
 
     def check(self, energy: Energy) -> None:
         """Raises ValueError where the energy has neither blocks that it redraws nor finitely many
@@ -90,7 +80,7 @@ class Gibbs(Kernel):
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> SweepNoise:
         if steps is not None:
             raise ValueError("Gibbs draws the noise of one step at a time")
         like, n = state.energy, state.x.shape[state.energy.ndim :].numel()
@@ -106,14 +96,14 @@ class Gibbs(Kernel):
             device=like.device,
         )
         random = n if self.scan == "random" else 0
-        return Noise(
+        return SweepNoise(
             uniform,
             torch.rand(
                 self.sweeps, random, generator=generator, dtype=torch.float64, device=like.device
             ),
         )
 
-    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def step(self, energy: Energy, state: State, noise: SweepNoise) -> tuple[State, Info]:
         x, own = state.x, opaque(energy)
         how: Any = _Own(own) if own is not None else _Stated(Conditionals(energy), x.device)
         needed = how.hidden + x.shape[state.energy.ndim :].numel()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Flight, Info, Kernel, Lesson, State
+from poe.kernels.base import Flight, Info, Lesson, Preconditioned, State
 from poe.kernels.moves import (
     DIVERGENT,
     check_positive,
@@ -22,13 +22,13 @@ from poe.kernels.moves import (
     steps_of,
     transposed,
 )
-from poe.kernels.trajectory import NORMAL, Noise, chees, count, draw_jittered, mean_count
+from poe.kernels.trajectory import NORMAL, TrajectoryNoise, chees, count, draw_jittered, mean_count
 
 FEW = 8  # the most steps of a trajectory whose length nobody has set
 
 
 @dataclass(frozen=True)
-class Hamiltonian(Kernel):
+class Hamiltonian(Preconditioned):
     """Hamiltonian Monte Carlo with step size h and preconditioner M = L Lᵀ, for a velocity v ~ N(0,
     I) drawn anew each time:
 
@@ -75,6 +75,7 @@ class Hamiltonian(Kernel):
     most_steps: int = 256
     scale: Tensor | None = None
     dense: bool = False
+    target_acceptance = 0.651
 
     def __post_init__(self) -> None:
         check_positive(self.step_size, "step size of Hamiltonian")
@@ -83,10 +84,6 @@ class Hamiltonian(Kernel):
             raise ValueError(
                 f"a trajectory has at least one step, got most_steps={self.most_steps}"
             )
-
-    @property
-    def target_acceptance(self) -> float:
-        return 0.651
 
     @property
     def learns_length(self) -> bool:
@@ -113,13 +110,15 @@ class Hamiltonian(Kernel):
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> TrajectoryNoise:
         return draw_jittered(state, generator, steps)
 
-    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def step(self, energy: Energy, state: State, noise: TrajectoryNoise) -> tuple[State, Info]:
         return self.learn(energy, state, noise)[:2]
 
-    def learn(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info, Lesson]:
+    def learn(
+        self, energy: Energy, state: State, noise: TrajectoryNoise
+    ) -> tuple[State, Info, Lesson]:
         event = state.x.ndim - state.energy.ndim
         h = steps_of(self.step_size, state, "Hamiltonian")
         n = count(noise.jitter, self._longest, self.most_steps)
@@ -154,11 +153,6 @@ class Hamiltonian(Kernel):
 
     def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
         return chees(flight, acceptance, self.scale, self.dense)
-
-    def tuned(
-        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
-    ) -> Hamiltonian:
-        return replace(self, step_size=step_size, scale=scale, dense=dense)
 
     def lengthened(self, length: float) -> Hamiltonian:
         return replace(self, length=length)

@@ -16,7 +16,7 @@ from poe.kernels.base import Info, Kernel, State
 from poe.kernels.moves import decide, evaluate, has_gradient
 
 
-class Noise(NamedTuple):
+class ProposalNoise(NamedTuple):
     """Draws of the proposal (*batch, *event), and uniform numbers (*batch) for the decisions."""
 
     fresh: Tensor
@@ -45,6 +45,8 @@ class IndependentMetropolis(Kernel):
     """
 
     proposal: Energy
+    needs_gradient = False
+    gradients_per_step = 0.0
 
     def __post_init__(self) -> None:
         if not self.proposal.can(Samples):
@@ -53,18 +55,6 @@ class IndependentMetropolis(Kernel):
                 "does not: give a Density, such as a "
                 "flow or a normal, or a composition with a closed form through poe.simplify"
             )
-
-    @property
-    def ready(self) -> bool:
-        return True
-
-    @property
-    def needs_gradient(self) -> bool:
-        return False
-
-    @property
-    def gradients_per_step(self) -> float:
-        return 0.0
 
     def check(self, energy: Energy) -> None:
         if self.proposal.event_shape != energy.event_shape:
@@ -84,16 +74,16 @@ class IndependentMetropolis(Kernel):
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> ProposalNoise:
         shape = state.energy.shape if steps is None else (steps, *state.energy.shape)
         fresh = self.proposal.sample(tuple(shape), generator=generator)  # type: ignore[operator]
         like = state.energy
-        return Noise(
+        return ProposalNoise(
             fresh.to(state.x),
             torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device),
         )
 
-    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def step(self, energy: Energy, state: State, noise: ProposalNoise) -> tuple[State, Info]:
         proposed = evaluate(energy, noise.fresh, has_gradient(state))
         with torch.no_grad():
             here, there = self.proposal(state.x), self.proposal(noise.fresh)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel, Lesson, Noise, State
-from poe.kernels.moves import decide, draw, evaluate, flat, per_event, scaled, transposed
+from poe.kernels.base import Info, Lesson, Noise, Preconditioned, State
+from poe.kernels.moves import (
+    check_positive,
+    decide,
+    draw,
+    evaluate,
+    langevin_densities,
+    langevin_move,
+    steps_of,
+)
 
 
 @dataclass(frozen=True)
-class Langevin(Kernel):
+class Langevin(Preconditioned):
     """Preconditioned Langevin with step size h and preconditioner M = L Lᵀ:
 
         x' = x - h M ∇E(x) + sqrt(2h) L ξ,     ξ ~ N(0, I).
@@ -45,21 +52,14 @@ class Langevin(Kernel):
     metropolis: bool = True
     scale: Tensor | None = None
     dense: bool = False
+    compiles = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.step_size, (int, float)) and not 0 < self.step_size < math.inf:
-            raise ValueError(
-                "the step size of Langevin is a positive number in units of x squared, got "
-                f"{self.step_size}"
-            )
+        check_positive(self.step_size, "step size of Langevin", "x squared")
 
     @property
     def exact(self) -> bool:
         return self.metropolis
-
-    @property
-    def compiles(self) -> bool:
-        return True
 
     @property
     def target_acceptance(self) -> float:
@@ -77,26 +77,15 @@ class Langevin(Kernel):
         return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
-        if self.step_size is None:
-            raise ValueError(
-                "Langevin(step_size=None) is tuned by poe.sample; to step by hand give a step size "
-                "in units of x squared"
-            )
-        event = state.x.ndim - state.energy.ndim
-        h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(
-            state.energy.shape
-        )
-        root = per_event(h.sqrt(), event)
-        pull = transposed(state.gradient, self.scale, self.dense, event)
-        move = scaled(
-            math.sqrt(2) * root * noise.normal - root * root * pull, self.scale, self.dense, event
-        )
+        h = steps_of(self.step_size, state, "Langevin", "x squared")
+        metric = self.scale, self.dense
+        move = langevin_move(state.gradient, noise.normal, h, *metric)
         proposed = evaluate(energy, state.x + move, True)
         log_ratio = None
         if self.metropolis:
-            new_pull = transposed(proposed.gradient, self.scale, self.dense, event)
-            back = noise.normal - root / math.sqrt(2) * (pull + new_pull)
-            forward, reverse = (flat(z, event).square().sum(-1) / 2 for z in (noise.normal, back))
+            forward, reverse = langevin_densities(
+                state.gradient, proposed.gradient, noise.normal, h, *metric
+            )
             log_ratio = state.energy - proposed.energy + forward - reverse
         return decide(state, proposed, log_ratio, noise.uniform, proposed.energy - state.energy)
 
@@ -106,8 +95,3 @@ class Langevin(Kernel):
             return moved, info, Lesson(info.acceptance)
         _, adjusted = replace(self, metropolis=True).step(energy, state, noise)
         return moved, info, Lesson(adjusted.acceptance)
-
-    def tuned(
-        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
-    ) -> Langevin:
-        return replace(self, step_size=step_size, scale=scale, dense=dense)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Flight, Info, Kernel, Lesson, State
+from poe.kernels.base import Flight, Info, Lesson, Preconditioned, State
 from poe.kernels.moves import (
     check_positive,
     decide,
@@ -22,7 +22,7 @@ from poe.kernels.moves import (
     steps_of,
     transposed,
 )
-from poe.kernels.trajectory import NORMAL, Noise, chees, count, draw_jittered, mean_count
+from poe.kernels.trajectory import NORMAL, TrajectoryNoise, chees, count, draw_jittered, mean_count
 
 # nats² a dimension: the mean square energy error of a step that the unadjusted form is tuned to
 ERROR = 5e-4
@@ -39,7 +39,7 @@ class Moving(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Microcanonical(Kernel):
+class Microcanonical(Preconditioned):
     """Microcanonical Hamiltonian or Langevin dynamics with step size h and preconditioner M = L Lᵀ,
     for a direction u, |u| = 1, in d dimensions, at least 2. A step turns u for h/2, moves x ← x + h
     L u, and turns u for h/2 again. The turn for a time s is exact at fixed g = Lᵀ∇E(x), e = -g/|g|,
@@ -146,13 +146,13 @@ class Microcanonical(Kernel):
 
     def noise(
         self, state: Any, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> TrajectoryNoise:
         return draw_jittered(state, generator, steps)
 
-    def step(self, energy: Energy, state: Any, noise: Noise) -> tuple[Any, Info]:
+    def step(self, energy: Energy, state: Any, noise: TrajectoryNoise) -> tuple[Any, Info]:
         return self.learn(energy, state, noise)[:2]
 
-    def learn(self, energy: Energy, state: Any, noise: Noise) -> tuple[Any, Info, Lesson]:
+    def learn(self, energy: Energy, state: Any, noise: TrajectoryNoise) -> tuple[Any, Info, Lesson]:
         here = State(*state[:3])
         event = here.x.ndim - here.energy.ndim
         h = steps_of(self.step_size, here, "Microcanonical")
@@ -204,11 +204,6 @@ class Microcanonical(Kernel):
 
     def lengthened(self, length: float) -> Microcanonical:
         return replace(self, length=length)
-
-    def tuned(
-        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
-    ) -> Microcanonical:
-        return replace(self, step_size=step_size, scale=scale, dense=dense)
 
     def walkers(self, state: Any) -> State:
         return State(*state[:3])

@@ -46,22 +46,52 @@ def transposed(v: Tensor, scale: Tensor | None, dense: bool, event: int) -> Tens
     return torch.einsum("...ji,...j->...i", scale.to(v), flat(v, event)).reshape(v.shape)
 
 
-def steps_of(step_size: float | Tensor | None, state: Any, name: str) -> Tensor:
-    """The step size of each walker, (*batch)."""
+def steps_of(
+    step_size: float | Tensor | None,
+    state: Any,
+    name: str,
+    units: str = "x",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The step size of each walker, (*batch), in the dtype of x unless another is given."""
     if step_size is None:
         raise ValueError(
             f"{name}(step_size=None) is tuned by poe.sample; to step by hand give a step size in "
-            "units of x"
+            f"units of {units}"
         )
-    return torch.as_tensor(step_size, dtype=state.x.dtype, device=state.x.device).expand(
-        state.energy.shape
-    )
+    return torch.as_tensor(
+        step_size, dtype=state.x.dtype if dtype is None else dtype, device=state.x.device
+    ).expand(state.energy.shape)
 
 
-def check_positive(value: float | Tensor | None, what: str) -> None:
-    """Raises ValueError for a number that is no step size or length."""
+def check_positive(value: float | Tensor | None, what: str, units: str = "x") -> None:
+    """Raises ValueError for a number that cannot be a step size or length."""
     if isinstance(value, (int, float)) and not 0 < value < math.inf:
-        raise ValueError(f"the {what} is a positive number in units of x, got {value}")
+        raise ValueError(f"the {what} must be a positive number in units of {units}, got {value}")
+
+
+def langevin_move(
+    gradient: Tensor, normal: Tensor, h: Tensor, scale: Tensor | None, dense: bool
+) -> Tensor:
+    # gradient, normal (*batch, *event), h (*batch) -> (*batch, *event)
+    """-h M ∇E + sqrt(2h) L ξ, the move of a Langevin step."""
+    event = normal.ndim - h.ndim
+    root = per_event(h.sqrt(), event)
+    pull = transposed(gradient, scale, dense, event)
+    return scaled(math.sqrt(2) * root * normal - root * root * pull, scale, dense, event)
+
+
+def langevin_densities(
+    gradient: Tensor, ahead: Tensor, normal: Tensor, h: Tensor, scale: Tensor | None, dense: bool
+) -> tuple[Tensor, Tensor]:
+    # gradient, ahead, normal (*batch, *event), h (*batch) -> (*batch), (*batch)
+    """½|ξ|² and ½|ξ - sqrt(h/2) Lᵀ(∇E(x) + ∇E(x'))|²: minus the logarithms of the densities of a
+    Langevin move and of its reverse, up to the same constant; `ahead` is ∇E(x')."""
+    event = normal.ndim - h.ndim
+    root = per_event(h.sqrt(), event)
+    pulls = transposed(gradient, scale, dense, event) + transposed(ahead, scale, dense, event)
+    back = normal - root / math.sqrt(2) * pulls
+    return flat(normal, event).square().sum(-1) / 2, flat(back, event).square().sum(-1) / 2
 
 
 def draw(state: Any, generator: torch.Generator | None, steps: int | None = None) -> Noise:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel, Noise, State
+from poe.kernels.base import Info, Noise, Preconditioned, State
 from poe.kernels.moves import (
     check_positive,
     decide,
@@ -22,7 +22,7 @@ from poe.kernels.moves import (
 
 
 @dataclass(frozen=True)
-class RandomWalk(Kernel):
+class RandomWalk(Preconditioned):
     """Random-walk Metropolis with step size h and preconditioner M = L Lᵀ:
 
         x' = x + h L ξ,     ξ ~ N(0, I),     taken by each chain for itself with probability min(1,
@@ -47,25 +47,13 @@ class RandomWalk(Kernel):
     step_size: float | Tensor | None = None
     scale: Tensor | None = None
     dense: bool = False
+    compiles = True
+    needs_gradient = False
+    target_acceptance = 0.234
+    gradients_per_step = 0.0
 
     def __post_init__(self) -> None:
         check_positive(self.step_size, "step size of RandomWalk")
-
-    @property
-    def compiles(self) -> bool:
-        return True
-
-    @property
-    def needs_gradient(self) -> bool:
-        return False
-
-    @property
-    def target_acceptance(self) -> float:
-        return 0.234
-
-    @property
-    def gradients_per_step(self) -> float:
-        return 0.0
 
     def target(self, d: int) -> float:
         return 0.234 + 0.206 / d
@@ -87,8 +75,3 @@ class RandomWalk(Kernel):
         proposal = state.x + scaled(h * noise.normal, self.scale, self.dense, event)
         proposed = evaluate(energy, proposal, has_gradient(state))
         return decide(state, proposed, state.energy - proposed.energy, noise.uniform)
-
-    def tuned(
-        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
-    ) -> RandomWalk:
-        return replace(self, step_size=step_size, scale=scale, dense=dense)

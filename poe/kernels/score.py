@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +13,17 @@ from poe.algebra.capabilities import Counts, ScoreOnly, Watched
 from poe.algebra.energy import Energy
 from poe.algebra.product import Product, product
 from poe.algebra.text import leaves
-from poe.kernels.base import Info, Kernel, Noise, State
-from poe.kernels.moves import decide, draw, flat, per_event, scaled, transposed
+from poe.kernels.base import Info, Noise, Preconditioned, State
+from poe.kernels.moves import (
+    check_positive,
+    decide,
+    draw,
+    flat,
+    langevin_densities,
+    langevin_move,
+    per_event,
+    steps_of,
+)
 
 # interior nodes on [0, 1] with their weights, and the weight of either end: Gauss-Lobatto rules,
 # exact to degree 2·interior + 1
@@ -44,7 +52,7 @@ class Walk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LineIntegral(Kernel):
+class LineIntegral(Preconditioned):
     """Preconditioned Langevin that is tested without an energy: E = K + S, where K is known and of
     S only the gradient,
 
@@ -89,31 +97,17 @@ class LineIntegral(Kernel):
     nodes: int = 1
     scale: Tensor | None = None
     dense: bool = False
+    exact = False
+    plain = False
+    target_acceptance = 0.574
 
     def __post_init__(self) -> None:
-        if isinstance(self.step_size, (int, float)) and not 0 < self.step_size < math.inf:
-            raise ValueError(
-                "the step size of LineIntegral is a positive number in units of x squared, got "
-                f"{self.step_size}"
-            )
+        check_positive(self.step_size, "step size of LineIntegral", "x squared")
         if isinstance(self.nodes, bool) or self.nodes not in range(len(LOBATTO)):
             raise ValueError(
                 f"a line integral has from 0 to {len(LOBATTO) - 1} nodes between its ends, not "
                 f"{self.nodes}"
             )
-        object.__setattr__(self, "_divided", [])
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    @property
-    def plain(self) -> bool:
-        return False
-
-    @property
-    def target_acceptance(self) -> float:
-        return 0.574
 
     @property
     def gradients_per_step(self) -> float:
@@ -128,16 +122,11 @@ class LineIntegral(Kernel):
             "with an energy"
         )
 
-    def tuned(
-        self, step_size: float | Tensor, scale: Tensor | None = None, dense: bool = False
-    ) -> LineIntegral:
-        return replace(self, step_size=step_size, scale=scale, dense=dense)
-
     def walkers(self, state: Walk) -> State:
         return State(*state[:3])
 
     def init(self, energy: Energy, x: Tensor) -> Walk:  # x: (*batch, *event)
-        known, scored = self._parts(energy)
+        known, scored = divided(energy)
         x = x.detach()
         value, slope = _evaluated(known, x, len(energy.event_shape))
         if scored is None:
@@ -159,31 +148,18 @@ class LineIntegral(Kernel):
         return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: Walk, noise: Noise) -> tuple[Walk, Info]:
-        if self.step_size is None:
-            raise ValueError(
-                "LineIntegral(step_size=None) is tuned by poe.sample; to step by hand give a step "
-                "size in units of x squared"
-            )
-        event = state.x.ndim - state.energy.ndim
-        h = torch.as_tensor(self.step_size, dtype=state.x.dtype, device=state.x.device).expand(
-            state.energy.shape
-        )
-        root = per_event(h.sqrt(), event)
-        pull = transposed(state.gradient, self.scale, self.dense, event)
-        move = scaled(
-            math.sqrt(2) * root * noise.normal - root * root * pull, self.scale, self.dense, event
-        )
-        known, scored = self._parts(energy)
+        event, metric = state.x.ndim - state.energy.ndim, (self.scale, self.dense)
+        h = steps_of(self.step_size, state, "LineIntegral", "x squared")
+        move = langevin_move(state.gradient, noise.normal, h, *metric)
+        known, scored = divided(energy)
         value, slope = _evaluated(known, state.x + move, event)
         rise, score = value - state.known, state.scored
         if scored is not None:
-            score, gained = self._line(scored, state, move)
-            rise, slope = rise + gained, slope + score
+            score, change = self.integrate(scored, state, move)
+            rise, slope = rise + change, slope + score
         if energy.can(Counts):
             energy.count(state.energy.numel(), self)  # type: ignore[operator]
-        new_pull = transposed(slope, self.scale, self.dense, event)
-        back = noise.normal - root / math.sqrt(2) * (pull + new_pull)
-        forward, reverse = (flat(z, event).square().sum(-1) / 2 for z in (noise.normal, back))
+        forward, reverse = langevin_densities(state.gradient, slope, noise.normal, h, *metric)
         proposed = State(state.x + move, state.energy + rise, slope)
         moved, info = decide(
             State(*state[:3]), proposed, forward - reverse - rise, noise.uniform, rise
@@ -195,7 +171,7 @@ class LineIntegral(Kernel):
             torch.where(info.accepted, value, state.known),
         ), info
 
-    def _line(self, scored: Energy, state: Walk, move: Tensor) -> tuple[Tensor, Tensor]:
+    def integrate(self, scored: Energy, state: Walk, move: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
         """∇S at the end of the move, and ΔS along it, from one batch."""
         end, inner = LOBATTO[self.nodes]
@@ -205,13 +181,6 @@ class LineIntegral(Kernel):
         for (_, weight), score in zip(inner, scores, strict=False):
             total = total + weight * score
         return scores[-1], flat(total * move, state.x.ndim - state.energy.ndim).sum(-1)
-
-    def _parts(self, energy: Energy) -> tuple[Energy | None, Energy | None]:
-        """K and S of an energy, remembered for the last one."""
-        last: list[Any] = self._divided  # type: ignore[attr-defined]
-        if not last or last[0] is not energy:
-            last[:] = [energy, *divided(energy)]
-        return last[1], last[2]
 
 
 def divided(energy: Energy) -> tuple[Energy | None, Energy | None]:

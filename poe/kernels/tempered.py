@@ -28,7 +28,7 @@ class Ladder(NamedTuple):
     swapped: Tensor
 
 
-class Noise(NamedTuple):
+class LadderNoise(NamedTuple):
     """The inner kernel's noise of each move, uniforms (chains, rungs - 1) for the swaps, and exact
     draws for the first rung."""
 
@@ -70,6 +70,7 @@ class Tempered(Kernel):
     kernel: Kernel = field(default_factory=Langevin)
     moves: int = 2
     path: Callable[[Energy, Energy], Any] = Geometric
+    plain = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", b := torch.as_tensor(self.betas))
@@ -91,10 +92,6 @@ class Tempered(Kernel):
     @property
     def exact(self) -> bool:
         return self.kernel.exact
-
-    @property
-    def plain(self) -> bool:
-        return False
 
     @property
     def needs_gradient(self) -> bool:
@@ -132,12 +129,12 @@ class Tempered(Kernel):
         event = len(energy.event_shape)
         if x.ndim == event + 1:
             x = x.unsqueeze(1).repeat_interleave(len(self.betas), 1)
-        rungs = self.kernel.init(self._level(energy, x), x)
+        rungs = self.kernel.init(self.level(energy, x), x)
         return Ladder(rungs, 0, rungs.energy.new_zeros(len(self.betas) - 1))
 
     def noise(
         self, state: Ladder, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
+    ) -> LadderNoise:
         if steps is not None:
             raise ValueError("replica exchange draws the noise of one step at a time")
         rungs = state.rungs
@@ -151,35 +148,37 @@ class Tempered(Kernel):
             device=like.device,
         )
         fresh = self.start.sample(len(like), generator=generator)  # type: ignore[operator]
-        return Noise(moves, swaps, fresh.to(rungs.x))
+        return LadderNoise(moves, swaps, fresh.to(rungs.x))
 
-    def step(self, energy: Energy, state: Ladder, noise: Noise) -> tuple[Ladder, Info]:
-        level, rungs, infos = self._level(energy, state.rungs.x), state.rungs, []
+    def step(self, energy: Energy, state: Ladder, noise: LadderNoise) -> tuple[Ladder, Info]:
+        level, rungs, infos = self.level(energy, state.rungs.x), state.rungs, []
         for move in noise.moves:
             rungs, info = self.kernel.step(level, rungs, move)
             infos.append(info)
-        return self._exchange(level, state, rungs, noise), joined(infos)
+        return self.exchange(level, state, rungs, noise), joined(infos)
 
-    def learn(self, energy: Energy, state: Ladder, noise: Noise) -> tuple[Ladder, Info, Lesson]:
-        level, rungs, infos, signals = self._level(energy, state.rungs.x), state.rungs, [], []
+    def learn(
+        self, energy: Energy, state: Ladder, noise: LadderNoise
+    ) -> tuple[Ladder, Info, Lesson]:
+        level, rungs, infos, signals = self.level(energy, state.rungs.x), state.rungs, [], []
         for move in noise.moves:
             rungs, info, lesson = self.kernel.learn(level, rungs, move)
             infos.append(info)
             signals.append(lesson.signal)
         signal = torch.stack(signals).mean(0)
-        return self._exchange(level, state, rungs, noise), joined(infos), Lesson(signal)
+        return self.exchange(level, state, rungs, noise), joined(infos), Lesson(signal)
 
-    def _exchange(self, level: Any, state: Ladder, rungs: State, noise: Noise) -> Ladder:
+    def exchange(self, level: Any, state: Ladder, rungs: State, noise: LadderNoise) -> Ladder:
         """The first rung redrawn, and swaps of neighbours."""
         x = torch.cat([noise.fresh.unsqueeze(1), rungs.x[:, 1:]], 1)
         if has_gradient(rungs):
             pair = level.path.pair(x)
-            order, probability = self._swaps(pair.end - pair.start, state.parity, noise.swaps)
+            order, probability = self.swaps(pair.end - pair.start, state.parity, noise.swaps)
             energies, gradients = pair.permuted(order).at(level.beta, len(level.event_shape))
         else:
             with torch.no_grad():
                 start, end = level.path.start(x), level.path.end(x)
-            order, probability = self._swaps(end - start, state.parity, noise.swaps)
+            order, probability = self.swaps(end - start, state.parity, noise.swaps)
             energies, gradients = (
                 mix(level.beta, take(start, order), take(end, order)),
                 rungs.gradient,
@@ -188,7 +187,7 @@ class Tempered(Kernel):
         swapped[state.parity :: 2] = probability[:, state.parity :: 2].mean(0)
         return Ladder(State(take(x, order), energies, gradients), 1 - state.parity, swapped)
 
-    def _swaps(self, gap: Tensor, parity: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def swaps(self, gap: Tensor, parity: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(order of the rungs after swapping, acceptance probabilities) from U = E_1 - E_0 at each
         rung, (chains, rungs)."""
         beta = self.betas.to(gap)
@@ -201,7 +200,7 @@ class Tempered(Kernel):
         down = torch.cat([torch.zeros_like(swap[:, :1]), swap], 1).long()
         return order + up - down, probability
 
-    def _level(self, energy: Energy, x: Tensor) -> Any:
+    def level(self, energy: Energy, x: Tensor) -> Any:
         return self.path(self.start, energy).level(self.betas.to(x))
 
     def judge(self, signal: Tensor) -> Tensor:

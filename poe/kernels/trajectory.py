@@ -15,7 +15,7 @@ from poe.kernels.moves import draw, flat
 NORMAL = 1.9283  # the length at unit frequency that `chees` leads to for a standard normal
 
 
-class Noise(NamedTuple):
+class TrajectoryNoise(NamedTuple):
     """Standard normal numbers (*batch, *event) for the velocities, uniform ones (*batch) for the
     decisions, and one uniform number () for the length that all chains of the batch share."""
 
@@ -24,11 +24,13 @@ class Noise(NamedTuple):
     jitter: Tensor
 
 
-def draw_jittered(state: Any, generator: torch.Generator | None, steps: int | None = None) -> Noise:
+def draw_jittered(
+    state: Any, generator: torch.Generator | None, steps: int | None = None
+) -> TrajectoryNoise:
     """The noise of one trajectory, or of so many, along a leading axis."""
     shape = () if steps is None else (steps,)
     like = state.energy
-    return Noise(
+    return TrajectoryNoise(
         *draw(state, generator, steps),
         torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device),
     )

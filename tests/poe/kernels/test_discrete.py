@@ -12,7 +12,14 @@ from torch import Tensor
 
 import poe
 from experts import RBM, Bernoulli, Categorical, Ising, Potts
-from poe.kernels.discrete import DiscreteLangevin, Flip, GibbsWithGradients, Noise, _at, _local
+from poe.kernels.discrete import (
+    DiscreteLangevin,
+    Flip,
+    GibbsWithGradients,
+    SiteNoise,
+    at,
+    neighbourhood,
+)
 from poe.kernels.tempered import Tempered
 from poe.mcmc.run import run, streams
 from poe.spaces.sites import sites_of
@@ -70,13 +77,13 @@ def proposals(kernel: Any, energy: poe.Energy, states: Tensor) -> tuple[Tensor, 
     place = sites.places(states, len(energy.event_shape))  # (n, sites)
     count = place.shape[1]
     if isinstance(kernel, DiscreteLangevin):
-        log_q = kernel._log_q(_local(energy, state, sites), sites)
+        log_q = kernel.log_proposal(neighbourhood(energy, state, sites), sites)
         below = log_q.exp().cumsum(-1) - log_q.exp()
         wide = place.expand(n, n, count)
-        chosen = _at(log_q.unsqueeze(1).expand(n, n, -1, -1), wide).exp()
-        return chosen.prod(-1), _at(below.unsqueeze(1).expand(n, n, -1, -1), wide) + 0.5 * chosen
+        chosen = at(log_q.unsqueeze(1).expand(n, n, -1, -1), wide).exp()
+        return chosen.prod(-1), at(below.unsqueeze(1).expand(n, n, -1, -1), wide) + 0.5 * chosen
     if isinstance(kernel, GibbsWithGradients):
-        log_q = kernel._log_q(_local(energy, state, sites))
+        log_q = kernel.log_proposal(neighbourhood(energy, state, sites))
         q, noise = torch.zeros(n, n, dtype=F64), torch.zeros(n, n, 1, dtype=F64)
         for i in range(n):
             for j in range(n):
@@ -117,7 +124,7 @@ def matrix_of(kernel: Any, energy: poe.Energy, states: Tensor) -> Tensor:
     q, noise = proposals(kernel, energy, states)
     start = kernel.init(energy, states.repeat_interleave(n, 0))
     moved, info = kernel.step(
-        energy, start, Noise(noise.flatten(0, 1), torch.zeros(n * n, dtype=F64))
+        energy, start, SiteNoise(noise.flatten(0, 1), torch.zeros(n * n, dtype=F64))
     )
     there = index_of(moved.x, states).reshape(n, n)
     taken = (q > 0) & info.accepted.reshape(n, n)
@@ -148,9 +155,9 @@ def test_a_reverse_proposal_from_the_wrong_point_is_seen() -> None:
     states, p = law(energy)
     kernel, n = DiscreteLangevin(2.0), len(states)
     sites = sites_of(energy)
-    log_q = kernel._log_q(_local(energy, kernel.init(energy, states), sites), sites)
+    log_q = kernel.log_proposal(neighbourhood(energy, kernel.init(energy, states), sites), sites)
     place = sites.places(states, 1)
-    forward = _at(log_q.unsqueeze(1).expand(n, n, -1, -1), place.expand(n, n, -1)).sum(-1)
+    forward = at(log_q.unsqueeze(1).expand(n, n, -1, -1), place.expand(n, n, -1)).sum(-1)
     careless = forward.diagonal().unsqueeze(-1).expand(n, n)
     for reverse, right in ((forward.T, True), (careless, False)):
         ratio = p.log() - p.log().unsqueeze(-1) + reverse - forward
@@ -168,7 +175,7 @@ def test_proposals_never_leave_a_mask_in_either_direction() -> None:
     energy = TARGETS["excluded categories"]().double()
     states, _ = law(energy)
     sites, kernel = sites_of(energy), DiscreteLangevin(1e6)
-    q = kernel._log_q(_local(energy, kernel.init(energy, states), sites), sites).exp()
+    q = kernel.log_proposal(neighbourhood(energy, kernel.init(energy, states), sites), sites).exp()
     assert (
         bool((q[:, 0, 1] == 0).all())
         and bool((q[:, 2, 2] == 0).all())
@@ -184,7 +191,7 @@ def test_first_order_changes_are_exact_where_the_energy_is_linear_in_each_site()
     for energy in (ising, potts, potts**0.5 & Categorical(logits=t(2, 3, 3))):
         x = poe.spaces.points(energy)[:300:7]
         sites = sites_of(energy)
-        local = _local(energy, DiscreteLangevin(1.0).init(energy, x), sites)
+        local = neighbourhood(energy, DiscreteLangevin(1.0).init(energy, x), sites)
         values = sites.values(x)[0]
         for site in range(6):
             for k in range(sites.most):

@@ -323,7 +323,7 @@ def test_the_joint_of_an_rbm_can_be_tempered() -> None:
         1,
     )
     ladder = Tempered(start, betas, poe.Gibbs(), moves=1)
-    assert Conditionals(ladder._level(joint, x)).blocks(CPU)[0].tolist() == [
+    assert Conditionals(ladder.level(joint, x)).blocks(CPU)[0].tolist() == [
         0,
         1,
         2,

@@ -136,7 +136,7 @@ def test_what_lies_outside_the_support_is_rejected() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ValueError, match="step size of RandomWalk is a positive number"):
+    with pytest.raises(ValueError, match="step size of RandomWalk must be a positive number"):
         RandomWalk(-1.0)
     state = RandomWalk().init(Gauss(0.0), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="tuned by poe.sample"):

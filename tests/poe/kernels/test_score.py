@@ -56,7 +56,7 @@ def test_a_rule_is_exact_to_its_degree_and_then_off_by_what_is_stated(nodes: int
     )
     for power in range(1, degree + 1):
         scored = Score(Raw(lambda x, power=power: x[..., 0] ** power, d=1))
-        gained = kernel._line(scored, kernel.init(scored, x), move)[1]
+        gained = kernel.integrate(scored, kernel.init(scored, x), move)[1]
         error = gained - ((x + move) ** power - x**power)[:, 0]
         wanted = 0.0 if power < degree else math.factorial(degree) * move[:, 0] ** degree / constant
         assert torch.allclose(error, torch.zeros_like(error) + wanted, rtol=1e-6, atol=1e-12), power

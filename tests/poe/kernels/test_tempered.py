@@ -60,7 +60,7 @@ def test_swaps_satisfy_detailed_balance_on_a_path_that_can_be_enumerated() -> No
         for j in range(3):
             flow = []
             for a, b in ((i, j), (j, i)):
-                order, p = kernel._swaps(
+                order, p = kernel.swaps(
                     gap[[a, b]].unsqueeze(0), 0, torch.zeros(1, 1, dtype=torch.float64)
                 )
                 assert order.tolist() in ([[0, 1]], [[1, 0]])
