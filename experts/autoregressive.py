@@ -19,16 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experts.mixture_made import MaskedLinear, MixtureMADE
-from experts.pixelcnn import PixelCNN
+from experts.mixture_made import MaskedLinear
 from experts.sequential import Autoregressive, log_probabilities, next_step, two_or_more
 from poe.registry import register
 from poe.spaces.sites import vectors
 
-__all__ = ["MADE", "Autoregressive", "Causal", "MixtureMADE", "PixelCNN"]
 
-
-@register("discrete-made")
+@register("made")
 class MADE(Autoregressive):
     """All conditionals by one masked network (Germain, Gregor, Murray & Larochelle, MADE, 2015).
 

@@ -22,7 +22,7 @@ from poe.registry import register
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-@register("made")
+@register("mixture-made")
 class MixtureMADE(Density):
     """p(x) = Πᵢ Σₖ wᵢₖ N(xᵢ; mᵢₖ, sᵢₖ²), w, m and s being functions of the earlier positions.
 

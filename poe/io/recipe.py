@@ -26,7 +26,9 @@ from poe.algebra.text import function_name
 from poe.io.container import RECIPE_KEY, StorageError, checksum, compact, plain, recipe_text
 from poe.io.syntax import read
 
-FORMAT = 1
+FORMAT = 2
+# format -> its names of experts that are registered under other names now
+FORMER_NAMES = {1: {"made": "mixture-made", "discrete-made": "made"}}
 
 
 def to_bytes(energy: Energy) -> bytes:
@@ -212,8 +214,9 @@ def from_bytes(content: bytes) -> Energy:
     if checksum(recipe, tensors) != recipe.get("sha256"):
         raise StorageError("its checksum does not match: it was changed after it was saved")
     known: dict[str, Any] = {}
+    former = FORMER_NAMES.get(recipe["format"], {})
     for entry in recipe["parts"]:
-        known[entry["label"]] = _rebuild(entry, known, tensors)
+        known[entry["label"]] = _rebuild(entry, known, tensors, former)
     energy = _parsed(recipe, known)
     _restore_learned(energy, recipe["powers"], tensors)
     if recipe["name"] is not None:
@@ -235,10 +238,10 @@ def read_file(file: Traversable, shown: str) -> Energy:
 def _recipe(text: str) -> dict[str, Any]:
     try:
         recipe = json.loads(text)
-        if recipe["format"] != FORMAT:
+        if recipe["format"] != FORMAT and recipe["format"] not in FORMER_NAMES:
             raise StorageError(
-                f"its recipe has format {recipe['format']!r}, this version reads format {FORMAT}: "
-                "upgrade poe"
+                f"its recipe has format {recipe['format']!r}, this version reads formats up to "
+                f"{FORMAT}: upgrade poe"
             )
         names = [entry["expert"] for entry in recipe["parts"] if "expert" in entry]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -255,7 +258,10 @@ def _recipe(text: str) -> dict[str, Any]:
 
 
 def _rebuild(
-    entry: Mapping[str, Any], known: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    entry: Mapping[str, Any],
+    known: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    former: Mapping[str, str],
 ) -> Any:
     label, name = entry["label"], entry["name"]
     prefix = f"{label}:"
@@ -274,7 +280,7 @@ def _rebuild(
     elif "map" in entry:
         return Fill(state["x_known"], state["mask"], name=name)
     else:
-        owner: Any = registry.lookup(entry["expert"])
+        owner: Any = registry.lookup(former.get(entry["expert"], entry["expert"]))
         with torch.random.fork_rng(
             devices=[]
         ):  # a model's initial weights are about to be replaced

@@ -235,9 +235,8 @@ def test_nonsense_is_refused(build, message):
         build()
 
 
-@pytest.mark.parametrize("name", ["discrete-made", "pixelcnn"])
+@pytest.mark.parametrize("name", ["made", "discrete-made", "pixelcnn"])
 def test_registered(name):
     assert isinstance(
-        poe.create(name, event_shape=(3, 3)), MADE if name == "discrete-made" else PixelCNN
+        poe.create(name, event_shape=(3, 3)), PixelCNN if name == "pixelcnn" else MADE
     )
-    assert experts.autoregressive.MixtureMADE is experts.MixtureMADE

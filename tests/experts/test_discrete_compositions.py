@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import poe
-from experts import RBM, Bernoulli, Ising
-from experts.autoregressive import MADE, PixelCNN
+from experts import MADE, RBM, Bernoulli, Ising, PixelCNN
 from poe.smc.sequential import line
 from poe.spaces import points
 

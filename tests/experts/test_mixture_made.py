@@ -111,7 +111,7 @@ def test_shapes_gradient_and_bound():
 
 def test_config_rebuilds_and_nonsense_is_refused():
     expert = made((2, 2), order=[3, 2, 1, 0], layers=3, dropout=0.2)
-    again = poe.create("made", **expert.config()).double()
+    again = poe.create("mixture-made", **expert.config()).double()
     again.load_state_dict(expert.state_dict())
     x = torch.randn(4, 2, 2, dtype=torch.float64)
     assert torch.equal(again.eval()(x), expert(x))

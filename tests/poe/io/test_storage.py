@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import experts
 import poe
 from poe import registry
 from poe.algebra.energy import Density, Energy
@@ -283,7 +284,7 @@ def test_an_import_path_in_a_recipe_is_refused(content, tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "helpful"),
     [
-        (lambda r: r.update(format=2), "upgrade poe"),
+        (lambda r: r.update(format=3), "upgrade poe"),
         (lambda r: r["parts"][0].update(expert="storage-gaus"), "did you mean 'storage-gauss'"),
         (lambda r: r["parts"][0].update(config={"size": 7}), "do not fit"),
         (lambda r: r["parts"][0].update(config={"colour": 7}), "colour"),
@@ -296,6 +297,29 @@ def test_an_import_path_in_a_recipe_is_refused(content, tmp_path, name):
 )
 def test_forged_recipes_are_refused(content, tmp_path, change, helpful):
     assert helpful in refusal(forge(content, tmp_path / "bad", change))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "former"),
+    [
+        (lambda: experts.MixtureMADE((2,), hidden=8), "mixture-made", "made"),
+        (lambda: experts.MADE((2,), hidden=8), "made", "discrete-made"),
+    ],
+)
+def test_a_name_of_an_older_format_is_the_expert_of_that_time(make, name, former, tmp_path):
+    expert, x = make(), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    save(expert, tmp_path / "new")
+    content = (tmp_path / "new").read_bytes()
+
+    def older(recipe):
+        assert (recipe["format"], recipe["parts"][0]["expert"]) == (2, name)
+        recipe["format"] = 1
+        recipe["parts"][0]["expert"] = former
+
+    for path in (tmp_path / "new", forge(content, tmp_path / "old", older)):
+        again = load(path)
+        assert type(again) is type(expert)
+        assert torch.equal(again(x), expert(x))
 
 
 # ---- energies that are refused
