@@ -14,7 +14,7 @@ from torch import Tensor
 
 import poe
 from experts import Normal
-from poe.plotting import figures as plotting
+from poe.plotting import figures
 
 STYLE = """
 .rst-content .codehilite { border: 1px solid #e1e4e5; margin: 1px 0 24px; padding: 0; overflow-x: auto }
@@ -37,7 +37,7 @@ def digits() -> Figure:
         ).x[::4]
     target = (parts["even"] & parts["loops"] & parts["high"]) ** (1 / 3)
     blocks["(even & loops & high) ** (1/3)"] = poe.sample(target, 32, seed=0).x[::2]
-    return plotting.rows(blocks)
+    return figures.rows(blocks)
 
 
 def ring() -> Figure:
@@ -96,6 +96,6 @@ def on_files(files: Files, config: Any) -> Files:
     torch.set_num_threads(1)
     for name, paint in PICTURES.items():
         if name not in made:
-            made[name] = plotting.rendered(paint(), "png", dpi=110)
+            made[name] = figures.rendered(paint(), "png", dpi=110)
         files.append(File.generated(config, f"img/{name}.png", content=made[name]))
     return files

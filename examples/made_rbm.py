@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import poe
-from poe.plotting import figures as plotting
+from poe.plotting import figures
 
 OUT = Path("out") / "made_rbm.png"
 
@@ -45,7 +45,7 @@ def main() -> None:
                 "(± by log Z)"
             )
     OUT.parent.mkdir(exist_ok=True)
-    plotting.rows(pictures, OUT, width=16)
+    figures.rows(pictures, OUT, width=16)
     print(f"{OUT} written")
 
 

@@ -12,15 +12,15 @@ import warnings
 from collections.abc import Sequence
 
 import poe
-from poe.cli import checkup, demo, inventory
-from poe.cli import main as cli
+from poe.cli import checkup, demo, inventory, logz, sample, show
+from poe.cli.base import Failure, tell
 from poe.io.container import StorageError
 
 COMMANDS = (
     inventory.COMMAND,
-    cli.SHOW,
-    cli.SAMPLE,
-    cli.LOGZ,
+    show.COMMAND,
+    sample.COMMAND,
+    logz.COMMAND,
     checkup.COMMAND,
     demo.COMMAND,
 )
@@ -30,9 +30,9 @@ exit status:
   0    done
   1    the target cannot be drawn (improper, disjoint supports, no method applies), or an expert breaks a law
   2    a wrong command line, expression or file, or a missing library; an error in an expression shows its place
-  3    there are draws, or an estimate, and they are NOT TRUSTED; files are written all the same
+  3    draws or an estimate were made and are NOT TRUSTED; files are written nevertheless
   130  interrupted; no file is left half-written
-  141  the reader of the output went away
+  141  the reader of the output closed it
 
 Reports go to standard output, as one JSON object with --json; progress, warnings and errors go to standard error.
 """  # noqa: E501
@@ -67,9 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     does, as for --help."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal that lacks a character still shows the rest
+            # a terminal that lacks a character still shows the rest
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return _run(parser().parse_args(argv))
@@ -77,33 +76,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more is written, not even at exit
         return 141
 
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: cli.tell(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
             return arguments.run(arguments)
     except BrokenPipeError:
         raise
-    except cli.Failure as error:
+    except Failure as error:
         return _fail(str(error), error.status, error.column, arguments.json)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, None, arguments.json)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}", 2, None, arguments.json)
-    except (
-        ImportError,
-        StorageError,
-    ) as error:  # a library is missing, or a file of the zoo is damaged
+    except (ImportError, StorageError) as error:  # no library, or a damaged file of the zoo
         return _fail(str(error), 2, None, arguments.json)
 
 
 def _fail(message: str, status: int, column: int | None, as_json: bool) -> int:
-    cli.tell(f"error: {message}")
+    tell(f"error: {message}")
     if as_json:
         print(json.dumps({"error": message, "status": status, "column": column}), flush=True)
     return status
@@ -111,8 +107,8 @@ def _fail(message: str, status: int, column: int | None, as_json: bool) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # Python remembers an interrupt that leaves `exec` of a text (dataclasses, namedtuples), though
-    # it was handled, and would end by the signal instead of with this status; the next such `exec`
-    # forgets it.
+    # Python remembers an interrupt raised inside `exec` of a text (dataclasses, namedtuples) after
+    # it is handled, and would end by the signal instead of with this status; another `exec` of a
+    # text clears that memory.
     exec("")
     sys.exit(status)

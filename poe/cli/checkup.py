@@ -13,7 +13,7 @@ from typing import Any
 
 from poe import registry
 from poe.algebra.energy import Energy
-from poe.cli.main import Command, Failure, emit, whole
+from poe.cli.base import Command, Failure, emit, whole
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
         except Exception as error:
             raise Failure(f"{arguments.factory}() failed: {_where(error)}") from error
 
-    make()  # a factory that fails is no expert that breaks a law
+    make()  # a factory that fails breaks no law: another exit status
     try:
         report = check_expert(make, draws=arguments.draws, seed=arguments.seed)
     except LawError as error:

@@ -13,21 +13,18 @@ import torch
 from torch import Tensor
 
 import poe
-from poe.cli.main import Command, emit, whole
-from poe.plotting import figures as plotting
+from poe.cli.base import Command, emit, whole
+from poe.plotting import figures
 
-EXPERTS = {
-    "even": "02468",
-    "loops": "0689",
-    "high": "56789",
-}  # of the zoo's `digits`, and the digits that each was trained on
+# of the zoo's `digits`, and the digits that each was trained on
+EXPERTS = {"even": "02468", "loops": "0689", "high": "56789"}
 COMPOSITIONS = {  # and the digits that satisfy them
     "(even & loops & high) ** (1/3)": "68",
     "even | loops": "024689",
     "(even & loops) ** 0.5 & (loops / (loops | high)) ** 8": "0",
 }
-PICTURES = 16
-ONE = 100  # draws of each expert alone; the first are shown
+PICTURES = 16  # shown of each expression
+EXPERT_DRAWS = 100  # of each expert alone
 
 
 def demo(out: Path, count: int, seed: int, *, as_json: bool = False) -> None:
@@ -36,43 +33,38 @@ def demo(out: Path, count: int, seed: int, *, as_json: bool = False) -> None:
     begun = time.perf_counter()
     torch.set_flush_denormal(True)
     experts = {name: poe.load(f"digits.{name}") for name in EXPERTS}
-    experts["high"] = poe.normalize(
-        experts["high"], seed=seed
-    )  # `|` weighs densities, so the neural energy needs its log Z
-    judge = poe.load("digits.judge")
+    # `|` weighs densities, so the neural energy needs its log Z
+    experts["high"] = poe.normalize(experts["high"], seed=seed)
+    judge: Any = poe.load("digits.judge")
     pictures: dict[str, Tensor] = {}
     results: list[dict[str, Any]] = []
     for expression, digits in (EXPERTS | COMPOSITIONS).items():
-        energy = poe.parse(expression, experts)
-        exact = poe.plan(energy).method == "exact"
-        # importance resampling would do for some of these: annealed particles show what Langevin
-        # moves do
-        method, n = "exact" if exact else "annealed", ONE if expression in EXPERTS else count
-        draws = poe.sample(energy, n, method=method, seed=seed, progress=sys.stderr.isatty())
-        labels = judge.predict(draws.x)  # type: ignore[operator]
-        right = (
-            torch.isin(labels, torch.tensor([int(digit) for digit in digits]))
-            .double()
-            .mean()
-            .item()
+        draws = _drawn(
+            poe.parse(expression, experts), EXPERT_DRAWS if expression in EXPERTS else count, seed
         )
+        labels = judge.predict(draws.x)
+        wanted = torch.tensor([int(digit) for digit in digits])
+        right = torch.isin(labels, wanted).double().mean().item()
         if not as_json:
             shares = f"digits: {_shares(labels)}; {100 * right:.1f} % are {' '.join(digits)}"
             print(f"\n== {expression}\n{draws.report()}\n{shares}", flush=True)
         results.append(
             {"expression": expression, "digits": digits, "share": right, "verdict": draws.verdict}
         )
-        pictures[f"{expression}: {100 * right:.0f} % right"] = draws.x[
-            :: max(1, len(draws) // PICTURES)
-        ][:PICTURES]
+        spread = draws.x[:: max(1, len(draws) // PICTURES)]
+        pictures[f"{expression}: {100 * right:.0f} % right"] = spread[:PICTURES]
     out.parent.mkdir(parents=True, exist_ok=True)
-    plotting.rows(pictures, out, width=PICTURES)
+    figures.rows(pictures, out, width=PICTURES)
     seconds = time.perf_counter() - begun
-    emit(
-        f"\n{out} written; {seconds:.0f} s in all",
-        {"compositions": results, "files": [str(out)], "seconds": seconds},
-        as_json,
-    )
+    facts = {"compositions": results, "files": [str(out)], "seconds": seconds}
+    emit(f"\n{out} written; {seconds:.0f} s in all", facts, as_json)
+
+
+def _drawn(energy: poe.Energy, count: int, seed: int) -> poe.Draws:
+    """Exact draws or annealed particles: importance resampling would work for some expressions, but
+    the demo shows what Langevin moves do."""
+    method = "exact" if poe.plan(energy).method == "exact" else "annealed"
+    return poe.sample(energy, count, method=method, seed=seed, progress=sys.stderr.isatty())
 
 
 def _shares(labels: Tensor) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poe import registry
-from poe.cli.main import Command, emit
+from poe.cli.base import Command, emit
 from poe.io import zoo
 
 

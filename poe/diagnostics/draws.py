@@ -17,8 +17,7 @@ from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.agreement import Agreement
 from poe.diagnostics.evidence import RHAT_LIMIT, Diagnostics, standard_errors
 from poe.io.container import DRAWS_KEY, StorageError, write_atomically
-from poe.plotting import figures as plotting
-from poe.plotting import html
+from poe.plotting import figures, html
 
 
 @dataclass(frozen=True)
@@ -154,9 +153,9 @@ class Draws:
     def plot(self, path: str | Path | None = None, **options: Any) -> Any:
         """A matplotlib figure of the draws, written to `path` where one is given: images as a grid;
         1-D a histogram against the density; 2-D the density, the level sets of each expert and the
-        draws; more dimensions a corner plot. See `poe.plotting.plot`. Raises ImportError where
-        matplotlib (extra `plot`) is missing."""
-        return plotting.plot(self, path, **options)
+        draws; more dimensions a corner plot. See `poe.plotting.figures.plot`. Raises ImportError
+        where matplotlib (extra `plot`) is missing."""
+        return figures.plot(self, path, **options)
 
     def _repr_html_(self) -> str:
         return html.of_draws(self)

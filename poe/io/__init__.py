@@ -1,1 +1,2 @@
-"""What is read and written: expressions as text, energies in files, records of runs."""
+"""Expressions as text, energies in files, the zoo, records of runs. It may use `algebra` and
+`registry`."""

@@ -1,1 +1,1 @@
-"""What densities and draws look like."""
+"""Figures of densities and of draws, in matplotlib. It may use `io`, `algebra` and `registry`."""

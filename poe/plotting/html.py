@@ -7,16 +7,16 @@ from html import escape
 from typing import Any
 
 from poe.algebra.notebook import BOX
-from poe.plotting import figures as plotting
+from poe.plotting import figures
 
 PRE = (
-    "font-size:12px;line-height:1.35;white-space:pre-wrap;margin:4px "
-    "0;background:none;border:none;padding:0"
+    "font-size:12px;line-height:1.35;white-space:pre-wrap;margin:4px 0;"
+    "background:none;border:none;padding:0"
 )
 
 
 def of_draws(draws: Any) -> str:
-    """The verdict, a picture where matplotlib is there, and the report."""
+    """The verdict, a picture where matplotlib is installed, and the report."""
     colour = "#1b7f3b" if draws.trusted else "#b00020"
     verdict = f'<div style="color:{colour};font-weight:bold">{escape(draws.verdict)}</div>'
     report = (
@@ -28,7 +28,7 @@ def of_draws(draws: Any) -> str:
 
 def _picture(draws: Any) -> str:
     try:
-        content = plotting.rendered(plotting.plot(draws), "png", dpi=90)
+        content = figures.rendered(figures.plot(draws), "png", dpi=90)
     except (ImportError, ValueError):  # no matplotlib, or nothing to plot: the report alone
         return ""
     data = base64.b64encode(content).decode()

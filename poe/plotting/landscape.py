@@ -1,14 +1,12 @@
-"""What a picture of a density is made of: where to look, the experts by name, energies on a grid,
-regions of given mass.
-
-Numbers alone: `poe.plotting` paints them.
-"""
+"""The numbers behind the picture of a density: the window, the experts by name, energies on a grid,
+regions of given mass."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,11 +20,12 @@ from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback
 from poe.algebra.text import child, names
 
-CHUNK = 1 << 14  # points whose energies are worked out at a time
-OWN = 4096  # draws of an expert alone, which say where it lives
+CHUNK = 1 << 14  # points evaluated at a time
+OWN_DRAWS = 4096  # of an expert alone, which show where it has its mass
+MAX_LOG_Z_ERROR = 0.05  # nats; a picture shows the density with the known log Z up to here
 
 
-class Factor(NamedTuple):
+class Component(NamedTuple):
     """An expert of a composition, as a function of the whole event; `sign` is "", "not " (behind a
     `-`) or "1/" (a negative power)."""
 
@@ -35,33 +34,52 @@ class Factor(NamedTuple):
     sign: str = ""
 
 
-def factors(energy: Energy) -> list[Factor]:
+def components(energy: Energy) -> list[Component]:
     """The experts of a composition, each once, in the order in which they are written. A named part
     and what stands under an `@` stay whole, as they print."""
     label = {id(thing): text for text, thing in names(energy).items()}
-    found: dict[int, Factor] = {}
+    found: dict[int, Component] = {}
 
     def visit(node: Energy, sign: str) -> None:
-        if id(node) in label:
-            found.setdefault(id(node), Factor(sign + label[id(node)], node, sign))
-        elif isinstance(node, Product):
-            for term in node.terms:
-                visit(term.energy, sign if term.coefficient >= 0 else "" if sign else "1/")
-        elif isinstance(node, Contrast):
-            visit(node.wanted, sign)
-            visit(node.unwanted, "" if sign else "not ")
-        elif isinstance(node, Pullback):
-            where = (
-                f" on {node.function.index.tolist()}" if isinstance(node.function, Select) else None
-            )
-            text = child(node, label)[0] if where is None else child(node.energy, label)[0] + where
-            found.setdefault(id(node), Factor(sign + text, node, sign))
-        else:
-            for part in node.parts:
-                visit(part, sign)
+        text = label[id(node)] if id(node) in label else _whole(node, label)
+        if text is not None:
+            found.setdefault(id(node), Component(sign + text, node, sign))
+            return
+        for part, its_sign in _signed(node, sign):
+            visit(part, its_sign)
 
     visit(energy, "")
     return list(found.values())
+
+
+@functools.singledispatch
+def _whole(node: Energy, label: dict[int, str]) -> str | None:
+    """The text of a node whose parts are not shown by themselves; None for others."""
+    return None
+
+
+@_whole.register
+def _(node: Pullback, label: dict[int, str]) -> str:
+    if isinstance(node.function, Select):
+        return f"{child(node.energy, label)[0]} on {node.function.index.tolist()}"
+    return child(node, label)[0]
+
+
+@functools.singledispatch
+def _signed(node: Energy, sign: str) -> Iterable[tuple[Energy, str]]:
+    """The parts of a node, each with its sign; what stands twice behind a sign has none."""
+    return [(part, sign) for part in node.parts]
+
+
+@_signed.register
+def _(node: Product, sign: str) -> Iterable[tuple[Energy, str]]:
+    inverse = "" if sign else "1/"
+    return [(term.energy, sign if term.coefficient >= 0 else inverse) for term in node.terms]
+
+
+@_signed.register
+def _(node: Contrast, sign: str) -> Iterable[tuple[Energy, str]]:
+    return [(node.wanted, sign), (node.unwanted, "" if sign else "not ")]
 
 
 def energies(energy: Energy, points: Tensor) -> Tensor:  # (n, *event) -> (n)
@@ -71,21 +89,31 @@ def energies(energy: Energy, points: Tensor) -> Tensor:  # (n, *event) -> (n)
         return torch.cat([energy(chunk).double().cpu() for chunk in points.split(CHUNK)])
 
 
+def energies_like(energy: Energy, points: Tensor, draws: Any) -> Tensor:  # (n, d) -> (n)
+    """E at points given in double precision, converted to the type and the shape of the draws."""
+    return energies(energy, points.to(draws.x).reshape(len(points), *draws.x.shape[1:]))
+
+
+def known_log_z(draws: Any) -> float | None:
+    """log Z of the target in nats where its error is small, so that a picture shows the density
+    with that constant."""
+    known = draws.log_z
+    return None if known is None or known.standard_error > MAX_LOG_Z_ERROR else float(known)
+
+
 def window(x: Tensor, target: Energy | None) -> tuple[Tensor, Tensor]:
     # (n, d) -> (d), (d)
-    """The ends of the box to look at: 99 % of the draws with a margin, what the experts call their
-    own as far as that is near, and nothing outside a support that is a box."""
+    """The ends of the box to show: 99 % of the draws with a margin, the bulk of each expert as far
+    as it is near, and nothing outside a support that is a box."""
     low, high = _quantiles(x, 0.005, 0.995)
     size = torch.where(high > low, high - low, low.abs().clamp(min=1.0))
     low, high = low - 0.2 * size, high + 0.2 * size
     nearest, farthest = low - 0.6 * size, high + 0.6 * size
-    for factor in [] if target is None else factors(target):
-        if not factor.sign and factor.energy.can(Samples):
-            first, last = _quantiles(_own(factor.energy).reshape(OWN, -1), 0.02, 0.98)
-            low, high = (
-                torch.minimum(low, first.maximum(nearest)),
-                torch.maximum(high, last.minimum(farthest)),
-            )
+    for part in [] if target is None else components(target):
+        if not part.sign and part.energy.can(Samples):
+            first, last = _quantiles(_own(part.energy).reshape(OWN_DRAWS, -1), 0.02, 0.98)
+            low = torch.minimum(low, first.maximum(nearest))
+            high = torch.maximum(high, last.minimum(farthest))
     if target is not None and isinstance(target.support, sets.Box):
         margin = 0.02 * (high - low)
         low = torch.maximum(low, target.support.low.flatten().cpu().double() - margin)
@@ -98,13 +126,14 @@ def _quantiles(x: Tensor, first: float, last: float) -> tuple[Tensor, Tensor]:  
     return ordered[int(first * (len(x) - 1))], ordered[math.ceil(last * (len(x) - 1))]
 
 
-def _own(energy: Energy) -> Tensor:  # -> (OWN, *event)
-    return energy.sample(OWN, generator=torch.Generator(energy.device).manual_seed(0))  # type: ignore[operator]
+def _own(energy: Energy) -> Tensor:  # -> (OWN_DRAWS, *event)
+    return energy.sample(OWN_DRAWS, generator=torch.Generator(energy.device).manual_seed(0))  # type: ignore[operator]
 
 
 def levels(energy: Energy, values: Tensor, masses: Sequence[float]) -> list[float]:
-    """The energies below which lie the smallest regions of these masses, in nats: quantiles of E
-    over the expert's own draws where it draws, else from `values`, its energies on an even grid."""
+    """The energies that bound the smallest regions of these masses, in nats: quantiles of E over
+    the expert's own draws where it draws samples, else from `values`, its energies on an even
+    grid."""
     if not energy.can(Samples):
         return regions(values, masses)
     found = energies(energy, _own(energy))
@@ -112,8 +141,8 @@ def levels(energy: Energy, values: Tensor, masses: Sequence[float]) -> list[floa
 
 
 def regions(values: Tensor, masses: Sequence[float]) -> list[float]:
-    """The energies below which lie the smallest regions of these masses, from the energies of
-    points on an even grid, in nats. A NaN counts for nothing."""
+    """The energies that bound the smallest regions of these masses, from the energies of points on
+    an even grid, in nats. NaN values are ignored."""
     ordered = values[values < math.inf].flatten().sort().values
     if not len(ordered):
         return []

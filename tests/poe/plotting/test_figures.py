@@ -20,8 +20,7 @@ import experts
 import poe
 from poe.algebra import outline
 from poe.algebra import support as sets
-from poe.plotting import figures as plotting
-from poe.plotting import landscape, panels
+from poe.plotting import continuous, figures, landscape
 from tests.poe.targets import Gauss, Raw
 
 pytest.importorskip("matplotlib")
@@ -76,14 +75,14 @@ def test_factors_are_the_experts_as_written():
     a, b, c = (Gauss(float(i), name=name) for i, name in enumerate("abc"))
     labels = [
         factor.label
-        for factor in landscape.factors((a & b) ** 2 / c - poe.mixture([a, c], weights=[1, 2]))
+        for factor in landscape.components((a & b) ** 2 / c - poe.mixture([a, c], weights=[1, 2]))
     ]
     assert labels == ["a", "b", "1/c"]
-    assert [f.label for f in landscape.factors(a - b | c)] == ["a", "not b", "c"]
+    assert [f.label for f in landscape.components(a - b | c)] == ["a", "not b", "c"]
     both = named(a | b, "both")
-    assert [f.label for f in landscape.factors(both & c)] == ["both", "c"]
+    assert [f.label for f in landscape.components(both & c)] == ["both", "c"]
     one = Gauss(0.0, d=1, name="one")
-    placed = landscape.factors(poe.on(one, [1], (2,)) & a @ torch.nn.Linear(2, 2))
+    placed = landscape.components(poe.on(one, [1], (2,)) & a @ torch.nn.Linear(2, 2))
     assert [f.label for f in placed] == ["one on [1]", "a @ linear"]
     assert all(f.energy.event_shape == (2,) for f in placed)
 
@@ -147,7 +146,7 @@ def test_level_sets_of_a_normal_are_circles():
     assert len(contours) == 2
     for contour, centre in zip(contours, (0.0, 2.0), strict=True):
         half, most = (path.vertices for path in contour.get_paths())
-        cell = (axes.get_xlim()[1] - axes.get_xlim()[0]) / panels.GRID
+        cell = (axes.get_xlim()[1] - axes.get_xlim()[0]) / continuous.GRID
         for vertices, mass in ((half, 0.5), (most, 0.9)):
             radii = np.linalg.norm(vertices - centre, axis=1)
             assert np.ptp(radii) < cell  # a circle
@@ -246,7 +245,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     draws = poe.sample(UNIT, 50, seed=0)
-    plotting._figure_class.cache_clear()
+    figures._figure_class.cache_clear()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'product-of-experts\[plot\]'"):
         draws.plot()
