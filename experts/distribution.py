@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch import distributions as td
 from torch.distributions import constraints
 
+from experts.libraries import seed_of, seeded
 from poe.algebra import support as sets
 from poe.algebra.energy import Density
 from poe.registry import register
@@ -174,10 +175,7 @@ class Distribution(Density):
             return self.dist.sample(torch.Size([1])).new_empty(shape + self.event_shape)
         if generator is None:
             return self.dist.sample(shape)
-        devices = [] if self.device.type == "cpu" else [self.device]
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with seeded(seed_of(generator), self.device):
             return self.dist.sample(shape)
 
     @property

@@ -12,13 +12,14 @@ up to its constant.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import softplus
 
+from experts.locked import Locked
 from poe.algebra.energy import Energy
 from poe.registry import register
 
@@ -42,7 +43,7 @@ _ENERGY: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @register("function")
-class Function(Energy):
+class Function(Locked, Energy):
     """The energy of a function g through a link: p ∝ exp(-g), g², |g| or log(1 + e^g), in nats.
 
     Arguments:
@@ -88,13 +89,7 @@ class Function(Energy):
         super().__init__(event_shape, support=support, name=name)
         self.g, self.link = g, link
         self._proper, self._bounded = proper, bounded
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever is asked: in training mode, dropout and batch norm are no
-        functions of x.
-        """
-        return super().train(False)
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         batch = x.shape[: x.ndim - len(self.event_shape)]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-import poe
 from poe.algebra.energy import Energy
 from poe.registry import register
+from poe.training.fitting import fit_density
 
 
 @register("getdist")
@@ -43,6 +43,6 @@ def from_chain(samples: Any, *, parameters: Sequence[str] | None = None, **optio
     support = None
     if not (np.isnan(low).all() and np.isnan(high).all()):
         support = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
-    return poe.fit_density(
+    return fit_density(
         np.asarray(samples.samples)[:, columns], samples.weights, support=support, **options
     )

@@ -30,17 +30,19 @@ import torch
 from torch import Tensor, nn
 
 from experts.distribution import Distribution
+from experts.libraries import seed_of, seeded, where_finite
+from experts.locked import Locked
 from poe.algebra import support as sets
 from poe.algebra.bindings import Bindings
 from poe.algebra.capabilities import Samples
 from poe.algebra.energy import Energy, Estimate
 from poe.registry import register
 
-PILOT = 10_000  # draws of an estimator that measure its mass on the prior's support
-CHUNK = 100_000  # pairs of θ and x evaluated at once
+MASS_DRAWS = 10_000  # draws of an estimator that measure its mass on the prior's support
+MAX_PAIRS = 100_000  # pairs of θ and x evaluated at once
 
 
-class Amortised(Energy):
+class Amortised(Locked, Energy):
     """An estimator over θ that takes observations x; a subclass says what it estimates.
 
     Arguments:
@@ -66,11 +68,8 @@ class Amortised(Energy):
         parameters, observation = self._shapes(estimator)
         super().__init__(parameters, support=support, name=name)
         self.estimator: Any = estimator
-        self._observation, self._stated, self._bindings = (
-            torch.Size(observation),
-            support,
-            Bindings(),
-        )
+        self._observation, self._stated_support = torch.Size(observation), support
+        self._bindings = Bindings()
         self.register_buffer("context", None)
         if context is None:
             self.takes_context = True
@@ -90,7 +89,7 @@ class Amortised(Energy):
     def given(self, context: Any) -> Self:
         """The same estimator, sharing parameters, at an observation, or at several independent
         trials (trials, *x)."""
-        bound = type(self)(self.estimator, context, support=self._stated, name=self.name)
+        bound = type(self)(self.estimator, context, support=self._stated_support, name=self.name)
         return self._bindings.first(bound, bound.context)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
@@ -105,18 +104,13 @@ class Amortised(Energy):
                 "the expert"
             )
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        rows = x.reshape(batch.numel(), *self.event_shape)
-        if not len(rows):
-            return rows.flatten(1).sum(1).reshape(batch)
-        finite = rows.flatten(1).isfinite().all(1)
-        rows = torch.where(finite.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0.0)
-        parts = rows.split(max(1, CHUNK // len(self.context)))
-        logs = torch.cat([self._log(part, self.context).sum(0) for part in parts])
-        return torch.where(finite, -logs, math.nan).reshape(batch)
+        rows, context = x.reshape(batch.numel(), *self.event_shape), self.context
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode."""
-        return super().train(False)
+        def energies(rows: Tensor) -> Tensor:  # (n, *event) -> (n)
+            parts = rows.split(max(1, MAX_PAIRS // len(context)))
+            return -torch.cat([self._log(part, context).sum(0) for part in parts])
+
+        return where_finite(energies, rows).reshape(batch)
 
     @property
     def bounded(self) -> bool | None:
@@ -200,10 +194,7 @@ class Posterior(Amortised):
             )
         batch = (n,) if isinstance(n, int) else tuple(n)
         total, kept, count, share = math.prod(batch), [], 0, math.exp(float(self.log_z))  # type: ignore[arg-type]
-        seed = torch.randint(
-            2**62, (), generator=generator, device="cpu" if generator is None else generator.device
-        )
-        with _seeded(int(seed), self.device):
+        with _seeded(seed_of(generator), self.device):
             while count < total:
                 kept.append(self._inner(max(100, int(1.1 * (total - count) / share))))
                 count += len(kept[-1])
@@ -221,14 +212,15 @@ class Posterior(Amortised):
     def _inside_mass(self) -> Estimate:
         if sets.is_real(self.support):
             return Estimate(0.0)
+        n = MASS_DRAWS
         with _seeded(0, self.device):
-            share = len(self._inner(PILOT)) / PILOT
+            share = len(self._inner(n)) / n
         if share == 0:
             raise ValueError(
-                f"none of {PILOT:,} draws of {self} at this observation lies in the support of its "
+                f"none of {n:,} draws of {self} at this observation lies in the support of its "
                 f"prior: {self.support!r}"
             )
-        return Estimate(math.log(share), math.sqrt(max(1 - share, 1 / PILOT) / (share * PILOT)))
+        return Estimate(math.log(share), math.sqrt(max(1 - share, 1 / n) / (share * n)))
 
 
 @register("sbi-likelihood")
@@ -295,12 +287,7 @@ def from_posterior(posterior: Any, *, name: str | None = None) -> Energy:
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global randomness, seeded inside and as before after; nflows solves LU layers through
-    torch.triangular_solve."""
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        warnings.catch_warnings(),
-    ):
+    """`seeded`, without the warning of nflows, which solves LU layers by torch.triangular_solve."""
+    with seeded(seed, device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.triangular_solve is deprecated")
-        torch.manual_seed(seed)
         yield

@@ -8,22 +8,21 @@ event, and `next_logits(prefix)`, prefix (*batch, t), gives the normalised log-p
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from experts.locked import Locked
 from poe.algebra import support as sets
 from poe.algebra.energy import Density
 from poe.spaces.sites import pick, vectors
 
 
-class Autoregressive(Density):
+class Autoregressive(Locked, Density):
     """A density over events of `levels` values a position; a subclass gives its conditionals.
 
     It stays in eval mode whatever a parent does, so that dropout never makes the energy random;
@@ -54,7 +53,7 @@ class Autoregressive(Density):
         super().__init__(
             low.shape, support=sets.Box(low, low + levels - 1, integer=True), name=name
         )
-        self.levels, self._unlocked = levels, False
+        self.levels = levels
         order = list(range(low.numel())) if order is None else [int(i) for i in order]
         if sorted(order) != list(range(low.numel())):
             raise ValueError(
@@ -118,21 +117,6 @@ class Autoregressive(Density):
                 "last"
             )
         return self._conditionals(prefix, t).squeeze(-2)
-
-    @contextlib.contextmanager
-    def training_mode(self) -> Iterator[Self]:
-        """Inside, the expert is in training mode (dropout); after, in eval again."""
-        self._unlocked = True
-        try:
-            yield self.train()
-        finally:
-            self._unlocked = False
-            self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, so that a parent's `.train()` does not change the density, but inside
-        `training_mode`."""
-        return super().train(mode and self._unlocked)
 
 
 def two_or_more(out: Tensor, levels: int) -> Tensor:  # (..., 1 or levels) -> (..., levels)

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import poe
 from experts.blackbox import External
 from experts.families import Normal
 from poe.algebra.bindings import Bindings
 from poe.algebra.energy import Density, Energy
+from poe.algebra.mixture import mixture
 from poe.registry import register
 
 # log k(r), r < 1 where the kernel ends there, and log ∫ r^(d-1) k(r) dr
@@ -71,7 +71,7 @@ def gaussian_mixture(model: Any, *, name: str | None = None) -> Energy:
     if name is not None:
         for index, part in enumerate(parts):
             part.name = name if count == 1 else f"{name}_{index}"
-    return parts[0] if count == 1 else poe.mixture(parts, weights=model.weights_.tolist())
+    return parts[0] if count == 1 else mixture(parts, weights=model.weights_.tolist())
 
 
 @register("kernel-density")

@@ -21,13 +21,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from experts.libraries import seed_of, seeded, where_finite
+from experts.locked import Locked
 from poe.algebra import support as sets
 from poe.algebra.bindings import Bindings
 from poe.algebra.capabilities import Transport
 from poe.algebra.energy import Density
+from poe.registry import name_of
 
 
-class WrappedFlow(Density):
+class WrappedFlow(Locked, Density):
     """A flow of another library as a density; a subclass says how that library evaluates it.
 
     Arguments:
@@ -105,13 +108,8 @@ class WrappedFlow(Density):
             name=name,
         )
         self._architecture, self._noise_shape, self._context_shape = plain, shape, bound
-        self._known_bounded, self._unlocked, self._counted, self._bindings = (
-            bounded,
-            False,
-            None,
-            Bindings(),
-        )
-        self._stated = support
+        self._known_bounded, self._counted, self._bindings = bounded, None, Bindings()
+        self._stated_support = support
         self.flow = flow
         self.register_buffer("context", None)
         if bound is not None:
@@ -174,11 +172,7 @@ class WrappedFlow(Density):
         """log p(x) in nats. A row that holds a NaN or an infinity gives NaN and leaves the others
         alone."""
         rows, batch = self._pack(x)
-        if not len(rows):
-            return rows.flatten(1).sum(1).reshape(batch)
-        finite = rows.flatten(1).isfinite().all(1)
-        rows = torch.where(finite.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0.0)
-        return torch.where(finite, self._log_prob(rows, self._bound()), math.nan).reshape(batch)
+        return where_finite(lambda r: self._log_prob(r, self._bound()), rows).reshape(batch)
 
     @torch.no_grad()
     def sample(
@@ -196,14 +190,7 @@ class WrappedFlow(Density):
             )
             rows = self._invert(base[0] + base[1] * noise, context)
         else:
-            seed = torch.randint(
-                2**62,
-                (),
-                generator=generator,
-                device="cpu" if generator is None else generator.device,
-            )
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(int(seed))
+            with seeded(seed_of(generator), self.device):
                 rows = self._draw(total, context)
         return rows.reshape(*batch, *self.event_shape)
 
@@ -213,8 +200,8 @@ class WrappedFlow(Density):
         # (*batch, *event) -> (*batch, *event), (*batch)
         """z, standard normal if x is a draw, and log|det dz/dx| in nats. Raises TypeError where the
         base is no diagonal Gaussian."""
-        rows, batch = self._pack(x)
         mean, scale = self._standard()
+        rows, batch = self._pack(x)
         if not len(rows):
             return x, rows.flatten(1).sum(1).reshape(batch)
         u, log_det = self._encode(rows, self._bound())
@@ -225,8 +212,8 @@ class WrappedFlow(Density):
     def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
         """x of noise z and log|det dx/dz| in nats. Raises as `to_noise` does."""
-        rows, batch = self._pack(z)
         mean, scale = self._standard()
+        rows, batch = self._pack(z)
         if not len(rows):
             return z, rows.flatten(1).sum(1).reshape(batch)
         x, log_det = self._decode(mean + scale * rows, self._bound())
@@ -273,7 +260,7 @@ class WrappedFlow(Density):
             self.flow,
             event_shape=self.event_shape,
             context_shape=self._context_shape,
-            support=self._stated,
+            support=self._stated_support,
             bounded=self._known_bounded,
             name=self.name,
         )
@@ -285,20 +272,6 @@ class WrappedFlow(Density):
 
     # ---- training, files, facts
 
-    @contextlib.contextmanager
-    def training_mode(self) -> Iterator[Self]:
-        """Inside, the flow is in training mode; after, in eval again."""
-        self._unlocked = True
-        try:
-            yield self.train()
-        finally:
-            self._unlocked = False
-            self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode whatever a parent does, but inside `training_mode`."""
-        return super().train(mode and self._unlocked)
-
     @property
     def bounded(self) -> bool | None:
         """As stated; None where nothing is known."""
@@ -308,8 +281,8 @@ class WrappedFlow(Density):
         if self._architecture is None:
             raise TypeError(
                 f"{type(self).__name__} wraps a flow object, whose architecture has no plain "
-                "description: build it from plain "
-                f'arguments, poe.create("{self.LIBRARY}", event_shape=..., kind=...), and '
+                "description: build it from plain arguments, "
+                f'poe.create("{name_of(type(self))}", event_shape=..., kind=...), and '
                 "load_state_dict its weights into .flow"
             )
         context = None if self._context_shape is None else list(self._context_shape)
@@ -322,7 +295,7 @@ class WrappedFlow(Density):
         }
 
     @classmethod
-    def from_config(cls, *, bound: bool = False, **config: Any) -> WrappedFlow:
+    def from_config(cls, *, bound: bool = False, **config: Any) -> Self:
         flow = cls(**config)
         return flow.given(torch.zeros(flow._context_shape or ())) if bound else flow
 
@@ -352,8 +325,8 @@ class WrappedFlow(Density):
         base = self._gaussian(self._bound())
         if base is None:
             raise TypeError(
-                f"the base of {self} is no diagonal Gaussian, so it has no Transport to standard "
-                "normal noise"
+                f"the base of {self} is not known to be a diagonal Gaussian, so it has no "
+                "Transport to standard normal noise"
             )
         return base
 
