@@ -3,6 +3,7 @@ and the interface."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -175,6 +176,18 @@ class Kernel(ABC):
         """The draws of the target that a state holds, and their energies: (chains, *event),
         (chains)."""
         return state.x, state.energy
+
+    def agrees(self, energy: Energy, state: Any) -> bool:
+        """Whether the energies that a state holds are those of the target, up to rounding."""
+        x, held = self.position(state)
+        with torch.no_grad():
+            return close(energy(x), held)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal up to √ε, absolute and relative."""
+    tolerance = math.sqrt(torch.finfo(b.dtype).eps)
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 class Preconditioned(Kernel):

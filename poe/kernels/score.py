@@ -13,7 +13,7 @@ from poe.algebra.capabilities import Counts, ScoreOnly, Watched
 from poe.algebra.energy import Energy
 from poe.algebra.product import Product, product
 from poe.algebra.text import leaves
-from poe.kernels.base import Info, Noise, Preconditioned, State
+from poe.kernels.base import Info, Noise, Preconditioned, State, close
 from poe.kernels.moves import (
     check_positive,
     decide,
@@ -124,6 +124,10 @@ class LineIntegral(Preconditioned):
 
     def walkers(self, state: Walk) -> State:
         return State(*state[:3])
+
+    def agrees(self, energy: Energy, state: Walk) -> bool:
+        """Whether the gradients that a state holds are those of the target, up to rounding."""
+        return close(energy.value_and_grad(state.x)[1], state.gradient)
 
     def init(self, energy: Energy, x: Tensor) -> Walk:  # x: (*batch, *event)
         known, scored = divided(energy)

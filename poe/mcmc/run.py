@@ -270,11 +270,7 @@ def _check_start(kernel: Kernel, energy: Energy, states: Sequence[Any]) -> None:
 def _check_resumed(kernel: Kernel, energy: Energy, state: Any) -> None:
     """An expert may hold what no file shows, such as a function: its chains must have the energies
     that they had."""
-    x, was = kernel.position(state)
-    with torch.no_grad():
-        now = energy(x)
-    near = math.sqrt(torch.finfo(was.dtype).eps)
-    if not torch.allclose(now, was, rtol=near, atol=near, equal_nan=True):
+    if not kernel.agrees(energy, state):
         raise StorageError(
             f"the checkpoint is that of another run: its chains have other energies under {energy}"
         )

@@ -71,6 +71,25 @@ class Raw(poe.Energy):
         return self.function(x)
 
 
+class Score(poe.Energy):
+    """What is left of an energy when only its score is known."""
+
+    score_only = True
+
+    def __init__(self, energy: poe.Energy) -> None:
+        super().__init__(energy.event_shape, name="score")
+        self.hidden = [energy]  # no part of the expression
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise TypeError("a score and no energy")
+
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        value, gradient = self.hidden[0].value_and_grad(x)
+        return torch.full_like(value, math.nan), gradient
+
+
 def but_not(a: poe.Density, b: poe.Density, n: int, generator: torch.Generator) -> Tensor:
     """Exact draws of a - b by rejection: a draw of a is kept with probability p_a / (p_a + p_b)."""
     x = a.sample(6 * n, generator=generator)

@@ -23,19 +23,17 @@ from tests.poe.finite import (
     F64,
     Bits,
     Table,
+    block_matrices,
     imbalance,
     index_of,
     law,
     product_of,
     stationarity,
+    t,
     worst_row,
 )
 
 CPU = torch.device("cpu")
-
-
-def t(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def holed() -> poe.Energy:
@@ -84,27 +82,6 @@ TARGETS: dict[str, tuple[Callable[[], poe.Energy], int]] = {
     "a mixture": (lambda: Potts((3,), 3, 0.8) | Categorical(logits=t(3, 3)), 3),
     "a contrast": (lambda: Ising((3,), t(3), bits=True) - Bernoulli(logits=t(3)), 3),
 }
-
-
-def block_matrices(energy: poe.Energy, states: Tensor) -> list[Tensor]:
-    """One transition matrix a block, from the conditionals that the kernel draws from."""
-    known, n = Conditionals(energy), len(states)
-    place = known.sites.places(states, len(energy.event_shape))
-    found = []
-    for block in known.blocks(CPU):
-        logits = known.logits(states, block)
-        if logits.ndim == 2:
-            logits = torch.stack([torch.zeros_like(logits), logits], -1)
-        chosen = logits.softmax(-1).unsqueeze(1).expand(n, n, -1, -1)
-        probability = (
-            chosen.gather(-1, place[:, block].expand(n, n, -1).unsqueeze(-1)).squeeze(-1).prod(-1)
-        )
-        rest = torch.tensor(
-            [i for i in range(place.shape[1]) if i not in block.tolist()], dtype=torch.long
-        )
-        same = (place[:, rest].unsqueeze(1) == place[:, rest]).all(-1)
-        found.append(torch.where(same, probability, 0))
-    return found
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -8,70 +8,8 @@ from torch.distributions import MultivariateNormal
 
 import poe
 from poe.kernels import Langevin
-from poe.kernels.langevin import Noise
-from poe.mcmc.compiled import BLOCK, compiled, sums
 from poe.mcmc.run import run, streams
-from tests.poe.targets import Gauss, Raw, Skewed, but_not, ks_pvalue, paired_pvalue
-
-N = 50_000
-LEVEL = 1e-4  # each invariance test fails by chance once in ten thousand seeds
-
-
-def one_step(energy: poe.Energy, x: torch.Tensor, kernel: Langevin) -> tuple[torch.Tensor, float]:
-    generator = torch.Generator().manual_seed(7)
-    state = kernel.init(energy, x)
-    state, info = kernel.step(energy, state, kernel.noise(state, generator))
-    return state.x, info.acceptance.mean().item()
-
-
-def cases() -> dict[str, tuple[poe.Energy, torch.Tensor, float]]:
-    g = torch.Generator().manual_seed(3)
-    a, b, c = Gauss(0.0, name="a"), Gauss(1.0, 2.0, name="b"), Gauss(1.0, 0.7, name="c")
-    mixture = poe.mixture([a, c], weights=[0.3, 0.7])
-    return {
-        "asymmetric": (Skewed(), Skewed().sample(N, generator=g), 0.15),
-        "mixture": (mixture, mixture.sample(N, generator=g), 0.3),
-        "raw mixture": (a | b, (a | b).sample(N, generator=g), 0.5),
-        "contrast": (a - c, but_not(a, c, N, g), 0.3),
-        "contrast of a mixture": ((a | b) - c, but_not(_Wrapped(a | b), c, N, g), 0.5),
-    }
-
-
-class _Wrapped(poe.Density):
-    """A raw mixture of two densities as the sum of densities it is."""
-
-    def __init__(self, energy: poe.Energy) -> None:
-        super().__init__(energy.event_shape)
-        self.energy = energy
-
-    def log_prob(self, x):
-        return -self.energy(x)
-
-    def sample(self, n, *, generator=None):
-        return self.energy.sample(n, generator=generator)
-
-
-@pytest.mark.parametrize("name", list(cases()))
-@pytest.mark.parametrize("scaled", ["plain", "diagonal", "dense"])
-def test_one_step_leaves_the_target_invariant_and_a_wrong_target_is_seen(
-    name: str, scaled: str
-) -> None:
-    energy, x, step = cases()[name]
-    scale = {
-        "plain": None,
-        "diagonal": torch.tensor([1.2, 0.8]),
-        "dense": torch.tensor([[1.1, 0.0], [0.5, 0.9]]),
-    }[scaled]
-    kernel = Langevin(step, scale=scale, dense=scaled == "dense")
-    after, acceptance = one_step(energy, x, kernel)
-    assert 0.5 < acceptance < 0.99
-    assert paired_pvalue(x, after, energy) > LEVEL
-    shuffled = x.roll(
-        N // 2, 0
-    )  # a step moves each draw a little: only draws of different chains are independent
-    assert ks_pvalue(shuffled[: N // 2], after[: N // 2]) > LEVEL
-    wrong, _ = one_step(energy**1.1, x, kernel)
-    assert paired_pvalue(x, wrong, energy) < LEVEL
+from tests.poe.targets import Gauss, Raw, Skewed
 
 
 def test_the_acceptance_probability_is_the_metropolis_hastings_ratio_of_the_stated_proposal() -> (
@@ -171,14 +109,6 @@ def test_what_lies_outside_the_support_is_rejected_but_is_no_failure() -> None:
     assert not info.nonfinite.any() and (moved.x > 0).all() and (~info.accepted).any()
 
 
-def test_a_step_is_a_pure_function_of_its_noise() -> None:
-    energy, kernel = Skewed(), Langevin(0.1)
-    state = kernel.init(energy, torch.zeros(5, 2))
-    noise = kernel.noise(state, torch.Generator().manual_seed(0))
-    first, second = kernel.step(energy, state, noise)[0], kernel.step(energy, state, noise)[0]
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 def test_one_gradient_a_step() -> None:
     calls = []
 
@@ -202,21 +132,3 @@ def test_a_step_size_that_makes_no_sense_is_refused(step: float) -> None:
     state = kernel.init(Gauss(0.0), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="tuned by poe.sample"):
         kernel.step(Gauss(0.0), state, kernel.noise(state))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns about itself
-def test_compiled_steps_equal_eager_ones() -> None:
-    energy = poe.mixture([Gauss(-2.0), Gauss(2.0)], weights=[0.3, 0.7]) - Gauss(0.0, 0.5)
-    kernel = Langevin(0.2)
-    state = kernel.init(energy, torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
-    noise = kernel.noise(state, torch.Generator().manual_seed(1), BLOCK)
-    last, positions, energies, total = compiled(kernel, energy)(state, noise)
-    expected = torch.zeros(4, dtype=torch.float64)
-    for step in range(BLOCK):
-        state, info = kernel.step(energy, state, Noise(noise.normal[step], noise.uniform[step]))
-        assert torch.allclose(positions[step], state.x, atol=1e-5)
-        assert torch.allclose(energies[step], state.energy, atol=1e-4)
-        expected += sums(info, 1)
-    assert torch.allclose(last.gradient, state.gradient, atol=1e-4)
-    assert torch.allclose(total, expected, atol=1e-2) and total[3] == 20 * BLOCK

@@ -14,29 +14,10 @@ from poe.algebra.capabilities import ScoreOnly
 from poe.kernels import Langevin, LineIntegral
 from poe.kernels.score import divided
 from poe.mcmc.run import run, streams
-from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue, paired_pvalue
+from tests.poe.targets import Gauss, Raw, Score, Skewed, ks_pvalue, paired_pvalue
 
 N = 50_000
 LEVEL = 1e-4  # each invariance test fails by chance once in ten thousand seeds
-
-
-class Score(poe.Energy):
-    """What is left of an energy when only its score is known."""
-
-    score_only = True
-
-    def __init__(self, energy: poe.Energy) -> None:
-        super().__init__(energy.event_shape, name="score")
-        self.hidden = [energy]  # no part of the expression
-        self.calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise TypeError("a score and no energy")
-
-    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.calls += 1
-        value, gradient = self.hidden[0].value_and_grad(x)
-        return torch.full_like(value, math.nan), gradient
 
 
 def one_step(energy: poe.Energy, x: Tensor, kernel, seed: int = 7):

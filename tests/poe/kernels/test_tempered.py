@@ -69,6 +69,7 @@ def test_swaps_satisfy_detailed_balance_on_a_path_that_can_be_enumerated() -> No
             assert abs(flow[0] - flow[1]) < 1e-12
 
 
+@pytest.mark.slow
 def test_replica_exchange_crosses_where_langevin_does_not() -> None:
     target = poe.mixture([Gauss(-6.0, 0.5), Gauss(6.0, 0.5)], weights=[0.3, 0.7])
     # a ladder dense near the start: with equal steps the first swap is rare, and the chains
