@@ -1,14 +1,17 @@
 """The pictures and colours of the documentation, made from draws while it is built: a hook of
-mkdocs."""
+mkdocs. `python docs/figures.py` makes the picture of the README, docs/readme.png."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from mkdocs.structure.files import File, Files
+from PIL import Image
 from pygments.formatters import HtmlFormatter
 from torch import Tensor
 
@@ -24,6 +27,9 @@ STYLE = """
 .rst-content table.docutils td, .rst-content table td, .rst-content table th { white-space: normal }
 .wy-nav-content { max-width: 960px }
 """  # noqa: E501
+
+
+GREYS = 24  # of the picture of the README, for a small file
 
 
 def digits() -> Figure:
@@ -99,3 +105,14 @@ def on_files(files: Files, config: Any) -> Files:
             made[name] = figures.rendered(paint(), "png", dpi=110)
         files.append(File.generated(config, f"img/{name}.png", content=made[name]))
     return files
+
+
+def readme() -> None:
+    """Writes the picture of the README, in few greys."""
+    torch.set_num_threads(1)
+    picture = Image.open(io.BytesIO(figures.rendered(digits(), "png", dpi=84))).convert("L")
+    picture.quantize(GREYS).save(Path(__file__).with_name("readme.png"), optimize=True)
+
+
+if __name__ == "__main__":
+    readme()

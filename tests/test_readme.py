@@ -13,10 +13,12 @@ README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_first_code_block_stands_by_line_35() -> None:
+def test_a_picture_and_code_come_first() -> None:
     first = BLOCK.search(README)
     assert first is not None
-    assert README[: first.start()].count("\n") + 1 <= 35
+    assert README[: first.start()].count("\n") + 1 <= 25
+    assert "![" in README[: first.start()]
+    assert README.count("\n") <= 110
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
