@@ -18,8 +18,6 @@ import torch.distributed as dist
 
 from poe.io.records import Codec
 
-MOST_ROOM = 1 << 16  # bytes of a message that is sent without asking how long the others are
-_room = 1024
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -100,27 +98,10 @@ def agreed(content: bytes) -> bytes:
 
 
 def _exchange(message: bytes) -> list[bytes]:
-    """The messages of all processes. Each goes in one round where it fits, after its length, into
-    as many bytes as the longest one so far needed."""
-    global _room
-    received = _all(len(message).to_bytes(8, "little") + message[:_room], 8 + _room)
-    lengths = [int.from_bytes(part[:8], "little") for part in received]
-    if max(lengths) > _room:
-        _room = min(max(lengths), MOST_ROOM)
-        received = [bytes(8) + part for part in _all(message, max(lengths))]
-    return [part[8 : 8 + length] for part, length in zip(received, lengths, strict=True)]
-
-
-def _all(content: bytes, room: int) -> list[bytes]:
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if dist.get_backend() == "nccl"
-        else torch.device("cpu")
-    )
-    padded = torch.frombuffer(bytearray(content.ljust(room, b"\0")), dtype=torch.uint8).to(device)
-    parts = [torch.empty_like(padded) for _ in range(size())]
-    dist.all_gather(parts, padded)
-    return [part.cpu().numpy().tobytes() for part in parts]
+    """The messages of all processes, in the order of their ranks."""
+    messages = [b""] * size()
+    dist.all_gather_object(messages, message)
+    return messages
 
 
 def _leave() -> None:
