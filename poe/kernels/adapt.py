@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Flight, Kernel, Lesson, State
+from poe.kernels.base import Feedback, Kernel, State, Trajectory
 
-MOST_DENSE = 128  # dimensions up to which the preconditioner may be dense
+MAX_DENSE_DIM = 128  # dimensions up to which the preconditioner may be dense
 
 
 class DualAveraging(NamedTuple):
@@ -163,7 +163,7 @@ class Adaptation:
         step = (
             known
             if learned and isinstance(known, Tensor)
-            else first_step(kernel, energy, states, generators)
+            else initial_step_size(kernel, energy, states, generators)
         )
         ends, end, width, last = [], int(0.15 * steps), max(10, int(0.1 * steps)), int(0.6 * steps)
         while steps >= 40 and end + width <= last:
@@ -175,84 +175,84 @@ class Adaptation:
         kernel = kernel if ascent is None else kernel.lengthened(float(step))
         return cls(kernel, steps, DualAveraging.start(step), None, tuple(ends), ascent=ascent)
 
-    def update(self, states: Sequence[Any], lessons: Sequence[Lesson]) -> Adaptation:
-        """After one step of all shards: their states and lessons, in block order."""
-        signal = torch.cat([lesson.signal for lesson in lessons])
-        target = self.kernel.target(dimensions(self.kernel.walkers(states[0])))
+    def update(self, states: Sequence[Any], feedbacks: Sequence[Feedback]) -> Adaptation:
+        """After one step of all shards: their states and feedbacks, in block order."""
+        signal = torch.cat([feedback.signal for feedback in feedbacks])
+        walkers = [self.kernel.walkers(state) for state in states]
+        target = self.kernel.target(dimensions(walkers[0]))
         assert target is not None
-        averaging = self.averaging.update(self.kernel.judge(signal.mean(0)), target)
-        ascent, flights = (
-            self.ascent,
-            [lesson.flight for lesson in lessons if lesson.flight is not None],
-        )
-        step = averaging.log_step.exp()
-        if ascent is not None and flights:
-            flight = Flight(*(torch.cat(parts) for parts in zip(*flights, strict=True)))
-            ascent = ascent.update(
-                float(self.kernel.slope(flight, signal)), float(step), (self.at + 4) * float(step)
-            )
+        averaging = self.averaging.update(self.kernel.statistic(signal.mean(0)), target)
+        ascent = self._lengthened(averaging, signal, feedbacks)
         at, moments, scale = self.at + 1, self.moments, (self.kernel.scale, self.kernel.dense)
         if self.window_ends and 0.15 * self.steps <= at <= self.window_ends[-1]:
-            moments = _gather(moments, [self.kernel.walkers(state) for state in states])
+            moments = _gather(moments, walkers)
         if at in self.window_ends and moments is not None:
             root, dense = moments.root()
-            if root is not None:
-                scale = (root, dense)
-                averaging = DualAveraging.start(
-                    torch.full_like(averaging.log_step, self.kernel.guess(root.shape[-1]))
-                )
-                ascent = (
-                    None
-                    if ascent is None
-                    else Ascent.start(self.kernel.guess_length(root.shape[-1]))
-                )
             moments = None
+            if root is not None:
+                d, scale = root.shape[-1], (root, dense)
+                guess = torch.full_like(averaging.log_step, self.kernel.guess(d))
+                averaging = DualAveraging.start(guess)
+                ascent = None if ascent is None else Ascent.start(self.kernel.guess_length(d))
         last = at == self.steps
-        kernel = self.kernel.tuned(
-            (averaging.log_average if last else averaging.log_step).exp(), *scale
-        )
+        step = averaging.log_average if last else averaging.log_step
+        kernel = self.kernel.tuned(step.exp(), *scale)
         if ascent is not None:
             kernel = kernel.lengthened(math.exp(ascent.log_average if last else ascent.log_length))
         return replace(
             self, kernel=kernel, averaging=averaging, moments=moments, at=at, ascent=ascent
         )
 
+    def _lengthened(
+        self, averaging: DualAveraging, signal: Tensor, feedbacks: Sequence[Feedback]
+    ) -> Ascent | None:
+        """The ascent after one step of it, where the length of trajectories is learned."""
+        flown = [feedback.trajectory for feedback in feedbacks if feedback.trajectory is not None]
+        if self.ascent is None or not flown:
+            return self.ascent
+        trajectory = Trajectory(*(torch.cat(parts) for parts in zip(*flown, strict=True)))
+        step = float(averaging.log_step.exp())
+        slope = float(self.kernel.slope(trajectory, signal))
+        return self.ascent.update(slope, step, (self.at + 4) * step)
+
 
 @dataclass(frozen=True)
-class Joint:
-    """Adaptation of a kernel made of others: each part learns from its own lessons. Without parts
+class JointAdaptation:
+    """Adaptation of a kernel made of others: each part learns from its own feedbacks. Without parts
     there is nothing to learn."""
 
     kernel: Kernel
-    parts: tuple[Adaptation | Joint, ...] = ()
+    parts: tuple[Adaptation | JointAdaptation, ...] = ()
 
-    def update(self, states: Sequence[Any], lessons: Sequence[Lesson]) -> Joint:
+    def update(self, states: Sequence[Any], feedbacks: Sequence[Feedback]) -> JointAdaptation:
         if not self.parts:
             return self
         parts = tuple(
-            part.update(states, [lesson.parts[i] for lesson in lessons])
+            part.update(states, [feedback.parts[i] for feedback in feedbacks])
             for i, part in enumerate(self.parts)
         )
-        return Joint(self.kernel.rebuilt(tuple(part.kernel for part in parts)), parts)
+        return JointAdaptation(self.kernel.rebuilt(tuple(part.kernel for part in parts)), parts)
 
 
-def begin(
+def adaptation_of(
     kernel: Kernel,
     energy: Energy,
     states: Sequence[Any],
     steps: int,
     generators: Sequence[torch.Generator],
-) -> Adaptation | Joint:
+) -> Adaptation | JointAdaptation:
     """The adaptation of a kernel, from the states of all shards, over so many steps of warm-up."""
     if kernel.parts:
-        parts = tuple(begin(part, energy, states, steps, generators) for part in kernel.parts)
-        return Joint(kernel.rebuilt(tuple(part.kernel for part in parts)), parts)
+        parts = tuple(
+            adaptation_of(part, energy, states, steps, generators) for part in kernel.parts
+        )
+        return JointAdaptation(kernel.rebuilt(tuple(part.kernel for part in parts)), parts)
     if kernel.target(dimensions(kernel.walkers(states[0]))) is None:
-        return Joint(kernel)
+        return JointAdaptation(kernel)
     return Adaptation.start(kernel, energy, states, steps, generators)
 
 
-def first_step(
+def initial_step_size(
     kernel: Kernel,
     energy: Energy,
     states: Sequence[Any],
@@ -268,11 +268,11 @@ def first_step(
     direction = torch.zeros_like(step)
     for _ in range(most):
         trial = kernel.tuned(step, kernel.scale, kernel.dense)
-        lessons = [
+        feedbacks = [
             trial.learn(energy, s, trial.noise(s, g))[2]
             for s, g in zip(states, generators, strict=True)
         ]
-        up = kernel.judge(torch.cat([lesson.signal for lesson in lessons]).mean(0)) > 0.5
+        up = kernel.statistic(torch.cat([feedback.signal for feedback in feedbacks]).mean(0)) > 0.5
         new = torch.where(up, 1.0, -1.0).to(step)
         moving = (direction == 0) | (new == direction)
         if not bool(moving.any()):
@@ -298,7 +298,9 @@ def _gather(moments: Moments | None, walkers: Sequence[State]) -> Moments:
             else walker.x.unsqueeze(-1)
         )
         x = x.to(walker.energy.dtype)
-        moments = Moments.empty(x, dense=x.shape[-1] <= MOST_DENSE) if moments is None else moments
+        moments = (
+            Moments.empty(x, dense=x.shape[-1] <= MAX_DENSE_DIM) if moments is None else moments
+        )
         moments = moments.update(x)
     assert moments is not None
     return moments

@@ -43,7 +43,7 @@ class Noise(NamedTuple):
     uniform: Tensor
 
 
-class Flight(NamedTuple):
+class Trajectory(NamedTuple):
     """Where trajectories began and ended, (chains, *event); the whitened velocities at the end,
     (chains, d); and the times they took, (chains), in units of whitened x over velocity."""
 
@@ -53,14 +53,14 @@ class Flight(NamedTuple):
     time: Tensor
 
 
-class Lesson(NamedTuple):
-    """What one step teaches adaptation: a number for each walker (*batch), whose mean over the
-    chains `Kernel.judge` reads; the trajectories, of a kernel that learns their length; and the
-    lessons of the kernel's parts."""
+class Feedback(NamedTuple):
+    """What adaptation learns from one step: a number for each walker (*batch), whose mean over the
+    chains goes to `Kernel.statistic`; the trajectories, for a kernel that learns their length; and
+    the feedback of the kernel's parts."""
 
     signal: Tensor
-    flight: Flight | None = None
-    parts: tuple[Lesson, ...] = ()
+    trajectory: Trajectory | None = None
+    parts: tuple[Feedback, ...] = ()
 
 
 class Kernel(ABC):
@@ -83,8 +83,8 @@ class Kernel(ABC):
             can continue from them.
         parts: the kernels it is made of, each tuned separately.
         needs_gradient: whether `init` and `step` evaluate the gradient of the target.
-        target_acceptance: what warm-up leads `judge` to, in many dimensions; None where there is no
-            step size to find.
+        target_acceptance: what warm-up leads `statistic` to, in many dimensions; None where there
+            is no step size to find.
         learns_length: whether warm-up finds the length of its trajectories, from `slope`.
         gradients_per_step: gradients of the target per step and chain, the mean over the kernel's
             own randomness.
@@ -121,12 +121,12 @@ class Kernel(ABC):
     @abstractmethod
     def step(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info]: ...
 
-    def learn(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info, Lesson]:
+    def learn(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info, Feedback]:
         """A step of warm-up: what `step` returns, and what there is to learn from it."""
         state, info = self.step(energy, state, noise)
-        return state, info, Lesson(info.acceptance)
+        return state, info, Feedback(info.acceptance)
 
-    def judge(self, signal: Tensor) -> Tensor:
+    def statistic(self, signal: Tensor) -> Tensor:
         """A number in [0, 1] that falls with the step size, from the mean signal over the chains,
         (*rungs)."""
         return signal
@@ -144,7 +144,7 @@ class Kernel(ABC):
         """The length of trajectories that is best for a standard normal of d dimensions."""
         raise NotImplementedError(f"{type(self).__name__} has no trajectories")
 
-    def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
+    def slope(self, trajectory: Trajectory, acceptance: Tensor) -> Tensor:
         """The slope of what the length of trajectories should maximise, by its logarithm, from all
         chains; a number."""
         raise NotImplementedError(f"{type(self).__name__} has no trajectories")

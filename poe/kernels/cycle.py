@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel, Lesson, State
+from poe.kernels.base import Feedback, Info, Kernel, State
 from poe.kernels.moves import evaluate
 
 
@@ -87,14 +87,14 @@ class Cycle(Kernel):
 
     def learn(
         self, energy: Energy, state: State, noise: tuple[Any, ...]
-    ) -> tuple[State, Info, Lesson]:
-        infos, lessons = [], []
+    ) -> tuple[State, Info, Feedback]:
+        infos, feedbacks = [], []
         for kernel, numbers in zip(self.kernels, noise, strict=True):
-            state, info, lesson = kernel.learn(energy, state, numbers)
+            state, info, feedback = kernel.learn(energy, state, numbers)
             infos.append(info)
-            lessons.append(lesson)
+            feedbacks.append(feedback)
         info = joined(infos)
-        return state, info, Lesson(info.acceptance, parts=tuple(lessons))
+        return state, info, Feedback(info.acceptance, parts=tuple(feedbacks))
 
     def rebuilt(self, parts: tuple[Kernel, ...]) -> Cycle:
         return replace(self, kernels=parts)

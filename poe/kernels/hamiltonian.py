@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Flight, Info, Lesson, Preconditioned, State
+from poe.kernels.base import Feedback, Info, Preconditioned, State, Trajectory
 from poe.kernels.moves import (
     DIVERGENT,
     check_positive,
@@ -22,9 +22,16 @@ from poe.kernels.moves import (
     steps_of,
     transposed,
 )
-from poe.kernels.trajectory import NORMAL, TrajectoryNoise, chees, count, draw_jittered, mean_count
+from poe.kernels.trajectory import (
+    NORMAL_LENGTH,
+    TrajectoryNoise,
+    chees_slope,
+    draw_jittered,
+    mean_step_count,
+    step_count,
+)
 
-FEW = 8  # the most steps of a trajectory whose length nobody has set
+DEFAULT_MAX_STEPS = 8  # steps of a trajectory whose length is neither given nor found in warm-up
 
 
 @dataclass(frozen=True)
@@ -91,19 +98,19 @@ class Hamiltonian(Preconditioned):
 
     @property
     def gradients_per_step(self) -> float:
-        return mean_count(self._longest, self.most_steps)
+        return mean_step_count(self._longest, self.most_steps)
 
     @property
     def _longest(self) -> float:
         if self.length is None or self.step_size is None:
-            return FEW
+            return DEFAULT_MAX_STEPS
         return self.length / float(torch.as_tensor(self.step_size).mean())
 
     def guess(self, d: int) -> float:
         return 1.7 * d ** (-1 / 4)
 
     def guess_length(self, d: int) -> float:
-        return NORMAL
+        return NORMAL_LENGTH
 
     def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
         return evaluate(energy, x.detach(), True)
@@ -118,10 +125,10 @@ class Hamiltonian(Preconditioned):
 
     def learn(
         self, energy: Energy, state: State, noise: TrajectoryNoise
-    ) -> tuple[State, Info, Lesson]:
+    ) -> tuple[State, Info, Feedback]:
         event = state.x.ndim - state.energy.ndim
         h = steps_of(self.step_size, state, "Hamiltonian")
-        n = count(noise.jitter, self._longest, self.most_steps)
+        n = step_count(noise.jitter, self._longest, self.most_steps)
         proposed, velocity = self.leapfrog(energy, state, noise.normal, per_event(h, event), n)
         before, after = (flat(v, event).square().sum(-1) / 2 for v in (noise.normal, velocity))
         log_ratio = state.energy - proposed.energy + before - after
@@ -133,7 +140,9 @@ class Hamiltonian(Preconditioned):
         return (
             moved,
             info,
-            Lesson(info.acceptance, Flight(state.x, proposed.x, flat(velocity, event), n * h)),
+            Feedback(
+                info.acceptance, Trajectory(state.x, proposed.x, flat(velocity, event), n * h)
+            ),
         )
 
     def leapfrog(
@@ -151,8 +160,8 @@ class Hamiltonian(Preconditioned):
             velocity = velocity - kick * transposed(state.gradient, self.scale, self.dense, event)
         return state, velocity
 
-    def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
-        return chees(flight, acceptance, self.scale, self.dense)
+    def slope(self, trajectory: Trajectory, acceptance: Tensor) -> Tensor:
+        return chees_slope(trajectory, acceptance, self.scale, self.dense)
 
     def lengthened(self, length: float) -> Hamiltonian:
         return replace(self, length=length)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Lesson, Noise, Preconditioned, State
+from poe.kernels.base import Feedback, Info, Noise, Preconditioned, State
 from poe.kernels.moves import (
     check_positive,
     decide,
@@ -89,9 +89,9 @@ class Langevin(Preconditioned):
             log_ratio = state.energy - proposed.energy + forward - reverse
         return decide(state, proposed, log_ratio, noise.uniform, proposed.energy - state.energy)
 
-    def learn(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info, Lesson]:
+    def learn(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info, Feedback]:
         moved, info = self.step(energy, state, noise)
         if self.metropolis:
-            return moved, info, Lesson(info.acceptance)
+            return moved, info, Feedback(info.acceptance)
         _, adjusted = replace(self, metropolis=True).step(energy, state, noise)
-        return moved, info, Lesson(adjusted.acceptance)
+        return moved, info, Feedback(adjusted.acceptance)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Flight, Info, Lesson, Preconditioned, State
+from poe.kernels.base import Feedback, Info, Preconditioned, State, Trajectory
 from poe.kernels.moves import (
     check_positive,
     decide,
@@ -22,13 +22,20 @@ from poe.kernels.moves import (
     steps_of,
     transposed,
 )
-from poe.kernels.trajectory import NORMAL, TrajectoryNoise, chees, count, draw_jittered, mean_count
+from poe.kernels.trajectory import (
+    NORMAL_LENGTH,
+    TrajectoryNoise,
+    chees_slope,
+    draw_jittered,
+    mean_step_count,
+    step_count,
+)
 
 # nats² a dimension: the mean square energy error of a step that the unadjusted form is tuned to
-ERROR = 5e-4
+ENERGY_ERROR = 5e-4
 
 
-class Moving(NamedTuple):
+class DirectedState(NamedTuple):
     """Chains on their way: `State`, and directions (*batch, d) of unit length, 0 before the first
     step."""
 
@@ -117,7 +124,7 @@ class Microcanonical(Preconditioned):
         none."""
         if not self.metropolis or self.step_size is None:
             return 1.0
-        return mean_count(
+        return mean_step_count(
             self._longest(2 if self.scale is None else self.scale.shape[-1]), self.most_steps
         )
 
@@ -129,7 +136,7 @@ class Microcanonical(Preconditioned):
         return 1.6 * d ** (1 / 4) if self.metropolis else 0.6 * math.sqrt(d)
 
     def guess_length(self, d: int) -> float:
-        return (NORMAL if self.metropolis else 1.0) * math.sqrt(d)
+        return (NORMAL_LENGTH if self.metropolis else 1.0) * math.sqrt(d)
 
     def check(self, energy: Energy) -> None:
         if energy.event_shape.numel() < 2:
@@ -142,7 +149,7 @@ class Microcanonical(Preconditioned):
         self.check(energy)
         state = evaluate(energy, x.detach(), True)
         still = state.x.new_zeros(*state.energy.shape, energy.event_shape.numel())
-        return state if self.metropolis else Moving(*state, still)
+        return state if self.metropolis else DirectedState(*state, still)
 
     def noise(
         self, state: Any, generator: torch.Generator | None = None, steps: int | None = None
@@ -152,29 +159,37 @@ class Microcanonical(Preconditioned):
     def step(self, energy: Energy, state: Any, noise: TrajectoryNoise) -> tuple[Any, Info]:
         return self.learn(energy, state, noise)[:2]
 
-    def learn(self, energy: Energy, state: Any, noise: TrajectoryNoise) -> tuple[Any, Info, Lesson]:
+    def learn(
+        self, energy: Energy, state: Any, noise: TrajectoryNoise
+    ) -> tuple[Any, Info, Feedback]:
         here = State(*state[:3])
         event = here.x.ndim - here.energy.ndim
         h = steps_of(self.step_size, here, "Microcanonical")
         normal = flat(noise.normal, event)
         d = normal.shape[-1]
         if self.metropolis:
-            n = count(noise.jitter, self._longest(d), self.most_steps)
+            n = step_count(noise.jitter, self._longest(d), self.most_steps)
             proposed, ahead, kinetic = self.drift(energy, here, _unit(normal), h, n)
             error = proposed.energy - here.energy + kinetic
             # where u is -e to the last digit, rounding loses K: it is no number then
             moved, info = decide(
                 here, proposed, (-error).where(kinetic != -math.inf, math.nan), noise.uniform, error
             )
-            return moved, info, Lesson(info.acceptance, Flight(here.x, proposed.x, ahead, n * h))
+            return (
+                moved,
+                info,
+                Feedback(info.acceptance, Trajectory(here.x, proposed.x, ahead, n * h)),
+            )
         nu = ((2 * h / (self.length or self.guess_length(d))).expm1() / d).sqrt()
         direction = _unit(state.direction + nu.unsqueeze(-1) * normal)
         proposed, ahead, kinetic = self.drift(energy, here, direction, h, 1)
         error = proposed.energy - here.energy + kinetic
         moved, info = decide(here, proposed, None, noise.uniform, error)
         turned = torch.where(info.accepted.unsqueeze(-1), ahead, -direction)
-        signal = torch.where(info.accepted & error.isfinite(), error.square() / (d * ERROR), 1e6)
-        return Moving(*moved, turned), info, Lesson(signal)
+        signal = torch.where(
+            info.accepted & error.isfinite(), error.square() / (d * ENERGY_ERROR), 1e6
+        )
+        return DirectedState(*moved, turned), info, Feedback(signal)
 
     def drift(
         self, energy: Energy, state: State, direction: Tensor, h: Tensor, n: int
@@ -194,13 +209,13 @@ class Microcanonical(Preconditioned):
                 )
         return state, direction, kinetic
 
-    def judge(self, signal: Tensor) -> Tensor:
+    def statistic(self, signal: Tensor) -> Tensor:
         """Without `metropolis`, 1/(1 + m^(1/6)) for the mean square error m in units of its target:
         the error grows as h³."""
         return signal if self.metropolis else 1 / (1 + signal ** (1 / 6))
 
-    def slope(self, flight: Flight, acceptance: Tensor) -> Tensor:
-        return chees(flight, acceptance, self.scale, self.dense)
+    def slope(self, trajectory: Trajectory, acceptance: Tensor) -> Tensor:
+        return chees_slope(trajectory, acceptance, self.scale, self.dense)
 
     def lengthened(self, length: float) -> Microcanonical:
         return replace(self, length=length)

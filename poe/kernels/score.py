@@ -36,10 +36,10 @@ LOBATTO: tuple[tuple[float, tuple[tuple[float, float], ...]], ...] = (
         ((1 / 2 - 21**0.5 / 14, 49 / 180), (1 / 2, 16 / 45), (1 / 2 + 21**0.5 / 14, 49 / 180)),
     ),
 )
-REFERENCE = 8  # panels of the line from the origin, each by the rule with one interior node
+REFERENCE_PANELS = 8  # panels of the line from the origin, each by the rule with one interior node
 
 
-class Walk(NamedTuple):
+class ScoreState(NamedTuple):
     """Chains: positions, energies as they are known, gradients, as `State`; the part of the
     gradient that experts without an energy have, (*batch, *event); and the energy of the others
     alone, (*batch), in nats."""
@@ -122,20 +122,20 @@ class LineIntegral(Preconditioned):
             "with an energy"
         )
 
-    def walkers(self, state: Walk) -> State:
+    def walkers(self, state: ScoreState) -> State:
         return State(*state[:3])
 
-    def agrees(self, energy: Energy, state: Walk) -> bool:
+    def agrees(self, energy: Energy, state: ScoreState) -> bool:
         """Whether the gradients that a state holds are those of the target, up to rounding."""
         return close(energy.value_and_grad(state.x)[1], state.gradient)
 
-    def init(self, energy: Energy, x: Tensor) -> Walk:  # x: (*batch, *event)
+    def init(self, energy: Energy, x: Tensor) -> ScoreState:  # x: (*batch, *event)
         known, scored = divided(energy)
         x = x.detach()
         value, slope = _evaluated(known, x, len(energy.event_shape))
         if scored is None:
-            return Walk(x, value, slope, torch.zeros_like(x), value)
-        event, panels = len(energy.event_shape), 2 * REFERENCE
+            return ScoreState(x, value, slope, torch.zeros_like(x), value)
+        event, panels = len(energy.event_shape), 2 * REFERENCE_PANELS
         score = scored.value_and_grad(x)[1]
         line = torch.zeros_like(value)
         for i in range(
@@ -144,14 +144,14 @@ class LineIntegral(Preconditioned):
             weight = (1 if i in (0, panels) else 4 if i % 2 else 2) / (3 * panels)
             at = score if i == panels else scored.value_and_grad(i / panels * x)[1]
             line = line + weight * flat(at * x, event).sum(-1)
-        return Walk(x, value + line, slope + score, score, value)
+        return ScoreState(x, value + line, slope + score, score, value)
 
     def noise(
-        self, state: Walk, generator: torch.Generator | None = None, steps: int | None = None
+        self, state: ScoreState, generator: torch.Generator | None = None, steps: int | None = None
     ) -> Noise:
         return draw(state, generator, steps)
 
-    def step(self, energy: Energy, state: Walk, noise: Noise) -> tuple[Walk, Info]:
+    def step(self, energy: Energy, state: ScoreState, noise: Noise) -> tuple[ScoreState, Info]:
         event, metric = state.x.ndim - state.energy.ndim, (self.scale, self.dense)
         h = steps_of(self.step_size, state, "LineIntegral", "x squared")
         move = langevin_move(state.gradient, noise.normal, h, *metric)
@@ -169,13 +169,13 @@ class LineIntegral(Preconditioned):
             State(*state[:3]), proposed, forward - reverse - rise, noise.uniform, rise
         )
         taken = per_event(info.accepted, event)
-        return Walk(
+        return ScoreState(
             *moved,
             torch.where(taken, score, state.scored),
             torch.where(info.accepted, value, state.known),
         ), info
 
-    def integrate(self, scored: Energy, state: Walk, move: Tensor) -> tuple[Tensor, Tensor]:
+    def integrate(self, scored: Energy, state: ScoreState, move: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
         """∇S at the end of the move, and ΔS along it, from one batch."""
         end, inner = LOBATTO[self.nodes]

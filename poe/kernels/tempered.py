@@ -12,14 +12,14 @@ from torch import Tensor
 
 from poe.algebra.capabilities import Samples
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel, Lesson, State
+from poe.kernels.base import Feedback, Info, Kernel, State
 from poe.kernels.cycle import joined
 from poe.kernels.langevin import Langevin
 from poe.kernels.moves import has_gradient
 from poe.spaces.path import Geometric, mix, take
 
 
-class Ladder(NamedTuple):
+class LadderState(NamedTuple):
     """All rungs of all chains, as one batch (chains, rungs), with the parity of the next swap and
     the mean swap acceptance (rungs - 1,) of the step that led here."""
 
@@ -124,16 +124,16 @@ class Tempered(Kernel):
             return 0.0
         return len(self.betas) * (self.moves * self.kernel.gradients_per_step + 1)
 
-    def init(self, energy: Energy, x: Tensor) -> Ladder:
+    def init(self, energy: Energy, x: Tensor) -> LadderState:
         # (chains, *event): every rung starts there; (chains, rungs, *event): each where it is told
         event = len(energy.event_shape)
         if x.ndim == event + 1:
             x = x.unsqueeze(1).repeat_interleave(len(self.betas), 1)
         rungs = self.kernel.init(self.level(energy, x), x)
-        return Ladder(rungs, 0, rungs.energy.new_zeros(len(self.betas) - 1))
+        return LadderState(rungs, 0, rungs.energy.new_zeros(len(self.betas) - 1))
 
     def noise(
-        self, state: Ladder, generator: torch.Generator | None = None, steps: int | None = None
+        self, state: LadderState, generator: torch.Generator | None = None, steps: int | None = None
     ) -> LadderNoise:
         if steps is not None:
             raise ValueError("replica exchange draws the noise of one step at a time")
@@ -150,7 +150,9 @@ class Tempered(Kernel):
         fresh = self.start.sample(len(like), generator=generator)  # type: ignore[operator]
         return LadderNoise(moves, swaps, fresh.to(rungs.x))
 
-    def step(self, energy: Energy, state: Ladder, noise: LadderNoise) -> tuple[Ladder, Info]:
+    def step(
+        self, energy: Energy, state: LadderState, noise: LadderNoise
+    ) -> tuple[LadderState, Info]:
         level, rungs, infos = self.level(energy, state.rungs.x), state.rungs, []
         for move in noise.moves:
             rungs, info = self.kernel.step(level, rungs, move)
@@ -158,17 +160,19 @@ class Tempered(Kernel):
         return self.exchange(level, state, rungs, noise), joined(infos)
 
     def learn(
-        self, energy: Energy, state: Ladder, noise: LadderNoise
-    ) -> tuple[Ladder, Info, Lesson]:
+        self, energy: Energy, state: LadderState, noise: LadderNoise
+    ) -> tuple[LadderState, Info, Feedback]:
         level, rungs, infos, signals = self.level(energy, state.rungs.x), state.rungs, [], []
         for move in noise.moves:
-            rungs, info, lesson = self.kernel.learn(level, rungs, move)
+            rungs, info, feedback = self.kernel.learn(level, rungs, move)
             infos.append(info)
-            signals.append(lesson.signal)
+            signals.append(feedback.signal)
         signal = torch.stack(signals).mean(0)
-        return self.exchange(level, state, rungs, noise), joined(infos), Lesson(signal)
+        return self.exchange(level, state, rungs, noise), joined(infos), Feedback(signal)
 
-    def exchange(self, level: Any, state: Ladder, rungs: State, noise: LadderNoise) -> Ladder:
+    def exchange(
+        self, level: Any, state: LadderState, rungs: State, noise: LadderNoise
+    ) -> LadderState:
         """The first rung redrawn, and swaps of neighbours."""
         x = torch.cat([noise.fresh.unsqueeze(1), rungs.x[:, 1:]], 1)
         if has_gradient(rungs):
@@ -185,7 +189,7 @@ class Tempered(Kernel):
             )
         swapped = state.swapped.clone()
         swapped[state.parity :: 2] = probability[:, state.parity :: 2].mean(0)
-        return Ladder(State(take(x, order), energies, gradients), 1 - state.parity, swapped)
+        return LadderState(State(take(x, order), energies, gradients), 1 - state.parity, swapped)
 
     def swaps(self, gap: Tensor, parity: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(order of the rungs after swapping, acceptance probabilities) from U = E_1 - E_0 at each
@@ -203,8 +207,8 @@ class Tempered(Kernel):
     def level(self, energy: Energy, x: Tensor) -> Any:
         return self.path(self.start, energy).level(self.betas.to(x))
 
-    def judge(self, signal: Tensor) -> Tensor:
-        return self.kernel.judge(signal)
+    def statistic(self, signal: Tensor) -> Tensor:
+        return self.kernel.statistic(signal)
 
     def target(self, d: int) -> float | None:
         return self.kernel.target(d)
@@ -243,10 +247,10 @@ class Tempered(Kernel):
     def through(self, around: Callable[[Energy], Energy]) -> Tempered:
         return replace(self, start=around(self.start), kernel=self.kernel.through(around))
 
-    def walkers(self, state: Ladder) -> State:
+    def walkers(self, state: LadderState) -> State:
         return state.rungs
 
-    def position(self, state: Ladder) -> tuple[Tensor, Tensor]:
+    def position(self, state: LadderState) -> tuple[Tensor, Tensor]:
         return state.rungs.x[:, -1], state.rungs.energy[:, -1]
 
 

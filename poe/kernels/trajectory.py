@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.kernels.base import Flight
+from poe.kernels.base import Trajectory
 from poe.kernels.moves import draw, flat
 
-NORMAL = 1.9283  # the length at unit frequency that `chees` leads to for a standard normal
+NORMAL_LENGTH = (
+    1.9283  # the length at unit frequency that `chees_slope` leads to for a standard normal
+)
 
 
 class TrajectoryNoise(NamedTuple):
@@ -36,31 +38,33 @@ def draw_jittered(
     )
 
 
-def count(jitter: Tensor, longest: float, most: int) -> int:
+def step_count(jitter: Tensor, longest: float, most: int) -> int:
     """⌈u·longest⌉ steps, u in [0, 1), at least 1 and at most `most`; `longest` is the longest
     trajectory in steps."""
     return min(max(math.ceil(float(jitter) * longest), 1), most)
 
 
-def mean_count(longest: float, most: int) -> float:
-    """The mean of `count`: Σ_k P(count > k), P(⌈u·r⌉ > k) = 1 - k/r for k < r."""
+def mean_step_count(longest: float, most: int) -> float:
+    """The mean of `step_count`: Σ_k P(n > k), P(⌈u·r⌉ > k) = 1 - k/r for k < r."""
     whole = min(math.floor(longest), most - 1)
     return 1 + whole - whole * (whole + 1) / (2 * longest)
 
 
-def chees(flight: Flight, acceptance: Tensor, scale: Tensor | None, dense: bool) -> Tensor:
+def chees_slope(
+    trajectory: Trajectory, acceptance: Tensor, scale: Tensor | None, dense: bool
+) -> Tensor:
     """The slope of ChEES over the root of the length, by the logarithm of the length and up to a
     positive factor; the formula stands at `Hamiltonian`. Trajectories that are surely rejected have
     no weight, whatever they hold."""
     some = acceptance > 0
-    weight = acceptance.reshape(acceptance.shape + (1,) * (flight.start.ndim - 1))
-    end = torch.where(weight > 0, flight.end, 0)
-    start = whitened(flight.start - flight.start.mean(0), scale, dense)
+    weight = acceptance.reshape(acceptance.shape + (1,) * (trajectory.start.ndim - 1))
+    end = torch.where(weight > 0, trajectory.end, 0)
+    start = whitened(trajectory.start - trajectory.start.mean(0), scale, dense)
     end = whitened(end - (weight * end).sum(0) / weight.sum(), scale, dense)
     change = end.square().sum(-1) - start.square().sum(-1)
-    along = torch.where(some, (end * flight.velocity).sum(-1), 0)
+    along = torch.where(some, (end * trajectory.velocity).sum(-1), 0)
     return (
-        acceptance * (flight.time * change * along - change.square() / 8)
+        acceptance * (trajectory.time * change * along - change.square() / 8)
     ).sum() / acceptance.sum()
 
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from poe.algebra.energy import Energy
 from poe.io.container import StorageError
 from poe.io.records import Codec
-from poe.kernels.adapt import Adaptation, Joint, begin
+from poe.kernels.adapt import Adaptation, JointAdaptation, adaptation_of
 from poe.kernels.base import Kernel
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
@@ -104,7 +104,7 @@ def run(
     if saved is not None:
         course.restore(saved, warmup)
     elif warmup:
-        course.learn(begin(kernel, course.search, course.states, warmup, generators))
+        course.learn(adaptation_of(kernel, course.search, course.states, warmup, generators))
     total, partial = warmup + draws * thin, False
     hidden = progress is None or parallel.rank() > 0
     with tqdm(
@@ -144,7 +144,7 @@ class _Stage(NamedTuple):
 
     steps: int
     kernel: Kernel
-    adaptation: Adaptation | Joint | None
+    adaptation: Adaptation | JointAdaptation | None
     shards: list[Saved]
     search: tuple[float, float]
     seconds: float
@@ -179,7 +179,7 @@ class _Course:
             self.codec = Codec(kernel, self.states, _Stage, device=energy.device)
         for i, shard in zip(own, self.shards, strict=True):
             shard.start(kernel, self.states[i])
-        self.adaptation: Adaptation | Joint | None = None
+        self.adaptation: Adaptation | JointAdaptation | None = None
         self.search, self.steps, self.began = Counted(energy), 0, time.perf_counter()
         self.compiled: Any = None
 
@@ -187,12 +187,12 @@ class _Course:
         """One step of all shards, and what adaptation learns from them all; then 1."""
         assert self.adaptation is not None
         own = [shard.learn(self.kernel) for shard in self.shards]
-        states, lessons = zip(*parallel.gather(own, self.count, self.codec), strict=True)
+        states, feedbacks = zip(*parallel.gather(own, self.count, self.codec), strict=True)
         self.steps += 1
-        self.learn(self.adaptation.update(states, lessons))
+        self.learn(self.adaptation.update(states, feedbacks))
         return 1
 
-    def learn(self, adaptation: Adaptation | Joint) -> None:
+    def learn(self, adaptation: Adaptation | JointAdaptation) -> None:
         self.adaptation, self.kernel = adaptation, adaptation.kernel
 
     def draw(self, left: int, compile: bool) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Kernel, Lesson
+from poe.kernels.base import Feedback, Kernel
 from poe.mcmc.compiled import BLOCK, sums
 
 
@@ -48,12 +48,12 @@ class Shard:
     def kept(self) -> int:
         return self.steps // self.thin
 
-    def learn(self, kernel: Kernel) -> tuple[Any, Lesson]:
+    def learn(self, kernel: Kernel) -> tuple[Any, Feedback]:
         """A step of warm-up: the state it leads to, and what there is to learn."""
-        self.state, _, lesson = kernel.learn(
+        self.state, _, feedback = kernel.learn(
             self.target, self.state, kernel.noise(self.state, self.generator)
         )
-        return self.state, lesson
+        return self.state, feedback
 
     def step(self, kernel: Kernel) -> None:
         state, info = kernel.step(self.target, self.state, kernel.noise(self.state, self.generator))

@@ -17,8 +17,8 @@ from poe.algebra.energy import Energy
 from poe.diagnostics.draws import Draws, first
 from poe.diagnostics.evidence import RHAT_LIMIT, Diagnostics, diagnose, judge
 from poe.kernels import Gibbs, Kernel, Langevin, Tempered
+from poe.kernels.defaults import default_kernel
 from poe.kernels.tempered import linear_betas
-from poe.kernels.usual import usual_kernel
 from poe.mcmc.run import Trace, run
 from poe.sampling.methods import Job, NotThisWay, tested
 from poe.smc import discrete
@@ -124,7 +124,7 @@ class _Chains:
         """The user's, in the space of the chains, or the usual one."""
         job = self.job
         if job.kernel is None:
-            return usual_kernel(self.target, compile=job.compile)
+            return default_kernel(self.target, compile=job.compile)
         return job.kernel if job.space is None else job.kernel.through(job.space.around)
 
     @property

@@ -14,7 +14,7 @@ from poe.algebra import support as sets
 from poe.algebra.checks import energies_of
 from poe.algebra.energy import Energy
 from poe.kernels import Gibbs
-from poe.kernels.usual import discrete_kernel
+from poe.kernels.defaults import default_discrete_kernel
 from poe.mcmc.run import streams
 from poe.sampling.planning import sample
 from poe.spaces import reals
@@ -124,7 +124,7 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     (generator,) = streams(seed, 1, energy.device)
     x = anywhere(energy, 2 * BEGIN, generator) if init is None else init
-    kernel = discrete_kernel(energy)
+    kernel = default_discrete_kernel(energy)
     kernel = kernel if kernel.ready else Gibbs()
     for beta in [*torch.logspace(0, math.log10(COLD), SWEEPS).tolist(), *[1e4] * LAST]:
         cold = energy**beta

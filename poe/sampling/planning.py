@@ -23,7 +23,7 @@ from poe.algebra.text import caveats, leaves
 from poe.diagnostics.draws import Draws, first
 from poe.diagnostics.evidence import diagnose
 from poe.kernels import Kernel, Langevin, Tempered
-from poe.kernels.usual import usual_kernel
+from poe.kernels.defaults import default_kernel
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import branch, streams
@@ -220,7 +220,7 @@ def plan(energy: Energy, *, method: str | None = None, kernel: Kernel | None = N
             () if dear(energy) else ("chains", "tempered")
         )  # nothing finds what reverse diffusion of a network misses
         methods = (*(("importance",) if starts else ()), "annealed", *further)
-    usual = usual_kernel(energy) if discrete or methods[0] == "chains" else Langevin()
+    usual = default_kernel(energy) if discrete or methods[0] == "chains" else Langevin()
     usual = None if methods[0] in ("importance", "sequential") else usual
     moved = usual if kernel is None else kernel
     space = "" if discrete or sets.is_real(energy.support) else ", in the unconstrained space"

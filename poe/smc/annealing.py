@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from poe.io.records import Codec
 from poe.kernels import Kernel, Langevin
-from poe.kernels.adapt import MOST_DENSE, Moments, first_step
+from poe.kernels.adapt import MAX_DENSE_DIM, Moments, initial_step_size
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.registry import PoeError
@@ -408,13 +408,13 @@ def _settle(
     tunes = kernel.target_acceptance is not None
     if x.is_floating_point() and here.path.gradients:
         flat = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
-        root = Moments.empty(flat, dense=flat.shape[1] <= MOST_DENSE).update(flat).root()
+        root = Moments.empty(flat, dense=flat.shape[1] <= MAX_DENSE_DIM).update(flat).root()
         kernel = kernel.tuned(
             torch.as_tensor(1.0 if kernel.step_size is None else kernel.step_size).to(x), *root
         )
     state = kernel.init(here, x)
     if first and tunes:
-        kernel = kernel.tuned(first_step(kernel, here, [state], [generator]), *root)
+        kernel = kernel.tuned(initial_step_size(kernel, here, [state], [generator]), *root)
     before, moves, held = kernel.walkers(state).energy, 0, 1.0
     while moves < FEWEST or (moves < until[1] and held > until[0]):
         state, info = _jittered(kernel, state.energy, generator).step(

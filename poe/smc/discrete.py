@@ -13,7 +13,7 @@ from torch import Tensor
 from poe.algebra.capabilities import Augmented, SiteLogits
 from poe.algebra.energy import Density, Energy
 from poe.kernels.base import Kernel
-from poe.kernels.usual import discrete_kernel
+from poe.kernels.defaults import default_discrete_kernel
 from poe.smc.annealing import Pilot
 from poe.spaces.path import Geometric
 from poe.spaces.points import point_dtype
@@ -125,7 +125,7 @@ def pilot(
     def go(start: Energy) -> Pilot:
         path = Geometric(start, target, gradients=False)
         half: Any = path.level(torch.tensor(0.5, dtype=energy.dtype, device=energy.device))
-        return tuned(path, discrete_kernel(half) if kernel is None else kernel, particles)
+        return tuned(path, default_discrete_kernel(half) if kernel is None else kernel, particles)
 
     states = near is not None and target is energy and near.can(SiteLogits)
     first = go(near if near is not None and states else Independent.even(target))

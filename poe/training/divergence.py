@@ -25,7 +25,7 @@ from poe.algebra.capabilities import Samples
 from poe.algebra.energy import Energy
 from poe.algebra.frozen import frozen
 from poe.kernels import DiscreteLangevin, Gibbs, Kernel, Langevin
-from poe.kernels.usual import usual_kernel
+from poe.kernels.defaults import default_kernel
 from poe.spaces.conditionals import opaque
 from poe.spaces.sites import sites_of, vectors
 
@@ -238,7 +238,7 @@ def mover(
     """
     if opaque(energy) is not None:
         return Gibbs()
-    kernel: Kernel = usual_kernel(energy) if sets.is_discrete(energy.support) else Langevin()
+    kernel: Kernel = default_kernel(energy) if sets.is_discrete(energy.support) else Langevin()
     if kernel.ready:
         return kernel
     if isinstance(kernel, DiscreteLangevin):

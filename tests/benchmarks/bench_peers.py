@@ -29,7 +29,7 @@ import timing  # noqa: F401
 from peers import CHAINS, DIMENSIONS, DRAWS, energy, start
 from poe.diagnostics.evidence import ess, rhat
 from poe.mcmc.run import run, streams
-from poe.sampling.chains import WARMUP, usual_kernel
+from poe.sampling.chains import WARMUP, default_kernel
 
 
 def chains(name: str, seed: int = 0) -> dict[str, np.ndarray]:
@@ -37,7 +37,7 @@ def chains(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     target = opaque(name)
     generators = streams(seed, 1, target.device)
     warm = run(
-        usual_kernel(target),
+        default_kernel(target),
         target,
         torch.from_numpy(start(name, seed)),
         draws=1,

@@ -32,7 +32,7 @@ import targets as known
 import timing  # noqa: F401
 from poe.algebra.energy import Energy
 from poe.mcmc.run import run, streams
-from poe.sampling.chains import WARMUP, usual_kernel
+from poe.sampling.chains import WARMUP, default_kernel
 
 DRAWS, MOST_GRADIENTS, MOST_SECONDS = 10_000, 2e6, 120.0
 WORST = (
@@ -299,7 +299,7 @@ def rosenbrock(seeds: range) -> None:
         target, began = known.rosenbrock(), time.process_time()
         generators = streams(seed, 1, target.device)
         x = torch.randn(128, 36, generator=generators[0])
-        warm = run(usual_kernel(target), target, x, draws=1, warmup=WARMUP, generators=generators)
+        warm = run(default_kernel(target), target, x, draws=1, warmup=WARMUP, generators=generators)
         before, sums, steps, gradients = (
             target.tally.gradients / 128,
             torch.zeros(128, 36, dtype=torch.float64),

@@ -24,7 +24,7 @@ from experts.flow import Flow
 from poe.algebra.energy import Energy
 from poe.diagnostics.evidence import diagnose
 from poe.mcmc.run import run, streams
-from poe.sampling.chains import WARMUP, usual_kernel
+from poe.sampling.chains import WARMUP, default_kernel
 from poe.spaces.transport import Transported
 
 PAIRS, STEPS, BATCH, CHAINS = 8, 1500, 256, 32
@@ -70,7 +70,7 @@ def classifier(seed: int) -> Classifier:
 
 def whole(energy: Energy, moved: bool, seed: int) -> tuple[float, float, float]:
     """ESS, gradients and seconds of a run of `poe.sample`."""
-    began, kernel = time.process_time(), None if moved else usual_kernel(energy)
+    began, kernel = time.process_time(), None if moved else default_kernel(energy)
     draws = poe.sample(energy, 4000, method="chains", chains=CHAINS, kernel=kernel, seed=seed)
     print(
         f"    {'in the noise' if moved else 'as it stands'}, seed {seed}: {draws.verdict}",
@@ -87,7 +87,7 @@ def settled(
     generators = streams(seed, 1, energy.device)
     x = start.sample(CHAINS, generator=generators[0])
     x = x if flow is None else flow.to_noise(x)[0].detach()
-    warm = run(usual_kernel(space), space, x, draws=1, warmup=WARMUP, generators=generators)
+    warm = run(default_kernel(space), space, x, draws=1, warmup=WARMUP, generators=generators)
     began = time.process_time()
     trace = run(warm.kernel, space, warm.states, draws=300, generators=generators)
     took = time.process_time() - began

@@ -10,8 +10,8 @@ import poe
 from poe.diagnostics.evidence import diagnose
 from poe.kernels import Hamiltonian, Langevin, Tempered
 from poe.kernels.adapt import Ascent
-from poe.kernels.base import Flight, State
-from poe.kernels.trajectory import NORMAL, chees, count, mean_count
+from poe.kernels.base import State, Trajectory
+from poe.kernels.trajectory import NORMAL_LENGTH, chees_slope, mean_step_count, step_count
 from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not
 
@@ -86,8 +86,8 @@ def test_a_trajectory_of_so_many_steps_takes_so_many_gradients() -> None:
 def test_the_mean_number_of_steps_is_that_of_its_law() -> None:
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     for longest, most in ((0.3, 8), (1.0, 8), (5.5, 8), (8.0, 8), (30.2, 8)):
-        assert sum(count(v, longest, most) for v in u[::10]) / 10_000 == pytest.approx(
-            mean_count(longest, most), abs=1e-3
+        assert sum(step_count(v, longest, most) for v in u[::10]) / 10_000 == pytest.approx(
+            mean_step_count(longest, most), abs=1e-3
         )
 
 
@@ -107,13 +107,13 @@ def test_the_slope_is_the_derivative_of_the_criterion() -> None:
         return float(change.square().mean() / 4 / t**0.5)
 
     for t in (0.4, 1.1, 2.0):
-        flight = Flight(
+        trajectory = Trajectory(
             z @ factor.T + 7,
             at(t) @ factor.T + 7,
             v * math.cos(t) - z * math.sin(t),
             torch.full((500,), t).double(),
         )
-        slope = chees(flight, torch.ones(500).double(), factor, True)
+        slope = chees_slope(trajectory, torch.ones(500).double(), factor, True)
         by_hand = (criterion(t * 1.0001) - criterion(t / 1.0001)) / (2 * math.log(1.0001)) * t**0.5
         # the centre of the ends moves with t, which changes the criterion by the mean of the ends
         # alone: nothing after centring
@@ -129,7 +129,7 @@ def test_the_best_length_for_a_normal() -> None:
         )
         return change - mean / (2 * T)
 
-    assert brentq(slope, 1.5, 2.5) == pytest.approx(NORMAL, abs=1e-4)
+    assert brentq(slope, 1.5, 2.5) == pytest.approx(NORMAL_LENGTH, abs=1e-4)
 
 
 @pytest.mark.parametrize("length", [0.2, 3.5])
@@ -140,9 +140,13 @@ def test_the_ascent_finds_the_best_length_for_a_normal(length: float) -> None:
     for _ in range(600):
         z, v = torch.randn(2, 500, 10, generator=g)
         t = math.exp(ascent.log_length) * torch.rand((), generator=g)
-        flight = Flight(z, z * t.cos() + v * t.sin(), v * t.cos() - z * t.sin(), t.expand(500))
-        ascent = ascent.update(float(chees(flight, torch.ones(500), None, False)), 0.01, 100.0)
-    assert math.exp(ascent.log_average) == pytest.approx(NORMAL, rel=0.1)
+        trajectory = Trajectory(
+            z, z * t.cos() + v * t.sin(), v * t.cos() - z * t.sin(), t.expand(500)
+        )
+        ascent = ascent.update(
+            float(chees_slope(trajectory, torch.ones(500), None, False)), 0.01, 100.0
+        )
+    assert math.exp(ascent.log_average) == pytest.approx(NORMAL_LENGTH, rel=0.1)
 
 
 def test_warm_up_finds_the_length_and_the_acceptance() -> None:
@@ -153,7 +157,7 @@ def test_warm_up_finds_the_length_and_the_acceptance() -> None:
     time = trace.kernel.gradients_per_step * float(
         trace.kernel.step_size
     )  # the mean over u, whole steps counted
-    assert time == pytest.approx(NORMAL / 2, rel=0.35)
+    assert time == pytest.approx(NORMAL_LENGTH / 2, rel=0.35)
     fixed = run(
         Hamiltonian(length=1.0), energy, start, draws=1, warmup=50, generators=streams(0, 1, CPU)
     )

@@ -8,7 +8,7 @@ import torch
 import poe
 from poe.kernels import Microcanonical
 from poe.kernels.base import State
-from poe.kernels.microcanonical import ERROR, turn
+from poe.kernels.microcanonical import ENERGY_ERROR, turn
 from poe.mcmc.run import BLOCK, run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue
 
@@ -167,12 +167,12 @@ def test_the_unadjusted_form_has_a_small_bias_and_the_stated_energy_error() -> N
     assert float(squares.mean()) - 1 == pytest.approx(bias, abs=4.5 * error + 0.01)
     signals, generator = [], torch.Generator().manual_seed(1)
     for _ in range(50):
-        state, _, lesson = kernel.learn(energy, state, kernel.noise(state, generator))
-        signals.append(lesson.signal.mean())
+        state, _, feedback = kernel.learn(energy, state, kernel.noise(state, generator))
+        signals.append(feedback.signal.mean())
     assert float(torch.stack(signals).mean()) == pytest.approx(
         1.0, rel=0.5
-    )  # of ERROR; it grows as h to the sixth
-    assert ERROR == 5e-4
+    )  # of ENERGY_ERROR; it grows as h to the sixth
+    assert ENERGY_ERROR == 5e-4
 
 
 def test_directions_stay_unit_and_the_first_is_uniform() -> None:

@@ -14,27 +14,27 @@ from poe.kernels.microcanonical import Microcanonical
 from poe.spaces.conditionals import Conditionals, opaque
 from poe.spaces.sites import sites_of
 
-MOST_BLOCKS = (
+MAX_BLOCKS = (
     64  # of sites that Gibbs redraws one after the other; with more, all sites are moved at once
 )
 
 
-def usual_kernel(energy: Energy, *, compile: bool = False) -> Kernel:
+def default_kernel(energy: Energy, *, compile: bool = False) -> Kernel:
     """What moves chains unless told otherwise: adjusted microcanonical Langevin; in one dimension,
     or to be compiled, Langevin. On discrete spaces Gibbs where few blocks of sites can be redrawn
     together, else discrete Langevin."""
     if sets.is_discrete(energy.support):
-        return discrete_kernel(energy)
+        return default_discrete_kernel(energy)
     return Langevin() if compile or math.prod(energy.event_shape) < 2 else Microcanonical()
 
 
-def discrete_kernel(energy: Energy) -> Kernel:
+def default_discrete_kernel(energy: Energy) -> Kernel:
     """What moves chains on a discrete space: Gibbs where few blocks of sites can be redrawn
     together, else discrete Langevin."""
     if opaque(energy) is not None or not sites_of(energy).binary:
         return Gibbs()
     return (
         Gibbs()
-        if len(Conditionals(energy).blocks(energy.device)) <= MOST_BLOCKS
+        if len(Conditionals(energy).blocks(energy.device)) <= MAX_BLOCKS
         else DiscreteLangevin()
     )
