@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.algebra.shifted import Shifted
+from poe.algebra.shifted import Shifted, unshifted
 
 
 class Combination(NamedTuple):
@@ -22,9 +22,7 @@ class Combination(NamedTuple):
     def is_whole(self, energy: Energy) -> bool:
         """Whether an energy is this combination, up to a constant, and nothing was multiplied with
         it afterwards."""
-        while isinstance(energy, Shifted):
-            energy = energy.energy
-        return alike(self.product(), energy)
+        return alike(self.product(), unshifted(energy))
 
     def product(self) -> Energy:
         """The combination itself."""

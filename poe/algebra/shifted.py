@@ -94,6 +94,13 @@ class Shifted(Energy):
         return f"poe.shift({child(self.energy, label)[0]}, {self.offset!r}{log_z})", ATOM
 
 
+def unshifted(energy: Energy) -> Energy:
+    """The energy below all shifts."""
+    while isinstance(energy, Shifted):
+        energy = energy.energy
+    return energy
+
+
 def shift(energy: Energy, offset: float, *, log_z: Estimate | None = None) -> Energy:
     """E + offset: the same density with another constant. `log_z` states that of the result where
     it is known from elsewhere."""

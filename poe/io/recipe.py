@@ -6,6 +6,7 @@ expression over their labels. Nothing is imported by path.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
@@ -21,8 +22,8 @@ from poe.algebra.energy import Energy
 from poe.algebra.maps import Fill, Select
 from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback
-from poe.algebra.shifted import Shifted
-from poe.algebra.text import function_name
+from poe.algebra.shifted import unshifted
+from poe.algebra.text import child, function_name
 from poe.io.container import RECIPE_KEY, StorageError, checksum, compact, plain, recipe_text
 from poe.io.syntax import read
 
@@ -45,31 +46,21 @@ def _describe(energy: Energy) -> tuple[dict[str, Any], dict[str, Tensor]]:
     owners: dict[int, str] = {}  # of the modules inside experts: where a shared one is stored
     entries = []
     for label, part in parts.items():
-        entry: dict[str, Any] = {
-            "label": label,
-            "name": part.name if isinstance(part, Energy | Fill) else None,
-        }
+        entry = {"label": label, "name": part.name if isinstance(part, Energy | Fill) else None}
         if isinstance(part, Energy) and part.parts:
             entry |= _composed(part, labels)
         else:
             entry |= _ingredients(part, label)
-            places = {
-                name: owners.setdefault(id(child), f"{label}:{name}")
-                for name, child in part.named_children()
-            }
-            shared = {name: place for name, place in places.items() if place != f"{label}:{name}"}
+            shared = _shared(part, label, owners)
             entry |= {"shared": shared} if shared else {}
-            tensors |= {
-                k: v
-                for k, v in _state(part, label).items()
-                if not k.startswith(tuple(f"{label}:{n}." for n in shared))
-            }
+            elsewhere = tuple(f"{label}:{module}." for module in shared)
+            state = _state(part, label)
+            tensors |= {k: v for k, v in state.items() if not k.startswith(elsewhere)}
         entries.append(entry)
-    learned = _learned(energy)
+    learned = [parameter for powers in _learnable_powers(energy) for parameter in powers]
     unique = {id(parameter): parameter for parameter in learned}
     order = list(unique)
-    for index, parameter in enumerate(unique.values()):
-        tensors[f"powers:{index}"] = plain(parameter)
+    tensors |= {f"powers:{i}": plain(parameter) for i, parameter in enumerate(unique.values())}
     recipe = {
         "format": FORMAT,
         "parts": entries,
@@ -81,7 +72,7 @@ def _describe(energy: Energy) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _parts(energy: Energy) -> dict[str, Any]:
-    """Everything the expression names, parts of named parts included, each after what it is made
+    """All that the expression names, parts of named parts included, each after what it is made
     of."""
     found: dict[int, tuple[Any, str]] = {}
 
@@ -90,8 +81,9 @@ def _parts(energy: Energy) -> dict[str, Any]:
             return
         for part in node.parts:
             visit(part)
-        if isinstance(node, Pullback) and not isinstance(node.function, Select):
-            found.setdefault(id(node.function), (node.function, function_name(node.function)))
+        function = _function(node)
+        if function is not None:
+            found.setdefault(id(function), (function, function_name(function)))
         if not node.parts or (node.name and node is not energy):
             found[id(node)] = node, node.name or type(node).__name__.lower()
 
@@ -106,23 +98,28 @@ def _parts(energy: Energy) -> dict[str, Any]:
     return labels
 
 
-def _composed(node: Energy, labels: Mapping[int, str]) -> dict[str, Any]:
+@functools.singledispatch
+def _function(node: Energy) -> Any:
+    """The function that the text of a node names beside its parts; None for most."""
+    return None
+
+
+@_function.register
+def _(node: Pullback) -> Any:
+    return None if isinstance(node.function, Select) else node.function
+
+
+def _composed(node: Energy, labels: dict[int, str]) -> dict[str, Any]:
     """The expression of a composition, and what `poe.combine` put together in it."""
+    above = {key: label for key, label in labels.items() if key != id(node)}
+    entry: dict[str, Any] = {"expression": child(node, above)[0]}
     known = combined(node)
-    entry: dict[str, Any] = {"expression": _text(node, labels)}
-    inner = node
-    while isinstance(inner, Shifted):
-        inner = inner.energy
-    if known is not None and not inner.learnable:  # type: ignore[union-attr]
+    if known is not None and not _powers(unshifted(node)):
         entry["combination"] = {
-            "posteriors": [_within(part, labels) for part in known.posteriors],
-            "priors": [[_within(part, labels), count] for part, count in known.priors],
+            "posteriors": [child(part, labels)[0] for part in known.posteriors],
+            "priors": [[child(part, labels)[0], count] for part, count in known.priors],
         }
     return entry
-
-
-def _within(part: Energy, labels: Mapping[int, str]) -> str:
-    return labels[id(part)] if id(part) in labels else _text(part, labels)
 
 
 def _parsed(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Energy:
@@ -137,8 +134,14 @@ def _parsed(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Energy:
     return energy
 
 
-def _text(node: Energy, labels: Mapping[int, str]) -> str:
-    return node._format({key: label for key, label in labels.items() if key != id(node)})[0]
+def _shared(part: nn.Module, label: str, owners: dict[int, str]) -> dict[str, str]:
+    """Modules of an expert that an earlier one holds already, with the place where they are
+    stored."""
+    places = {
+        name: owners.setdefault(id(module), f"{label}:{name}")
+        for name, module in part.named_children()
+    }
+    return {name: place for name, place in places.items() if place != f"{label}:{name}"}
 
 
 def _ingredients(part: Any, label: str) -> dict[str, Any]:
@@ -150,13 +153,12 @@ def _ingredients(part: Any, label: str) -> dict[str, Any]:
     if name is None or not isinstance(part, nn.Module):
         raise StorageError(
             f"{label} cannot be saved: its type {kind.__module__}.{kind.__qualname__} is not "
-            "registered; "
-            "make it a class with config(), which returns plain JSON arguments that rebuild it, "
-            "and decorate "
-            "the class with @poe.register('a-name')"
+            "registered; make it a class with config(), which returns plain JSON arguments that "
+            "rebuild it, and decorate the class with @poe.register('a-name')"
         )
+    rebuildable: Any = part
     try:
-        config = part.config()  # type: ignore[operator]
+        config = rebuildable.config()
         text = json.dumps(config, allow_nan=False)
     except (AttributeError, TypeError, ValueError) as error:
         wanted = f"{kind.__qualname__}.config() must return plain JSON arguments that rebuild it"
@@ -174,30 +176,32 @@ def _state(part: nn.Module, label: str) -> dict[str, Tensor]:
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
         raise StorageError(
-            f"{label} cannot be saved: {', '.join(odd)} of its state_dict() is no tensor"
+            f"{label} cannot be saved: {', '.join(odd)} of its state_dict() is not a tensor"
         )
     return {f"{label}:{key}": plain(value) for key, value in state.items()}
 
 
-def _learned(energy: Energy) -> list[nn.Parameter]:
-    """The learnable powers, in the order in which the expression is read."""
-    found: list[nn.Parameter] = []
-    for product in _products(energy):
-        found += product.learnable
-    return found
+@functools.singledispatch
+def _powers(node: Energy) -> nn.ParameterList:
+    """The learnable powers of a node."""
+    return nn.ParameterList()
 
 
-def _products(energy: Energy) -> Iterator[Product]:
+@_powers.register
+def _(node: Product) -> nn.ParameterList:
+    return node.learnable
+
+
+def _learnable_powers(energy: Energy) -> Iterator[nn.ParameterList]:
+    """The learnable powers of each node, in the order in which the expression is read."""
     seen: set[int] = set()
     stack = [energy]
     while stack:
         node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        stack += reversed(node.parts)
-        if isinstance(node, Product):
-            yield node
+        if id(node) not in seen:
+            seen.add(id(node))
+            stack += reversed(node.parts)
+            yield _powers(node)
 
 
 # ---------------------------------------------------------------- and back
@@ -225,7 +229,7 @@ def from_bytes(content: bytes) -> Energy:
 
 
 def read_file(file: Traversable, shown: str) -> Energy:
-    """The energy in a file; `shown` is how errors name it."""
+    """The energy in a file; errors name it `shown`."""
     content = file.read_bytes()
     try:
         return from_bytes(content)
@@ -249,8 +253,7 @@ def _recipe(text: str) -> dict[str, Any]:
     for name in names:
         if not (isinstance(name, str) and registry.NAME.fullmatch(name)):
             raise StorageError(
-                f"its recipe asks for {name!r}: a recipe names registry entries, never an import "
-                "path"
+                f"its recipe names {name!r}: a recipe names registry entries, never an import path"
             )
     if text != compact(recipe):
         raise StorageError("its recipe is damaged: it is not as poe.save writes it")
@@ -269,9 +272,9 @@ def _rebuild(
         key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }
     shared = entry.get("shared", {})
-    for child, place in shared.items():
+    for module, place in shared.items():
         state |= {
-            child + key.removeprefix(place): value
+            module + key.removeprefix(place): value
             for key, value in tensors.items()
             if key.startswith(f"{place}.")
         }
@@ -281,14 +284,12 @@ def _rebuild(
         return Fill(state["x_known"], state["mask"], name=name)
     else:
         owner: Any = registry.lookup(former.get(entry["expert"], entry["expert"]))
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # a model's initial weights are about to be replaced
+        with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced below
             part = owner.from_config(**entry["config"])
         _fill_state(part, state, label)
-        for child, place in shared.items():
+        for module, place in shared.items():
             owner, _, attribute = place.partition(":")
-            setattr(part, child, getattr(known[owner], attribute))
+            setattr(part, module, getattr(known[owner], attribute))
     if isinstance(part, Energy):
         part.name = name
     return part
@@ -307,12 +308,10 @@ def _fill_state(part: nn.Module, state: Mapping[str, Tensor], label: str) -> Non
 
 def _restore_learned(energy: Energy, indices: list[int], tensors: Mapping[str, Tensor]) -> None:
     parameters = {index: nn.Parameter(tensors[f"powers:{index}"]) for index in sorted(set(indices))}
-    slots = [
-        (product, slot) for product in _products(energy) for slot in range(len(product.learnable))
-    ]
+    slots = [(powers, slot) for powers in _learnable_powers(energy) for slot in range(len(powers))]
     if len(slots) != len(indices):
         raise StorageError(
             f"its expression has {len(slots)} learnable powers, and the recipe {len(indices)}"
         )
-    for (product, slot), index in zip(slots, indices, strict=True):
-        product.learnable[slot] = parameters[index]
+    for (powers, slot), index in zip(slots, indices, strict=True):
+        powers[slot] = parameters[index]
