@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experts.autoregressive import MADE, Causal
-    from experts.boltzmann import RBM, GaussianRBM
+    from experts.boltzmann.dbm import DBM
+    from experts.boltzmann.gaussian import GaussianRBM
+    from experts.boltzmann.ising import Ising, Potts
+    from experts.boltzmann.rbm import RBM
     from experts.classifier import Classifier
-    from experts.dbm import DBM
     from experts.denoiser import Denoiser, NoiseSchedule
     from experts.distribution import Distribution
     from experts.families.beta import Beta, Dirichlet
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from experts.families.von_mises import VonMises
     from experts.flow import Flow
     from experts.functions import Function, function
-    from experts.ising import Ising, Potts
     from experts.language import LanguageModel, NGram
     from experts.latent import GAN, VAE, Decoder, Discriminator, Generator
     from experts.mixture_made import MixtureMADE
@@ -44,7 +45,7 @@ _MODULES = {  # public name -> module of experts
     "Classifier": "classifier",
     "ConceptNetwork": "noise",
     "ConvEnergy": "neural",
-    "DBM": "dbm",
+    "DBM": "boltzmann.dbm",
     "Decoder": "latent",
     "Denoiser": "denoiser",
     "Dirichlet": "families.beta",
@@ -55,9 +56,9 @@ _MODULES = {  # public name -> module of experts
     "Function": "functions",
     "GAN": "latent",
     "Gamma": "families.gamma",
-    "GaussianRBM": "boltzmann",
+    "GaussianRBM": "boltzmann.gaussian",
     "Generator": "latent",
-    "Ising": "ising",
+    "Ising": "boltzmann.ising",
     "LanguageModel": "language",
     "MADE": "autoregressive",
     "MLPEnergy": "neural",
@@ -69,8 +70,8 @@ _MODULES = {  # public name -> module of experts
     "Normal": "families.normal",
     "PixelCNN": "pixelcnn",
     "Poisson": "families.discrete",
-    "Potts": "ising",
-    "RBM": "boltzmann",
+    "Potts": "boltzmann.ising",
+    "RBM": "boltzmann.rbm",
     "VAE": "latent",
     "Vocabulary": "vocabulary",
     "VonMises": "families.von_mises",

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from experts.libraries import seed_of, seeded
 from poe.algebra import support as sets
 from poe.algebra.energy import Density
+from poe.algebra.fingerprint import Fingerprint
 from poe.registry import register
 
 _TYPES: dict[str, type[td.Distribution]] = {
@@ -112,7 +113,7 @@ class Distribution(Density):
         self._spec = _describe(dist)
         if self._spec is not None:
             self._hold(dist, self._spec, "")
-        self._dist, self._seen = dist, self._version()
+        self._dist, self._seen = dist, Fingerprint(self._held())
         if self._spec is not None:
             self._dist = _build(self._spec, self._tensor, "")
 
@@ -131,17 +132,16 @@ class Distribution(Density):
     def _tensor(self, key: str) -> Tensor:
         return getattr(self, key)
 
-    def _version(self) -> tuple:
-        held = [*self.parameters(), *self.buffers()]
-        return tuple((id(t), t._version, t.data_ptr(), t.dtype, t.device) for t in held)
+    def _held(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
 
     @property
     def dist(self) -> td.Distribution:
         """The distribution with the parameters as they are now."""
         if self._spec is not None:
-            version = self._version()
-            if version != self._seen or any(p.requires_grad for p in self.parameters()):
-                self._dist, self._seen = _build(self._spec, self._tensor, ""), version
+            held = self._held()
+            if any(p.requires_grad for p in self.parameters()) or not self._seen.matches(held):
+                self._dist, self._seen = _build(self._spec, self._tensor, ""), Fingerprint(held)
         return self._dist
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)

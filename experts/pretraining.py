@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from experts.dbm import DBM
+from experts.boltzmann import DBM
 from poe.algebra import support as sets
 from poe.algebra.energy import Energy
 from poe.spaces.sites import toss

@@ -7,16 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from experts.families import parameters as param
 from poe.algebra.energy import Density
-
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-}
 
 
 class Natural(NamedTuple):
@@ -51,13 +46,7 @@ class ExponentialFamily(Density):
     ) -> None:
         shape = param.common_shape(values) if event_shape is None else event_shape
         super().__init__(shape, support=support, name=name)
-        for key, value in values.items():
-            if learnable and not isinstance(value, nn.Parameter):
-                value = nn.Parameter(value)
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(key, value)
-            else:
-                self.register_buffer(key, value)
+        param.hold(self, values, learnable=learnable)
         self._keys = tuple(values)
 
     @property
@@ -89,30 +78,15 @@ class ExponentialFamily(Density):
             return self._draw((n,) if isinstance(n, int) else tuple(n), generator).to(self.dtype)
 
     def config(self) -> dict[str, Any]:
-        tensors = {key: getattr(self, key) for key in self._keys}
-        return {
-            "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
-            "learnable": [
-                key for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)
-            ],
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
+        return param.recipe({key: getattr(self, key) for key in self._keys}, self.dtype)
 
     @classmethod
     def from_config(
         cls, *, shapes: dict[str, list[int]], learnable: Sequence[str] = (), dtype: str = "float32"
     ) -> ExponentialFamily:
         """An expert whose parameters have these shapes, to be filled by `load_state_dict`."""
-        if dtype not in DTYPES:
-            raise ValueError(
-                f"{dtype!r} is no precision of a {cls.__name__}; one of {', '.join(DTYPES)}"
-            )
-        values: dict[str, Tensor] = {}
-        for key, shape in shapes.items():
-            blank = cls._blank(key, tuple(shape)).to(DTYPES[dtype])
-            values[key] = nn.Parameter(blank) if key in learnable else blank
         make: Any = cls
-        return make(**values)
+        return make(**param.blanks(cls._blank, shapes, learnable, dtype))
 
     @classmethod
     def _blank(cls, key: str, shape: tuple[int, ...]) -> Tensor:

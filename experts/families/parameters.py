@@ -4,7 +4,7 @@ generator."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,46 @@ from poe.algebra.closed_forms import Improper
 
 PLAIN = (int, float, list, tuple)  # numbers without a precision of their own
 ROUNDING = 16 * torch.finfo(torch.float64).eps  # relative error of a sum of natural parameters
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
+
+def hold(module: nn.Module, values: Mapping[str, Tensor], *, learnable: bool) -> None:
+    """Registers values as buffers of a module, or as parameters where they are such, or all of them
+    where `learnable`."""
+    for key, value in values.items():
+        if learnable or isinstance(value, nn.Parameter):
+            module.register_parameter(
+                key, value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+            )
+        else:
+            module.register_buffer(key, value)
+
+
+def recipe(values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Shapes, which of them are learned, and the precision: plain arguments for `blanks`."""
+    return {
+        "shapes": {key: list(value.shape) for key, value in values.items()},
+        "learnable": [key for key, value in values.items() if isinstance(value, nn.Parameter)],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def blanks(
+    make: Callable[[str, tuple[int, ...]], Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    learnable: Sequence[str],
+    dtype: str,
+) -> dict[str, Tensor]:
+    """Values of these shapes, made by `make(key, shape)`, to be filled by `load_state_dict`. Raises
+    ValueError for an unknown precision."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{dtype!r} is not a precision; use one of {', '.join(DTYPES)}")
+    values = {key: make(key, tuple(shape)).to(DTYPES[dtype]) for key, shape in shapes.items()}
+    return {k: nn.Parameter(v) if k in learnable else v for k, v in values.items()}
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from sklearn.neural_network import BernoulliRBM
 from torch.nn.functional import linear
 
-from experts.boltzmann import RBM
-from experts.ising import Ising
+from experts.boltzmann import RBM, Ising
 from poe.kernels.gibbs import Gibbs
 from timing import in_turns, median_ratio, table
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import poe
 from experts import DBM, RBM, Bernoulli, Categorical, GaussianRBM, Ising, Normal, Potts
-from experts.discrete import layered_log_z, quadratic_log_z
-from experts.lattice import Strip, greedy_colours, grid_colours, grid_edges
+from experts.boltzmann.lattice import Strip, greedy_colours, grid_colours, grid_edges
+from experts.boltzmann.sums import layered_log_z, quadratic_log_z
 from poe.algebra.capabilities import BlockGibbs, Enumerates
 from poe.spaces import points
 from poe.testing import check_expert
@@ -520,7 +520,7 @@ def test_registry() -> None:
         (lambda: DBM([t(3, 2)], [0.0]), "2 layers have as many biases, not 1"),
         (lambda: Ising((5, 5)).enumerate(), "more than 65,536 states"),
         (lambda: RBM(t(3, 2)).sample_block(torch.zeros(3), 0, torch.rand(3)), "takes 5 uniforms"),
-        (lambda: Ising.from_config(event_shape=[2], shapes={}, dtype="load"), "no precision"),
+        (lambda: Ising.from_config(event_shape=[2], shapes={}, dtype="load"), "not a precision"),
     ],
 )
 def test_bad_arguments_are_refused(make: Callable[[], Any], hint: str) -> None:
@@ -553,7 +553,7 @@ def test_a_machine_of_few_hidden_units_draws_exactly() -> None:
     )
     truth = tilted @ states.flatten(1).double()
     assert bool(((again - truth).abs() < 5 * (truth * (1 - truth) / 40_000).sqrt()).all())
-    with pytest.raises(ValueError, match="21 hidden units; up to 20 are drawn exactly"):
+    with pytest.raises(ValueError, match="21 hidden units; independent draws are made for up to 20"):
         RBM(torch.zeros(3, 21)).sample(1)
 
 

@@ -489,7 +489,7 @@ def test_bad_parameters_are_refused(
 def test_names_and_registry() -> None:
     assert str(Normal(0.0, 1.0, name="prior") & Normal(1.0, 1.0)) == "prior & normal"
     assert isinstance(poe.create("von-mises", loc=0.0, concentration=2.0), VonMises)
-    with pytest.raises(ValueError, match="no precision"):
+    with pytest.raises(ValueError, match="not a precision"):
         Normal.from_config(shapes={"loc": [], "scale": []}, dtype="load")
 
 

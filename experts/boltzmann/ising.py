@@ -1,9 +1,9 @@
 """Pairwise models on graphs and grids: spins (Ising) and colours (Potts).
 
 Log Z is exact for a torus of Ising spins with one positive coupling an axis and no field (Kaufman),
-for strips of a grid by transfer matrix (`experts.lattice.MOST_UPDATES`: a torus to 10 x 10, an open
-or half-open grid to width 16 or so), and for a million states of any graph by enumeration. Blocks
-for Gibbs are the colours of a proper colouring: a checkerboard on grids.
+for strips of a grid by transfer matrix (up to `experts.boltzmann.lattice.MAX_UPDATES`: a torus to
+10 x 10, an open or half-open grid to width 16 or so), and for a million states of any graph by
+enumeration. Blocks for Gibbs are the colours of a proper colouring: a checkerboard on grids.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experts.discrete import shared_dtype
+from experts.boltzmann.lattice import Strip, torus_log_z
+from experts.boltzmann.machine import shared_dtype
+from experts.boltzmann.pairs import PairModel
 from experts.families import Bernoulli, Categorical
-from experts.lattice import Strip, torus_log_z
-from experts.pairs import PairModel
 from poe.algebra import support as sets
-from poe.algebra.rules import closed_form
+from poe.algebra.rules import Factor, closed_form
 from poe.algebra.shifted import shift
 from poe.registry import register
-
-Factor = tuple[Any, float]
 
 
 @register("ising")

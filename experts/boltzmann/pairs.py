@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experts.discrete import Machine
-from experts.families import parameters as param
-from experts.lattice import (
-    MOST_UPDATES,
+from experts.boltzmann.lattice import (
+    MAX_UPDATES,
     Strip,
     greedy_colours,
     grid_colours,
     grid_edges,
     neighbours,
 )
+from experts.boltzmann.machine import Machine
+from experts.families import parameters as param
 from poe.algebra import support as sets
 
-MOST_TABLES = 16  # sets of sites whose neighbours are remembered
+MAX_TABLES = 16  # sets of sites whose neighbours are remembered
 
 
 class PairModel(Machine):
@@ -173,7 +173,7 @@ class PairModel(Machine):
         0, for places that are empty."""
         known = self._tables.get(id(sites))
         if known is None or known[0] is not sites:
-            if len(self._tables) >= MOST_TABLES:
+            if len(self._tables) >= MAX_TABLES:
                 self._tables.clear()
             known = self._tables[id(sites)] = sites, self._near[:, sites], self._bond[:, sites]
         _, near, bond = known
@@ -197,7 +197,7 @@ class PairModel(Machine):
             if torus is not None:
                 return torus
             best = min(strip, strip.turned(), key=lambda s: s.updates)
-            if best.updates <= MOST_UPDATES and (value := best.log_z()) is not None:
+            if best.updates <= MAX_UPDATES and (value := best.log_z()) is not None:
                 return value
         return self._enumerated()
 

@@ -13,10 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST_UPDATES = 1 << 27  # entries of the transfer table that are worked out in all: about a second
-LARGEST_RANGE = (
-    600.0  # nats that a boundary may matter later: below it nothing that counts can underflow
-)
+MAX_UPDATES = 1 << 27  # entries of the transfer table that are worked out in all: about a second
+MAX_RANGE = 600.0  # nats of one row's effect on the next: below it nothing that counts underflows
 
 
 def grid_edges(shape: Sequence[int], periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
@@ -119,7 +117,7 @@ class Strip(NamedTuple):
         """
         spread = float(self.pair.max() - self.pair.min())
         closing = self.down[-1].abs().sum() if self.closed else self.down.new_zeros(())
-        if float(self.down.abs().sum(1).max() + closing) * spread > LARGEST_RANGE:
+        if float(self.down.abs().sum(1).max() + closing) * spread > MAX_RANGE:
             return None
         rows = len(self.sites)
         first = self._row(0)
@@ -188,11 +186,7 @@ def torus_log_z(rows: int, columns: int, down: float, right: float) -> float | N
 
     o = 1, 3, ..., 2C - 1 and e = 0, 2, ..., 2C - 2. Reference: Kaufman 1949, Phys. Rev. 76.
     """
-    if (
-        not (down > 0 and right > 0)
-        or max(down, right) > LARGEST_RANGE / 4
-        or min(rows, columns) < 2
-    ):
+    if not (down > 0 and right > 0) or max(down, right) > MAX_RANGE / 4 or min(rows, columns) < 2:
         return None
     k, kk = torch.tensor([2 * down, 2 * right], dtype=torch.float64)
     angle = torch.arange(2 * columns, dtype=torch.float64) * math.pi / columns

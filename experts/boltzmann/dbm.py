@@ -8,18 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import linear
 
-from experts.discrete import Machine, layers_log_z, shared_dtype, unit_vector
-from experts.families import Bernoulli
+from experts.boltzmann.machine import Machine, unit_vector
+from experts.boltzmann.sums import layers_log_z
 from experts.families import parameters as param
 from poe.algebra import support as sets
-from poe.algebra.energy import Energy, Estimate
-from poe.algebra.rules import closed_form
-from poe.algebra.shifted import shift
+from poe.algebra.energy import Estimate
 from poe.registry import register
-
-Factor = tuple[Any, float]
 
 
 @register("dbm")
@@ -214,24 +210,3 @@ class DBM(Machine):
 
 def _named(key: str, values: Sequence[Any]) -> dict[str, Any]:
     return {f"{key}_{k}": value for k, value in enumerate(values)}
-
-
-@closed_form(DBM)
-@closed_form(DBM, Bernoulli)
-def _dbm(factors: Sequence[Factor]) -> Energy | None:
-    """Weights and biases of machines with equal layers add up, to any power; so do Bernoulli
-    fields."""
-    machines = [(e, power) for e, power in factors if isinstance(e, DBM)]
-    if not machines or len({e.sizes for e, _ in machines}) > 1:
-        return None
-    first, offset = machines[0][0], 0.0
-    totals = [[w * t.detach().double() for t in (*e.weights, *e.biases)] for e, w in machines]
-    summed = [torch.stack(column).sum(0) for column in zip(*totals, strict=True)]
-    weights, biases = summed[: len(first.weights)], torch.cat(summed[len(first.weights) :])
-    for energy, power in factors:
-        if isinstance(energy, Bernoulli):
-            logits = energy.exact("logits")
-            biases = biases + power * logits
-            offset += power * float(softplus(logits, threshold=40).sum())
-    merged = DBM(weights, biases.split(list(first.sizes)))
-    return shift(merged.to(first.device, shared_dtype(factors)), offset)
