@@ -75,19 +75,21 @@ def _parts(energy: Energy) -> dict[str, Any]:
     """All that the expression names, parts of named parts included, each after what it is made
     of."""
     found: dict[int, tuple[Any, str]] = {}
-
-    def visit(node: Energy) -> None:
-        if id(node) in found:
-            return
-        for part in node.parts:
-            visit(part)
+    seen: set[int] = set()
+    stack = [(energy, False)]
+    while stack:  # no recursion: compositions may be many levels deep
+        node, are_parts_found = stack.pop()
+        if not are_parts_found:
+            if id(node) not in seen:
+                seen.add(id(node))
+                stack.append((node, True))
+                stack += [(part, False) for part in reversed(node.parts)]
+            continue
         function = _function(node)
         if function is not None:
             found.setdefault(id(function), (function, function_name(function)))
         if not node.parts or (node.name and node is not energy):
-            found[id(node)] = node, node.name or type(node).__name__.lower()
-
-    visit(energy)
+            found.setdefault(id(node), (node, node.name or type(node).__name__.lower()))
     labels: dict[str, Any] = {}
     for part, base in found.values():
         label, count = base, 1

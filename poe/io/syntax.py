@@ -21,7 +21,8 @@ from poe.io.functions import FUNCTIONS, is_number, kind
 from poe.registry import PoeError, near
 
 MAX_LENGTH = 100_000  # characters of a text
-MAX_DEPTH = 60  # levels of nesting
+MAX_DEPTH = 60  # levels of brackets and of different operators
+MAX_CHAIN = 600  # equal operators in a row that nest, as in a - b - c
 MAX_NUMBER = 1e300
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -164,8 +165,8 @@ class _Reader:
         chain = [node]
         while isinstance(chain[-1].left, ast.BinOp) and type(chain[-1].left.op) is type(node.op):
             chain.append(chain[-1].left)
-        if not isinstance(node.op, ast.BitAnd | ast.BitOr):
-            depth += len(chain) - 1  # those two make flat nodes; others nest
+        if len(chain) > MAX_CHAIN and not isinstance(node.op, ast.BitAnd | ast.BitOr):
+            self.fail("the expression is nested too deep", node)  # those two make flat nodes
         value = self.operand(chain[-1].left, depth)
         for link in reversed(chain):
             right = self.operand(link.right, depth)

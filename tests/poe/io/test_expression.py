@@ -202,7 +202,7 @@ def test_refusals_say_what_and_where(text, helpful, column):
         ("~" * 50000 + "a", "."),
         ("- " * 30000 + "2", "."),
         ("~" * 100 + "a", "too deep"),
-        ("a - " * 70 + "a", "too deep"),
+        ("a - " * 700 + "a", "too deep"),
         ("a & " * 20000 + "a", "too deep"),
         ("a" + ".b" * 40000, "."),
         ("a ** " * 5000 + "2", "."),
