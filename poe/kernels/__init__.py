@@ -1,5 +1,6 @@
-"""Markov transitions, one file each: `init(energy, x)`, `noise(state, generator)`, and a pure
-`step(energy, state, noise)`."""
+"""Markov transitions, one kernel a file: a frozen value with `init(energy, x)`, `noise(state,
+generator)` and a pure `step(energy, state, noise)`; and how its tuning is learned (`adapt`). It may
+use `algebra` and `spaces`, and `io`."""
 
 from poe.kernels.base import Info, Kernel, State
 from poe.kernels.cycle import Cycle

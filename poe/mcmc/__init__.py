@@ -1,1 +1,2 @@
-"""One loop that steps kernels: shards, processes, compiled blocks, checkpoints."""
+"""The run loop of Markov chains: shards with their own random streams, processes, compiled blocks
+and checkpoints. It may use `algebra`, `spaces`, `io`, `kernels`, `plotting` and `diagnostics`."""

@@ -1,11 +1,9 @@
-"""Long runs that survive: what a run has done so far, in a file from which the same call goes on,
-bit for bit.
+"""Checkpoints: the progress of a run in a file, from which the same call continues, bit for bit.
 
 A run is a sequence of stages, each the same for the same arguments. The file holds the result of
-every finished stage and how far
-the current one is: states, random streams, adaptation, kept draws. A call that finds its file takes
-finished stages from it and goes on in the middle of the last one. When it is written is decided by
-the clock; what is drawn never is.
+every finished stage and the progress of the current one: states, random streams, adaptation, kept
+draws. A call that finds its file reads finished stages from it and continues in the middle of the
+last one. The clock decides when the file is written, never what is drawn.
 """
 
 from __future__ import annotations
@@ -26,11 +24,9 @@ from poe.io.container import StorageError, checksum, plain, write_atomically
 from poe.io.records import Codec
 from poe.mcmc import parallel
 
-FORMAT = 1
-INTERVAL = (
-    30.0  # seconds between two writes, and at least `COST` times as long as the last one took
-)
-COST = 20.0
+FORMAT = 2
+MIN_INTERVAL = 30.0  # seconds between two writes
+MIN_COST_FACTOR = 20.0  # and as a multiple of the seconds that the last write took
 _KEY = "poe.mcmc.checkpoint"
 
 
@@ -40,13 +36,13 @@ class Checkpoint:
     With several processes all make the same calls; the first reads and writes.
 
     Arguments:
-        path: the file; read where it is there, and replaced as a whole at each write.
-        run: what tells this run from others: its expression and arguments. All of them must agree
-            with the file's.
+        path: the file; read if it exists, and replaced as a whole at each write.
+        run: what distinguishes this run from others: its expression and arguments. All of them
+            must agree with the file's.
 
     Raises:
-        StorageError: the file is truncated, changed or no checkpoint, or that of another run; or it
-            has no directory.
+        StorageError: the file is truncated, changed, not a checkpoint or of another run; or its
+            directory does not exist.
     """
 
     def __init__(self, path: str | Path, run: Mapping[str, Any]) -> None:
@@ -56,12 +52,12 @@ class Checkpoint:
         }
         self._stages: dict[
             int, tuple[Any, list[Tensor]]
-        ] = {}  # none of one that raised an error: it will again
+        ] = {}  # a stage that raised an error is not kept: it will raise again
         self._current, self._frozen = -1, False
         self._written, self._cost = time.monotonic(), 0.0
         if not self.path.parent.is_dir():
             raise StorageError(
-                f"cannot write checkpoints to {self.path}: there is no directory {self.path.parent}"
+                f"cannot write checkpoints to {self.path}: {self.path.parent} does not exist"
             )
         content = (
             b"\0" + self.path.read_bytes() if parallel.rank() == 0 and self.path.exists() else b""
@@ -71,7 +67,7 @@ class Checkpoint:
             try:
                 self._read(content[1:])
             except StorageError as error:
-                raise StorageError(f"cannot go on from {self.path}: {error}") from error
+                raise StorageError(f"cannot resume from {self.path}: {error}") from error
 
     def resume(self, codec: Codec) -> Any | None:
         """Enters the next stage: what the file holds of it, or None."""
@@ -83,17 +79,17 @@ class Checkpoint:
             return codec.decode(form, tensors.__getitem__)
         except (LookupError, TypeError, ValueError) as error:
             raise StorageError(
-                f"cannot go on from {self.path}: stage {self._current} does not fit this run "
+                f"cannot resume from {self.path}: stage {self._current} does not fit this run "
                 f"({error})"
             ) from error
 
     def due(self) -> bool:
         """Whether it is time to save."""
-        late = time.monotonic() - self._written >= max(INTERVAL, COST * self._cost)
+        late = time.monotonic() - self._written >= max(MIN_INTERVAL, MIN_COST_FACTOR * self._cost)
         return parallel.agreed(b"late" if late else b"") == b"late"
 
     def save(self, tree: Any, codec: Codec, *, write: bool = True) -> None:
-        """Sets what is known of the current stage, and writes the file. The tensors of the tree
+        """Stores the progress of the current stage, and writes the file. The tensors of the tree
         must not change afterwards."""
         if self._frozen:
             return
@@ -104,10 +100,10 @@ class Checkpoint:
     def stage(
         self, compute: Callable[[], Any], *known: Any, generators: Sequence[torch.Generator] = ()
     ) -> Any:
-        """The result of a stage that is computed in one go: from the file, or by `compute`.
+        """The result of a stage that is computed as a whole: from the file, or by `compute`.
 
-        `generators` are the random streams that it draws from; what the result may be made of, and
-        `known`, says `Codec`.
+        `generators` are the random streams that it draws from; `Codec` states what the result may
+        consist of, and the meaning of `known`.
         """
         codec = Codec(*known, device=generators[0].device if generators else "cpu")
         saved = self.resume(codec)
@@ -122,8 +118,8 @@ class Checkpoint:
         return saved["result"]
 
     def freeze(self) -> None:
-        """Takes no more: what follows an interrupt is no part of the run, and a later call goes on
-        from before it."""
+        """Writes the file for the last time: what follows an interrupt is not part of the run, and
+        a later call continues from before it."""
         if not self._frozen:
             self.write()
         self._frozen = True
@@ -157,19 +153,20 @@ class Checkpoint:
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         except (safetensors.SafetensorError, ValueError) as error:
             raise StorageError(
-                f"it is truncated, damaged or no safetensors file ({error})"
+                f"it is truncated, damaged or not a safetensors file ({error})"
             ) from error
         metadata = header.get("__metadata__", {})
         if _KEY not in metadata:
             raise StorageError(
-                "it is no checkpoint, so it is left alone; give checkpoint= a path of its own"
+                "it is not a checkpoint, and is left unchanged; give checkpoint= another path"
             )
         if checksum({"facts": metadata[_KEY]}, tensors) != metadata.get("sha256"):
             raise StorageError("its checksum does not match: it was changed after it was written")
         facts = json.loads(metadata[_KEY])
         if facts["format"] != FORMAT:
             raise StorageError(
-                f"it has format {facts['format']}, this version reads format {FORMAT}"
+                f"it has format {facts['format']}, and this version of poe reads format {FORMAT}: "
+                "delete it to start again"
             )
         differ = [
             name for name in self.run | facts["run"] if self.run.get(name) != facts["run"].get(name)
@@ -179,8 +176,8 @@ class Checkpoint:
                 f"{name} was {facts['run'].get(name)}, is {self.run.get(name)}" for name in differ
             )
             raise StorageError(
-                f"it is of another run: {what}. Give the arguments it was begun with, or delete it "
-                "to start anew"
+                f"it is of another run: {what}. Give the arguments that it was started with, or "
+                "delete it to start again"
             )
         self._stages = {
             i: (form, [tensors[f"{i}:{k}"] for k in range(n)]) for i, form, n in facts["stages"]
@@ -188,8 +185,8 @@ class Checkpoint:
 
 
 def _fingerprint(value: Any) -> str:
-    """A short text that tells values apart: of an energy, its expression and a digest of all that
-    it has learned."""
+    """A short text that distinguishes values: of an energy, its expression and a digest of its
+    parameters."""
     if value is None or isinstance(value, bool | int | float | str | torch.device):
         return str(value)
     codec = Codec(value)

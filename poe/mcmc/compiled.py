@@ -1,5 +1,5 @@
-"""`compile=True`: blocks of steps as one compiled function of a state and of noise that was drawn
-beforehand."""
+"""`compile=True`: blocks of steps as one compiled function of a state and of the noise of all its
+steps."""
 
 from __future__ import annotations
 
@@ -60,17 +60,15 @@ def compiled(
         energies = torch.stack(energies)
         return state, torch.stack(positions), energies, sums(stacked, energies.ndim)
 
-    # the compiler keeps few versions of one code object, then gives up: each block is a code object
-    # of its own
+    # torch.compile limits the number of versions of one code object: each block gets its own
     own = types.FunctionType(block.__code__.replace(), block.__globals__, closure=block.__closure__)
     return torch.compile(own, dynamic=False)
 
 
 def sums(info: Info, batch: int) -> Tensor:
     # -> (4,)
-    """What steps add up to: acceptance of the target's own rung (where infos have an axis of rungs
-    beyond `batch`), non-finite and divergent proposals, and the number of steps of a chain that
-    this is summed over."""
+    """Sums over steps and chains: acceptance of the target's own rung (where infos have an axis of
+    rungs beyond `batch`), non-finite and divergent proposals, and the number of terms."""
     acceptance = info.acceptance if info.acceptance.ndim == batch else info.acceptance[..., -1]
     counts = [acceptance.double().sum(), info.nonfinite.sum(), info.divergent.sum()]
     return torch.stack(

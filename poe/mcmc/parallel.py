@@ -1,9 +1,9 @@
-"""Many processes: the shards of a run, spread over the ranks that `torchrun` started.
+"""Several processes: the shards of a run, distributed over the ranks that `torchrun` started.
 
-Outside of `run` every process holds the same values: what a process computes of its own shards is
-sent to all of them, in block order, so that sums over all shards have the same bits however many
-processes there are. With one process nothing is sent. Bit-equal also means the same number of
-threads in each (`torchrun` sets OMP_NUM_THREADS=1; a lone process must be told).
+Outside of `run` every process holds the same values: what a process computes for its own shards is
+sent to all of them, in block order, so that sums over all shards have the same bits for any number
+of processes. With one process nothing is sent. Bit-equal results also need the same number of
+threads in each process (`torchrun` sets OMP_NUM_THREADS=1; set it for a single process too).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def start(device: torch.device, shards: int) -> None:
-    """Joins the processes that `torchrun` started, if it did: over gloo, or nccl where `device` is
-    a GPU. "cuda" without a number is then the process's own.
+    """Joins the processes that `torchrun` started, if any: over gloo, or nccl where `device` is a
+    GPU. "cuda" without a number is then the GPU of the local rank.
 
     Every process must make the same calls. Raises ValueError where there are more processes than
     shards.
@@ -57,9 +57,9 @@ def rank() -> int:
 
 
 def share(shards: int) -> range:
-    """The shards of this process: consecutive, the first processes one more where they do not
-    divide evenly. A run of fewer shards
-    than processes is no work to share: each process has all of it."""
+    """The shards of this process: consecutive, the first processes with one more where they do not
+    divide evenly. A run of fewer shards than processes is not distributed: each process computes
+    all of it."""
     if shards < size():
         return range(shards)
     each, more = divmod(shards, size())
@@ -68,7 +68,7 @@ def share(shards: int) -> range:
 
 
 def gather(own: list[Any], shards: int, codec: Codec) -> list[Any]:
-    """An item for each shard, in order, from those of this process's share."""
+    """The items of all shards, in order; `own` are those of this process."""
     if size() == 1 or shards < size():
         return own
     messages = _exchange(codec.pack(own))
@@ -83,8 +83,7 @@ def spread(
     compute: Callable[[int], Any], generators: Sequence[torch.Generator], codec: Codec
 ) -> list[Any]:
     """`compute(shard)` for every shard, in order; each process computes its share. It may draw from
-    `generators[shard]`, and from no
-    other stream: afterwards every process has all streams where they then are."""
+    `generators[shard]` only; afterwards the streams of all shards agree in all processes."""
     own = [(compute(shard), generators[shard].get_state()) for shard in share(len(generators))]
     results = gather(own, len(generators), codec)
     for generator, (_, stream) in zip(generators, results, strict=True):
@@ -93,7 +92,7 @@ def spread(
 
 
 def agreed(content: bytes) -> bytes:
-    """What the first process says."""
+    """The content that the first process gives."""
     return content if size() == 1 else _exchange(content if rank() == 0 else b"")[0]
 
 

@@ -1,9 +1,9 @@
 """The one run loop: warm-up with adaptation, then draws with everything frozen.
 
 Chains run in `shards` fixed blocks, each with its own random stream and its own batch; what is
-pooled is summed in block order. So the draws depend on the seed and the number of shards only.
-Several processes share the shards out (`poe.mcmc.parallel`), and a run may be one stage of a
-checkpoint (`poe.mcmc.checkpoint`): neither changes a draw.
+pooled is summed in block order. The draws therefore depend only on the seed and the number of
+shards. Several processes may share the shards (`poe.mcmc.parallel`), and a run may be one stage of
+a checkpoint (`poe.mcmc.checkpoint`): neither changes a draw.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from poe.mcmc.shard import Counted, Saved, Shard
 
 
 class Counts(NamedTuple):
-    """What the steps of all chains added up to."""
+    """Sums over the steps of all chains."""
 
     acceptance: float  # mean over chains and steps, of the target's own rung
     nonfinite: int
@@ -45,8 +45,8 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run gives: positions (chains, draws, *event), their energies (chains, draws) in nats,
-    the kernel as it was frozen, the last states in block order, and whether it was interrupted."""
+    """The result of a run: positions (chains, draws, *event), their energies in nats (chains,
+    draws), the frozen kernel, the last states in block order, and whether it was interrupted."""
 
     x: Tensor
     energy: Tensor
@@ -57,7 +57,7 @@ class Trace:
 
 
 def streams(seed: int, shards: int, device: torch.device) -> list[torch.Generator]:
-    """One random stream a shard, all from one seed, a whole number of at least 0."""
+    """One random stream per shard, all from one seed, an integer of at least 0."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed is a whole number of at least 0, got {seed!r}")
     children = np.random.SeedSequence(int(seed)).spawn(shards)
@@ -66,7 +66,7 @@ def streams(seed: int, shards: int, device: torch.device) -> list[torch.Generato
 
 
 def branch(seed: int, index: int) -> int:
-    """A seed for a part of a job, whose streams are those of no other part, nor of another seed."""
+    """A seed for a part of a job, whose streams differ from those of all other parts and seeds."""
     return int(
         np.random.SeedSequence(seed, spawn_key=(index, 0)).generate_state(1, np.uint64)[0]
         >> np.uint64(1)
@@ -89,15 +89,15 @@ def run(
     """Runs chains from `x` (chains, *event), or from the states of an earlier run, and keeps every
     `thin`-th state after warm-up.
 
-    With `warmup` the step size and preconditioner are adapted for so many steps and then frozen.
-    `compile` runs the steps after warm-up in compiled blocks. `checkpoint` takes the run as its
-    next stage. Of several processes each steps its own shards, and all return the same. An
-    interrupt (Ctrl-C) of a lone process, after the first kept state, returns what there is, marked
-    partial.
+    With `warmup` the step size and preconditioner are adapted for that many steps and then frozen.
+    `compile` runs the steps after warm-up in compiled blocks. `checkpoint` stores the run as its
+    next stage. Each of several processes steps its own shards, and all return the same. An
+    interrupt (Ctrl-C) of a single process, after the first kept state, returns the draws so far,
+    marked partial.
 
     Raises:
         ValueError: a chain starts at an energy that is not finite.
-        StorageError: the checkpoint is that of another run.
+        StorageError: the checkpoint is of another run.
     """
     course = _Course(kernel, energy, x, generators, draws, thin)
     saved = None if checkpoint is None else checkpoint.resume(course.codec)
@@ -105,31 +105,15 @@ def run(
         course.restore(saved, warmup)
     elif warmup:
         course.learn(adaptation_of(kernel, course.search, course.states, warmup, generators))
-    total, partial = warmup + draws * thin, False
-    hidden = progress is None or parallel.rank() > 0
-    with tqdm(
-        total=total,
-        initial=course.steps,
-        desc=progress,
-        disable=hidden,
-        leave=False,
-        mininterval=0.2,
-    ) as bar:
-        try:
-            while course.steps < total:
-                bar.update(
-                    course.warm_up(warmup)
-                    if course.steps < warmup
-                    else course.draw(total - course.steps, compile)
-                )
-                if checkpoint is not None and checkpoint.due():
-                    checkpoint.save(course.stage(), course.codec)
-        except KeyboardInterrupt:
-            if checkpoint is not None:
-                checkpoint.freeze()
-            if parallel.size() > 1 or not all(shard.kept for shard in course.shards):
-                raise
-            partial = True
+    partial = False
+    try:
+        _advance(course, warmup, warmup + draws * thin, progress, compile, checkpoint)
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            checkpoint.freeze()
+        if parallel.size() > 1 or not all(shard.kept for shard in course.shards):
+            raise
+        partial = True
     stage = course.stage()
     for generator, shard in zip(generators, stage.shards, strict=True):
         generator.set_state(shard.stream)
@@ -138,9 +122,37 @@ def run(
     return _trace(stage, partial)
 
 
+def _advance(
+    course: _Course,
+    warmup: int,
+    total: int,
+    progress: str | None,
+    compile: bool,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Steps the chains until `total` steps are done, those of warm-up included."""
+    with tqdm(
+        total=total,
+        initial=course.steps,
+        desc=progress,
+        disable=progress is None or parallel.rank() > 0,
+        leave=False,
+        mininterval=0.2,
+    ) as bar:
+        while course.steps < total:
+            done = (
+                course.warm_up()
+                if course.steps < warmup
+                else course.draw(total - course.steps, compile)
+            )
+            bar.update(done)
+            if checkpoint is not None and checkpoint.due():
+                checkpoint.save(course.stage(), course.codec)
+
+
 class _Stage(NamedTuple):
-    """How far a run is: steps, with those of warm-up; the kernel in use, what is being learned; the
-    shards; evaluations of the target in the search for a first step size; seconds."""
+    """The progress of a run: steps, warm-up included; the kernel in use and its adaptation; the
+    shards; evaluations of the target in the search for an initial step size; seconds."""
 
     steps: int
     kernel: Kernel
@@ -151,7 +163,7 @@ class _Stage(NamedTuple):
 
 
 class _Course:
-    """A run under way: what all processes know, and the shards of this one."""
+    """A run in progress: what all processes know, and the shards of this one."""
 
     def __init__(
         self,
@@ -183,8 +195,8 @@ class _Course:
         self.search, self.steps, self.began = Counted(energy), 0, time.perf_counter()
         self.compiled: Any = None
 
-    def warm_up(self, warmup: int) -> int:
-        """One step of all shards, and what adaptation learns from them all; then 1."""
+    def warm_up(self) -> int:
+        """One step of all shards, from which adaptation learns; returns 1."""
         assert self.adaptation is not None
         own = [shard.learn(self.kernel) for shard in self.shards]
         states, feedbacks = zip(*parallel.gather(own, self.count, self.codec), strict=True)
@@ -193,10 +205,11 @@ class _Course:
         return 1
 
     def learn(self, adaptation: Adaptation | JointAdaptation) -> None:
+        """Takes over what adaptation has learned."""
         self.adaptation, self.kernel = adaptation, adaptation.kernel
 
     def draw(self, left: int, compile: bool) -> int:
-        """A compiled block of steps where so many are left, else one step; how many they were."""
+        """A compiled block of steps where that many are left, else one step; returns how many."""
         block = BLOCK if compile and self.kernel.compiles and left >= BLOCK else 1
         if block > 1 and self.compiled is None:
             self.compiled = compiled(self.kernel, self.energy)
@@ -209,7 +222,7 @@ class _Course:
         return block
 
     def stage(self) -> _Stage:
-        """How far all shards are."""
+        """The progress of all shards."""
         shards = parallel.gather([shard.saved() for shard in self.shards], self.count, self.codec)
         search = (self.search.gradients, self.search.energies)
         return _Stage(
@@ -222,7 +235,7 @@ class _Course:
         )
 
     def restore(self, stage: _Stage, warmup: int) -> None:
-        """Goes on from there."""
+        """Continues from a stage."""
         self.steps, self.kernel, self.adaptation = stage.steps, stage.kernel, stage.adaptation
         self.search.gradients, self.search.energies = stage.search
         self.began -= stage.seconds
@@ -252,11 +265,13 @@ def _trace(stage: _Stage, partial: bool) -> Trace:
 
 
 def _joined(kept: list[Tensor]) -> Tensor:  # (draws, chains, ...) each -> (chains, draws, ...)
+    """The chains of all shards, one tensor."""
     whole = kept[0] if len(kept) == 1 else torch.cat(kept, 1)
     return whole.transpose(0, 1)
 
 
 def _check_start(kernel: Kernel, energy: Energy, states: Sequence[Any]) -> None:
+    """Raises ValueError where chains start at an energy that is not finite."""
     for state in states:
         walkers = kernel.walkers(state)
         bad = ~walkers.energy.isfinite()
@@ -268,9 +283,9 @@ def _check_start(kernel: Kernel, energy: Energy, states: Sequence[Any]) -> None:
 
 
 def _check_resumed(kernel: Kernel, energy: Energy, state: Any) -> None:
-    """An expert may hold what no file shows, such as a function: its chains must have the energies
-    that they had."""
+    """Raises StorageError where the chains have other energies than they had: an expert may hold
+    what the file does not show, such as a function."""
     if not kernel.agrees(energy, state):
         raise StorageError(
-            f"the checkpoint is that of another run: its chains have other energies under {energy}"
+            f"the checkpoint is of another run: its chains have other energies under {energy}"
         )

@@ -1,4 +1,4 @@
-"""One shard: a fixed block of chains under way, with a random stream and a batch of its own."""
+"""One shard: a fixed block of chains with its own random stream and batch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Saved(NamedTuple):
 
 
 class Shard:
-    """A block of chains of one kernel. It keeps the position after every `thin`-th draw, `draws` of
-    them, and counts what it does."""
+    """A block of chains of one kernel. It keeps the position after every `thin`-th step, `draws` of
+    them, and counts evaluations."""
 
     def __init__(self, energy: Energy, generator: torch.Generator, draws: int, thin: int) -> None:
         self.target, self.generator = Counted(energy), generator
@@ -35,7 +35,7 @@ class Shard:
         self.state: Any = None
 
     def start(self, kernel: Kernel, state: Any) -> None:
-        """Begins at a state of the kernel."""
+        """Starts at a state of the kernel."""
         x, energy = kernel.position(state)
         self.state = state
         self.x, self.energy = (
@@ -46,19 +46,21 @@ class Shard:
 
     @property
     def kept(self) -> int:
+        """How many positions are kept so far."""
         return self.steps // self.thin
 
     def learn(self, kernel: Kernel) -> tuple[Any, Feedback]:
-        """A step of warm-up: the state it leads to, and what there is to learn."""
+        """A step of warm-up: the new state, and feedback for adaptation."""
         self.state, _, feedback = kernel.learn(
             self.target, self.state, kernel.noise(self.state, self.generator)
         )
         return self.state, feedback
 
     def step(self, kernel: Kernel) -> None:
+        """One step after warm-up."""
         state, info = kernel.step(self.target, self.state, kernel.noise(self.state, self.generator))
         x, energy = kernel.position(state)
-        self._add(state, x.unsqueeze(0), energy.unsqueeze(0), sums(info, energy.ndim))
+        self.add(state, x.unsqueeze(0), energy.unsqueeze(0), sums(info, energy.ndim))
 
     def block(self, kernel: Kernel, compiled: Any) -> None:
         """`BLOCK` steps by the compiled function."""
@@ -66,10 +68,11 @@ class Shard:
             self.state, kernel.noise(self.state, self.generator, BLOCK)
         )
         self.target.count(energy.numel(), kernel)
-        self._add(state, x, energy, total)
+        self.add(state, x, energy, total)
 
-    def _add(self, state: Any, x: Tensor, energy: Tensor, total: Tensor) -> None:
+    def add(self, state: Any, x: Tensor, energy: Tensor, total: Tensor) -> None:
         # (steps, chains, *event), (steps, chains), (4,)
+        """Adds a block of steps that ends in `state`."""
         first, at = (-self.steps - 1) % self.thin, self.kept
         self.state, self.steps, self.sums = state, self.steps + len(x), self.sums + total
         if self.kept > at:
@@ -77,6 +80,7 @@ class Shard:
             self.energy[at : self.kept] = energy[first :: self.thin]
 
     def saved(self) -> Saved:
+        """The shard as it is stored."""
         counted = (self.target.gradients, self.target.energies)
         kept = slice(0, self.kept)
         return Saved(
@@ -89,7 +93,7 @@ class Shard:
         )
 
     def restore(self, saved: Saved, steps: int) -> None:
-        """Goes on from there, so many steps after warm-up."""
+        """Continues from a stored shard, that many steps after warm-up."""
         self.state, self.sums, self.steps = saved.state, saved.sums, steps
         self.generator.set_state(saved.stream)
         self.x[: self.kept], self.energy[: self.kept] = saved.x, saved.energy
@@ -123,7 +127,7 @@ class Counted(Energy):
         return value, gradient
 
     def count(self, steps: int, kernel: Kernel) -> None:
-        """Steps of a kernel that ran where nothing could be counted, each at its fixed cost."""
+        """Counts steps of a kernel whose evaluations were not observed, each at its mean cost."""
         self.gradients += steps * kernel.gradients_per_step
         self.energies += 0 if kernel.needs_gradient else steps
 

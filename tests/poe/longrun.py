@@ -135,7 +135,7 @@ def main(path: str, out: str, dies_at: int | None = None, method: str | None = N
     """A long run with a write after every step, or draws by a method; the results are written to
     `out`."""
     torch.set_num_threads(1)
-    files.INTERVAL, files.COST = (0.0 if method is None else 0.02), 0.0
+    files.MIN_INTERVAL, files.MIN_COST_FACTOR = (0.0 if method is None else 0.02), 0.0
     result = (
         long_run(Path(path), dies_at) if method is None else sampled(Path(path), method, dies_at)
     )
@@ -145,7 +145,7 @@ def main(path: str, out: str, dies_at: int | None = None, method: str | None = N
 if __name__ == "__main__":  # torchrun starts it: one file of results for each process
     torch.set_num_threads(1)
     parallel.start(torch.device("cpu"), 3)
-    files.INTERVAL, files.COST = 0.02, 0.0
+    files.MIN_INTERVAL, files.MIN_COST_FACTOR = 0.02, 0.0
     folder = Path(sys.argv[1])
     plain = long_run(None)
     safetensors.torch.save_file(plain, folder / f"plain-{parallel.rank()}.safetensors")

@@ -26,8 +26,8 @@ PROCESSES.set_forkserver_preload(["tests.poe.longrun"])
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A write after every step."""
-    monkeypatch.setattr(files, "INTERVAL", 0.0)
-    monkeypatch.setattr(files, "COST", 0.0)
+    monkeypatch.setattr(files, "MIN_INTERVAL", 0.0)
+    monkeypatch.setattr(files, "MIN_COST_FACTOR", 0.0)
 
 
 def chains(
@@ -177,18 +177,18 @@ def test_a_damaged_file_is_refused(tmp_path: Path, generator: torch.Generator) -
     content = path.read_bytes()
     for length in [0, 7, 8, 100, len(content) // 2, len(content) - 1]:
         path.write_bytes(content[:length])
-        with pytest.raises(StorageError, match=f"cannot go on from {path}: it is truncated"):
+        with pytest.raises(StorageError, match=f"cannot resume from {path}: it is truncated"):
             chains(path, energy)
     for at in torch.randint(len(content), (100,), generator=generator).tolist():
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(StorageError, match=f"cannot go on from {path}: "):
+        with pytest.raises(StorageError, match=f"cannot resume from {path}: "):
             chains(path, energy)
     path.write_bytes(safetensors.torch.save({"x": torch.zeros(2)}))
-    with pytest.raises(StorageError, match="it is no checkpoint, so it is left alone"):
+    with pytest.raises(StorageError, match="it is not a checkpoint, and is left unchanged"):
         chains(path, energy)
     path.write_bytes(content)
     assert torch.equal(chains(path, energy), whole)
-    with pytest.raises(StorageError, match="there is no directory"):
+    with pytest.raises(StorageError, match="does not exist"):
         chains(tmp_path / "nowhere" / "run", energy)
 
 

@@ -82,7 +82,7 @@ def test_blocks_of_steps_are_thinned_as_single_ones_are() -> None:
             at + 1.0, at + block + 1
         )  # the positions and energies are the numbers of the steps
         at += block
-        shard._add(
+        shard.add(
             shard.state,
             numbers[:, None, None].expand(-1, 2, 2),
             numbers[:, None].expand(-1, 2),
