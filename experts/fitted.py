@@ -36,7 +36,7 @@ class Fitted(Density):
     Arguments:
         event_shape: shape of one x.
         low, high: ends of the box, nested lists of the event's shape or numbers; None for no end,
-            also inside the lists.
+            inside the lists too.
         architecture: of the flow, as `experts.Flow` takes it; by default five spline couplings of
             width 64.
     """
@@ -67,14 +67,15 @@ class Fitted(Density):
         self._box: Any = reals.from_reals(self.support)
 
     def whiten(self, x: Tensor, weights: Tensor | None = None) -> None:  # (n, *event), (n)
-        """Sets m and L to the mean and covariance of u over weighed points."""
+        """Sets m and L to the mean and the Cholesky factor of the covariance of u over weighted
+        points."""
         u = self.unconstrained(x).double()
         w = torch.ones(len(u), dtype=torch.float64) if weights is None else weights.double()
         w = w / w.sum()
         mean = w @ u
         centred = u - mean
         spread = (w @ centred.square()).sqrt()
-        standard = centred / spread  # whatever the units of each number
+        standard = centred / spread  # without units
         correlation = (standard * w.unsqueeze(1)).T @ standard
         self.mean.copy_(mean)
         self.root.copy_(
@@ -84,13 +85,11 @@ class Fitted(Density):
 
     def mix(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
         """Sets q, in one dimension, to a mixture of at most `COMPONENTS` Gaussians (k each) of v;
-        the others are left a weight of 1e-4 each, about all of it."""
-        rest = COMPONENTS - len(weights)
-        weights = torch.cat([weights / weights.sum(), torch.full((rest,), 1e-4).to(weights)])
-        means, variances = (
-            torch.cat([means, torch.zeros(rest).to(means)]),
-            torch.cat([variances, torch.ones(rest).to(variances)]),
-        )
+        the other components are standard normals of weight 1e-4."""
+        unused = COMPONENTS - len(weights)
+        weights = torch.cat([weights / weights.sum(), torch.full((unused,), 1e-4).to(weights)])
+        means = torch.cat([means, torch.zeros(unused).to(means)])
+        variances = torch.cat([variances, torch.ones(unused).to(variances)])
         self.base.fit_base(weights, means.unsqueeze(1), variances[:, None, None])
 
     def unconstrained(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, n)
@@ -99,7 +98,7 @@ class Fitted(Density):
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         """log p(x) in nats."""
-        v, log_det = self._inner(x)
+        v, log_det = self.to_base(x)
         return self.base.log_prob(v) + log_det
 
     @torch.no_grad()
@@ -107,12 +106,12 @@ class Fitted(Density):
         self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
     ) -> Tensor:
         """n independent draws, (n, *event)."""
-        return self._outer(self.base.sample(n, generator=generator))[0]
+        return self.from_base(self.base.sample(n, generator=generator))[0]
 
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
         """z = T(x) and log|det dz/dx|."""
-        v, inner = self._inner(x)
+        v, inner = self.to_base(x)
         z, outer = self.base.to_noise(v)
         return z.reshape(x.shape), inner + outer
 
@@ -120,7 +119,7 @@ class Fitted(Density):
         # (*batch, *event) -> (*batch, *event), (*batch)
         """x of noise z and log|det dx/dz|."""
         v, inner = self.base.from_noise(self._vector(z))
-        x, outer = self._outer(v)
+        x, outer = self.from_base(v)
         return x, inner + outer
 
     def can(self, capability: type) -> bool:
@@ -134,15 +133,17 @@ class Fitted(Density):
     def _vector(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[: x.ndim - len(self.event_shape)], len(self.mean))
 
-    def _inner(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """v and log|det dv/dx|."""
+    def to_base(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *event) -> (*batch, n), (*batch)
+        """v, where q stands, and log|det dv/dx|."""
         u = self._box.inv(x)
         v = torch.linalg.solve_triangular(
             self.root, (self._vector(u) - self.mean).unsqueeze(-1), upper=False
         ).squeeze(-1)
         return v, -self._log_det(u, x) - self.root.diagonal().log().sum()
 
-    def _outer(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def from_base(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, n) -> (*batch, *event), (*batch)
         """x and log|det dx/dv|."""
         u = (v @ self.root.T + self.mean).reshape(*v.shape[:-1], *self.event_shape)
         x = self._box(u)

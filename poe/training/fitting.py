@@ -195,7 +195,7 @@ def _mix(
     held-out samples like best."""
     best = -math.inf
     with torch.no_grad():
-        v = expert._inner(x)[0].double()
+        v = expert.to_base(x)[0].double()
         v = (
             v
             if bool((w == w[0]).all())
@@ -221,7 +221,7 @@ def _simple(
         u = expert.unconstrained(x).double()
         jacobian = (
             expert.log_prob(x)
-            - expert.base.log_prob(expert._inner(x)[0])
+            - expert.base.log_prob(expert.to_base(x)[0])
             + expert.root.diagonal().log().sum()
         ).double()
     p = (w[rest] / w[rest].sum()).double()
