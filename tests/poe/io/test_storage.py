@@ -19,8 +19,8 @@ from torch import nn
 import experts
 import poe
 from poe import registry
-from poe.algebra.energy import Density, Energy
-from poe.io import container, recipe, zoo
+from poe.algebra.energy import Energy
+from poe.io import container, recipe
 from poe.io.container import StorageError
 from poe.io.storage import load, save
 
@@ -139,6 +139,16 @@ def test_equal_energies_give_equal_files(tmp_path):
     for name in "xy":
         save(CASES["algebra"](), tmp_path / name)
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_a_composition_of_many_levels(tmp_path):
+    energy = a
+    for _ in range(120):
+        energy = energy - b
+    save(energy, tmp_path / "e")
+    again = load(tmp_path / "e")
+    x = torch.zeros(2, *energy.event_shape)
+    assert str(again) == str(energy) and torch.equal(again(x), energy(x))
 
 
 def test_an_expert_is_stored_once(tmp_path):
@@ -413,47 +423,3 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
         load(tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError):
         load("none.safetensors")
-
-
-# ---- the zoo
-
-
-@pytest.fixture
-def a_zoo(tmp_path, monkeypatch):
-    """A package with one pretrained energy, `birds.owl`, and a package that is broken."""
-    (tmp_path / "aviary").mkdir()
-    save(Gauss(2, 5), tmp_path / "aviary" / "birds.owl.safetensors")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    points = [registry.EntryPoint("birds", "aviary", "poe.zoo")]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    return points
-
-
-def test_zoo_names_load(a_zoo):
-    owl = load("birds.owl")
-    assert isinstance(owl, Density)
-    assert owl.name == "birds.owl"
-    assert zoo.zoo() == ["birds.owl"]
-    e = poe.io.expression.parse("birds.owl & birds.owl ** 2")
-    assert str(e) == "birds.owl ** 3"
-
-
-def test_an_unknown_zoo_name_suggests_near_ones(a_zoo):
-    with pytest.raises(
-        StorageError, match=r"'birds.ow' is neither a file nor in the zoo; did you mean 'birds.owl'"
-    ):
-        load("birds.ow")
-    with pytest.raises(ValueError, match=r"did you mean 'birds.owl'"):
-        poe.io.expression.parse("birds.owls ** 2")
-
-
-def test_a_broken_zoo_warns(a_zoo):
-    a_zoo.append(registry.EntryPoint("bats", "no_such_package", "poe.zoo"))
-    with pytest.warns(RuntimeWarning, match="no_such_package"):
-        assert zoo.zoo() == ["birds.owl"]
-
-
-def test_a_file_goes_before_the_zoo(a_zoo, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(a, "birds.owl")
-    assert load("birds.owl").name == "a"
