@@ -1,5 +1,5 @@
 """Which pictures are strange? The likelihood ratio of two experts, no log Z needed:
-`poe.anomaly_score(x, normal, background)`.
+`poe.anomaly_score(normal, x, background)`.
 
 The normal expert is a restricted Boltzmann machine of binary 8x8 digits (`digits.rbm`); the
 background knows how often each pixel is on and nothing else. Strange are digits whose pixels were
@@ -70,7 +70,7 @@ def main() -> None:
         held[of_held != 0],
     )
     for name, (normal, background, usual, strange) in cases.items():
-        ratio = auroc(*(poe.anomaly_score(part, normal, background) for part in (usual, strange)))
+        ratio = auroc(*(poe.anomaly_score(normal, part, background) for part in (usual, strange)))
         with torch.no_grad():
             alone = auroc(normal(usual), normal(strange))
         print(f"{name}: AUROC {ratio:.3f} by the ratio, {alone:.3f} by the energy alone")

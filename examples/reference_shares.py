@@ -14,7 +14,7 @@ from digits import fast
 from scipy.stats import chi2
 
 import poe
-from poe.diagnostics.evidence import pareto_smoothed, weight_ess
+from poe.diagnostics.weights import pareto_smoothed, weight_ess
 
 GROUPS = ("6", "8", "0", "rest")
 

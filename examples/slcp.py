@@ -312,7 +312,7 @@ def main() -> None:
     torch.manual_seed(0)
     warnings.simplefilter(
         "ignore", ImproperWarning
-    )  # of what is divided: nobody knows whether it has finite mass
+    )  # of what is divided: it is unknown whether it has finite mass
     if not FAST and len(sys.argv) < 2:
         raise SystemExit("which folder holds the files of sbibm? See the top of this script")
     box = torch.distributions.Uniform(-BOUND * torch.ones(5), BOUND * torch.ones(5))

@@ -43,9 +43,11 @@ from poe.registry import (
     create,
     register,
 )
+from poe.sampling.estimation import EstimateWarning
+from poe.sampling.log_partition import bracket, log_z, normalize
 from poe.sampling.modes import mode
-from poe.sampling.partition import EstimateWarning, bracket, log_z, normalize
-from poe.sampling.planning import Plan, plan, sample
+from poe.sampling.planning import Plan, plan
+from poe.sampling.sampler import sample
 from poe.smc.annealing import StalledError
 from poe.training.fitting import fit_density
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from poe.algebra.energy import Energy, Estimate
 from poe.algebra.support import measure
 from poe.algebra.text import ATOM, bracketed, shown
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The value of an argument, as a plain int. Raises ValueError unless it is a whole number of at
+    least so much; numpy's are."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is a whole number of at least {least}, got {value!r}")
+    return int(value)
 
 
 def one_measure(energies: Sequence[Energy], sign: str) -> None:

@@ -11,7 +11,8 @@ from poe.algebra.energy import Energy, Estimate
 from poe.algebra.errors import ImproperWarning
 from poe.cli import expressions
 from poe.cli.base import UNTRUSTED, Command, Failure, emit, tell, whole
-from poe.sampling.partition import METHODS, EstimateWarning
+from poe.sampling.estimation import EstimateWarning
+from poe.sampling.log_partition import ESTIMATORS
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=METHODS,
+        choices=ESTIMATORS,
         help="how to estimate (default: the first method that applies)",
     )
 

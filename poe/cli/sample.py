@@ -21,7 +21,7 @@ from poe.cli.base import UNTRUSTED, Command, Failure, emit, tell, to_json, whole
 from poe.diagnostics.draws import Draws
 from poe.io.container import write_atomically
 from poe.plotting import figures
-from poe.sampling.planning import METHODS
+from poe.sampling.methods import METHODS
 
 PICTURES = (".png", ".pdf", ".svg")
 FORMATS = (*PICTURES, ".npz", ".safetensors")

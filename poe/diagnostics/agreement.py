@@ -72,7 +72,7 @@ class Agreement:
 
     @property
     def unchecked(self) -> list[str]:
-        """Posteriors of which nobody knows whether they agree with the others."""
+        """Posteriors of which it is unknown whether they agree with the others."""
         return [
             f"nothing tells whether {name} agrees with the others: it has no draws of its own, or "
             "none with a variance"

@@ -15,9 +15,13 @@ from torch import Tensor
 
 from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.agreement import Agreement
-from poe.diagnostics.evidence import RHAT_LIMIT, Diagnostics, standard_errors
+from poe.diagnostics.convergence import standard_errors
+from poe.diagnostics.evidence import Diagnostics
+from poe.diagnostics.raw import Raw, evidence_of
+from poe.diagnostics.verdict import log_z_reasons, reasons, target_warnings, verdict
 from poe.io.container import DRAWS_KEY, StorageError, write_atomically
 from poe.plotting import figures, html
+from poe.spaces.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,52 @@ class Draws:
     target: Energy | None = field(default=None, repr=False, compare=False)
     agreement: Agreement | None = field(default=None, repr=False)
 
+    @classmethod
+    def of(cls, raw: Raw, structure: Structure, plan: str = "") -> Draws:
+        """Draws of what a method returned, diagnosed and judged, whatever the method: reasons in
+        the evidence, of the method's own, of branches that were drawn by themselves, and in log Z
+        where it is known."""
+        d = evidence_of(raw, structure)
+        found: dict[str, None] = {}
+        if raw.branches:
+            found = dict.fromkeys(w for branch in raw.branches for w in branch.warnings)
+            said = reasons(replace(d, independent=True), raw.draws)  # branches judge the rest
+        else:
+            said = reasons(d, raw.draws, discrete=structure.discrete)
+        known = structure.log_z
+        said += [*raw.reasons, *(log_z_reasons(known, raw.log_z) if raw.draws else [])]
+        spent = {
+            name: getattr(d, name) + getattr(raw.earlier, name) for name in raw.earlier._fields
+        }
+        return cls(
+            raw.first,
+            raw.x[:, raw.kept],
+            raw.energy[:, raw.kept],
+            known or raw.log_z,
+            replace(d, **spent),
+            raw.method,
+            str(structure.energy),
+            (*found, *said),
+            raw.exact,
+            raw.partial,
+            plan,
+            {w: given for branch in raw.branches for w, given in branch.conditions.items()},
+            structure.energy,
+        )
+
+    def of_target(self, agreement: Agreement | None = None) -> Draws:
+        """The same draws with the warnings that follow from their target, and how the posteriors
+        that it combines agree."""
+        assert self.target is not None
+        found = target_warnings(self.target, agreement)
+        given = {note: condition for note, condition in found.items() if condition is not None}
+        return replace(
+            self,
+            warnings=(*self.warnings, *found),
+            conditions=self.conditions | given,
+            agreement=agreement,
+        )
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -87,35 +137,7 @@ class Draws:
     def verdict(self) -> str:
         """One line to act on: "TRUSTED: ...", "TRUSTED if ...: ..." or "NOT TRUSTED: the first
         reason; try what to type"."""
-        if len(self) == 0:
-            return "NOT TRUSTED: there are no draws; try poe.sample(..., 1000)"
-        if self.reasons:
-            others = len(self.reasons) - 1
-            return f"NOT TRUSTED: {self.reasons[0]}" + (
-                f" (and {others} more, above)" if others else ""
-            )
-        d = self.diagnostics
-        found = (
-            [f"{len(self):,} independent draws"]
-            if d.independent
-            else [f"ESS {min(d.ess_bulk, d.ess_tail):,.0f}"]
-        )
-        if not (d.independent or d.rhat != d.rhat):
-            worst = max(d.rhat, d.rhat_energy)
-            few = (
-                f", where so few draws show up to {d.chance:.2f} by chance"
-                if RHAT_LIMIT < worst <= d.chance
-                else ""
-            )
-            found.append(f"R-hat {worst:.3f}{few}")
-        found += [] if d.stein_pvalue != d.stein_pvalue else [f"Stein test p {d.stein_pvalue:.2g}"]
-        conditions = dict.fromkeys(self.conditions.values())
-        return (
-            "TRUSTED"
-            + (" if " + " and ".join(conditions) if conditions else "")
-            + ": "
-            + ", ".join(found)
-        )
+        return verdict(len(self), self.reasons, self.conditions, self.diagnostics)
 
     def mean(self) -> Tensor:  # -> (*event)
         """The mean of the draws, in units of x. `mcse()` is its standard error."""
@@ -128,7 +150,7 @@ class Draws:
     def mcse(self) -> Tensor:  # -> (*event)
         """The Monte Carlo standard error of the mean of each coordinate, sd / sqrt(ESS of the
         mean), in units of x. NaN for fewer than four draws; infinite where chains never moved."""
-        return standard_errors(self.chains, self.x.ndim - 1, self.diagnostics.most)
+        return standard_errors(self.chains, self.x.ndim - 1, self.diagnostics.max_ess)
 
     def report(self) -> str:
         """A page that a person reads: what was drawn, how, and how far it can be trusted. Its last
@@ -142,12 +164,8 @@ class Draws:
             *_figures(self.diagnostics),
             *([] if self.agreement is None else self.agreement.lines()),
         ]
-        if self.warnings:
-            lines += ["  NOT TO BE TRUSTED BLINDLY:"] + [
-                f"    - {warning}" for warning in self.warnings
-            ]
-        else:
-            lines.append("  nothing found that speaks against these draws")
+        lines.append("  warnings:" if self.warnings else "  no warnings")
+        lines += [f"    - {warning}" for warning in self.warnings]
         return "\n".join([*lines, self.verdict])
 
     def plot(self, path: str | Path | None = None, **options: Any) -> Any:
@@ -233,17 +251,10 @@ class Draws:
         )
 
 
-def first(chains: Tensor, n: int) -> Tensor:
-    # (chain, draw, *event) -> (n, *event)
-    """n draws, the same number from each chain as far as that goes: draw by draw over the
-    chains."""
-    return torch.transpose(chains, 0, 1).flatten(0, 1)[:n]
-
-
 def _bias(d: Diagnostics) -> str:
     return (
         "right in the limit of many particles"
-        if d.most < math.inf
+        if d.max_ess < math.inf
         else "the method has a bias of its own"
     )
 
@@ -277,7 +288,7 @@ def _figures(d: Diagnostics) -> list[str]:
         )
     if d.swaps == d.swaps:
         lines.append(f"  rung swaps     {d.swaps:.2f} smallest acceptance")
-    if d.most < math.inf:
+    if d.max_ess < math.inf:
         parts = [f"ESS {d.weight_ess:,.0f}"] if d.weight_ess == d.weight_ess else []
         parts += [f"{d.ancestors:,.0f} distinct ancestors"] if d.ancestors == d.ancestors else []
         parts += [f"Pareto k {d.pareto_k:.2f}"] if d.pareto_k == d.pareto_k else []

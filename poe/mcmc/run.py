@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
 from poe.io.container import StorageError
 from poe.io.records import Codec
@@ -58,9 +58,7 @@ class Trace:
 
 def streams(seed: int, shards: int, device: torch.device) -> list[torch.Generator]:
     """One random stream per shard, all from one seed, an integer of at least 0."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ValueError(f"seed is a whole number of at least 0, got {seed!r}")
-    children = np.random.SeedSequence(int(seed)).spawn(shards)
+    children = np.random.SeedSequence(whole_number("seed", seed, 0)).spawn(shards)
     numbers = [int(child.generate_state(1, np.uint64)[0] >> np.uint64(1)) for child in children]
     return [torch.Generator(device).manual_seed(number) for number in numbers]
 

@@ -39,8 +39,10 @@ from poe.algebra.pullback import on
 from poe.algebra.rules import simplify
 from poe.algebra.shifted import Shifted
 from poe.diagnostics.agreement import Agreement, Baseline
-from poe.diagnostics.evidence import PARETO_LIMIT, pareto_k
-from poe.smc.starts import candidates, nearest, weigh
+from poe.diagnostics.verdict import PARETO_LIMIT
+from poe.diagnostics.weights import pareto_k
+from poe.smc.starts import nearest, weigh
+from poe.spaces.structure import candidates
 
 DRAWS = 10_000  # of each posterior
 ENOUGH = 400  # effective draws, at the least, where they are weighed ones

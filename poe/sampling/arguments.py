@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
+from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
 from poe.algebra.errors import ImproperError
 from poe.algebra.product import Product
@@ -16,45 +16,46 @@ from poe.algebra.rules import is_empty
 from poe.algebra.text import bracketed
 from poe.kernels import Kernel
 
+STATIC = ("exact", "enumerate", "parts", "sequential", "importance", "annealed")  # without chains
 
-def _check_device(device: torch.device | str | None) -> None:
+
+def check_device(device: torch.device | str | None) -> None:
+    """Raises ValueError for a device that torch cannot use here, whichever error torch raises."""
     try:
         torch.empty(0, device=device)
-    except (
-        AssertionError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:  # torch raises one or the other, as it was built
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f"nothing can be drawn on device={str(device)!r} here: {str(error).splitlines()[0]}"
         ) from error
 
 
-def _check_arguments(
-    energy: Energy, draws: int, chains: int | None, thin: int, shards: int
+def check_counts(
+    draws: Any, chains: Any, thin: Any, shards: Any, warmup: Any, seed: Any
+) -> tuple[int, int | None, int, int, int | None, int | None]:
+    """The whole numbers among the arguments, numpy's included, as plain ones."""
+    found = (
+        whole_number("draws", draws, 0),
+        None if chains is None else whole_number("chains", chains, 1),
+        whole_number("thin", thin, 1),
+        whole_number("shards", shards, 1),
+        None if warmup is None else whole_number("warmup", warmup, 0),
+        None if seed is None else whole_number("seed", seed, 0),
+    )
+    if chains is not None and shards > chains:
+        raise ValueError(f"{shards} shards need at least as many chains, got {chains}")
+    return found
+
+
+def check_choices(
+    energy: Any, method: str | None, kernel: Any, init: Any, warmup: Any, seed: Any, checkpoint: Any
 ) -> None:
+    """Raises TypeError for arguments of another kind, ValueError where they contradict each
+    other."""
     if not isinstance(energy, Energy):
         raise TypeError(
             f"poe.sample draws from an energy, not a {type(energy).__name__}: poe.as_energy(model) "
             "wraps a model"
         )
-    for name, value, least in (
-        ("draws", draws, 0),
-        ("chains", chains, 1),
-        ("thin", thin, 1),
-        ("shards", shards, 1),
-    ):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, Integral) or value < least
-        ):
-            raise ValueError(f"{name} is a whole number of at least {least}, got {value!r}")
-    if chains is not None and shards > chains:
-        raise ValueError(f"{shards} shards need at least as many chains, got {chains}")
-
-
-def _check_chains(
-    method: str | None, kernel: Any, warmup: Any, init: Tensor | None, seed: Any
-) -> None:
     if kernel is not None and not isinstance(kernel, Kernel):
         raise TypeError(f"kernel is a kernel such as poe.Langevin(), not {kernel!r}")
     if init is not None and not isinstance(init, Tensor):
@@ -62,17 +63,14 @@ def _check_chains(
             f"init is a tensor (chains, *event), not {type(init).__name__}: torch.as_tensor(init) "
             "makes one"
         )
-    for name, value in (("warmup", warmup), ("seed", seed)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, Integral) or value < 0
-        ):
-            raise ValueError(f"{name} is a whole number of at least 0, got {value!r}")
-    if method in ("exact", "enumerate", "parts", "sequential", "importance", "annealed") and not (
-        init is None and warmup is None
-    ):
+    if method in STATIC and not (init is None and warmup is None):
         raise ValueError(
             f"init= and warmup= are for chains, and method={method!r} has none; give "
             'method="chains" or leave them out'
+        )
+    if checkpoint is not None and seed is None:
+        raise ValueError(
+            "checkpoint= needs a seed=, so that the same call can go on with the same run"
         )
 
 

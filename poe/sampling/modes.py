@@ -16,7 +16,7 @@ from poe.algebra.energy import Energy
 from poe.kernels import Gibbs
 from poe.kernels.defaults import default_discrete_kernel
 from poe.mcmc.run import streams
-from poe.sampling.planning import sample
+from poe.sampling.sampler import sample
 from poe.spaces import reals
 from poe.spaces.points import anywhere, energies, enumerable, points
 from poe.spaces.sites import box_of

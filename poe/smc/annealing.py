@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from poe.diagnostics.weights import weight_ess
 from poe.io.records import Codec
 from poe.kernels import Kernel, Langevin
 from poe.kernels.adapt import MAX_DENSE_DIM, Moments, initial_step_size
@@ -382,7 +383,7 @@ def _next(drop: Tensor, beta: float) -> float:
 
     def size(new: float) -> float:
         logs = (new - beta) * alive
-        return float((2 * logs.logsumexp(0) - (2 * logs).logsumexp(0)).exp()) / len(alive)
+        return float(weight_ess(logs)) / len(alive)
 
     low, high = beta, 1.0
     if size(high) >= KEEP:

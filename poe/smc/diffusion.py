@@ -42,6 +42,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from poe.algebra.energy import Energy
+from poe.diagnostics.weights import weight_ess
 from poe.kernels import Kernel, Langevin
 from poe.smc.annealing import MOST_LEVELS, SETTLE, Pilot, Schedule, StalledError, tune
 from poe.smc.resampling import correlation, resampled
@@ -298,7 +299,7 @@ def descend(
             weighed = logs + torch.where(increment.isnan(), -math.inf, increment)
             if not bool((weighed > -math.inf).any()):
                 raise ValueError(f"no particle of {target} has finite energy at noise {aim:g}")
-            share = float((2 * weighed.logsumexp(1) - (2 * weighed).logsumexp(1)).exp()) / PARTICLES
+            share = float(weight_ess(weighed)) / PARTICLES
             if not path.guided and share < KEEP and aim > 0 and stride > LEAST:
                 stride = max(LEAST, 0.6 * stride)
                 continue

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Estimate
+from poe.diagnostics.weights import weight_ess
 
 AXES = 4  # coordinates, those of greatest variance, along which particles are sorted
 
@@ -72,7 +73,7 @@ def resampled(
     populations, n = logs.shape
     count = n if count is None else count
     always |= count != n
-    size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
+    size = weight_ess(logs)
     tired = ((size < n * below) | always) & (logs > -math.inf).any(1)
     uniform = torch.rand(
         populations, 2, generator=generator, device=logs.device, dtype=torch.float64

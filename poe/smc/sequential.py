@@ -37,13 +37,14 @@ from poe.algebra import support as sets
 from poe.algebra.capabilities import Hidden, SiteLogits
 from poe.algebra.capabilities import Sequential as Ordered
 from poe.algebra.energy import Energy
-from poe.algebra.product import Product, product
-from poe.algebra.shifted import Shifted
+from poe.algebra.product import product
+from poe.diagnostics.weights import weight_ess
 from poe.smc.resampling import systematic
 from poe.spaces.conditionals import Conditionals
 from poe.spaces.path import take
 from poe.spaces.points import point_dtype
 from poe.spaces.sites import Sites, pick, sites_of
+from poe.spaces.structure import factors
 
 MOST_VALUES = (
     64  # of a site, up to which energies that state no conditionals are evaluated with each of them
@@ -88,35 +89,23 @@ def line(energy: Energy) -> Line | None:
     not discrete."""
     if not sets.is_discrete(energy.support):
         return None
-    terms = _terms(energy, 1.0)
+    terms = factors(energy)
     ordered = [part for part, power in terms if part.can(Ordered) and power > 0]
     if not ordered:
         return None
     order: Tensor = ordered[0].order  # type: ignore[attr-defined]
-    factors, fields, rest = [], [], []
+    ranked, fields, rest = [], [], []
     for part, power in terms:
         if part.can(Ordered) and torch.equal(part.order, order):  # type: ignore[attr-defined]
-            factors.append((part, power))
+            ranked.append((part, power))
         elif part.can(SiteLogits) and not part.can(Hidden) and len(part.blocks) == 1:  # type: ignore[attr-defined]
             fields.append((part, power))
         else:
             rest.append((part, power))
     left = product([part for part, _ in rest], [power for _, power in rest]) if rest else None
     return Line(
-        energy, order, tuple(factors), tuple(fields), left, sites_of(energy), point_dtype(energy)
+        energy, order, tuple(ranked), tuple(fields), left, sites_of(energy), point_dtype(energy)
     )
-
-
-def _terms(energy: Energy, power: float) -> list[tuple[Energy, float]]:
-    if isinstance(energy, Shifted):
-        return _terms(energy.energy, power)
-    if isinstance(energy, Product):
-        return [
-            found
-            for term in energy.terms
-            for found in _terms(term.energy, power * float(term.power))
-        ]
-    return [(energy, power)]
 
 
 def carry(
@@ -150,7 +139,7 @@ def carry(
             logs = torch.where(
                 logs.isnan(), -math.inf, logs
             )  # no value is possible after this prefix
-            size = (2 * logs.logsumexp(1) - (2 * logs).logsumexp(1)).exp()
+            size = weight_ess(logs)
             tired = (size < particles / 2) & (logs > -math.inf).any(1)
             if t < n - 1 and bool(tired.any()):
                 uniform = torch.rand(

@@ -11,15 +11,10 @@ import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Proposes, Samples, quick
-from poe.algebra.contrast import Contrast
+from poe.algebra.capabilities import quick
 from poe.algebra.energy import Energy, Estimate
-from poe.algebra.mixture import Mixture, mixture
-from poe.algebra.product import Product
-from poe.algebra.rules import simplify
-from poe.algebra.shifted import Shifted
 from poe.algebra.text import leaves
-from poe.diagnostics.evidence import pareto_k, weight_ess
+from poe.diagnostics.weights import pareto_k, weight_ess
 from poe.kernels import Kernel, Langevin
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import run
@@ -73,47 +68,6 @@ class Start(NamedTuple):
         return middle + (math.log1p(-error) if error < 1 else -math.inf), middle + math.log1p(error)
 
 
-def candidates(energy: Energy) -> list[Energy]:
-    """Samplable parts whose draws may lie where the target has its mass: positive factors, and the
-    wanted side of `-`. Of `|`, whose parts may each hold mass where no other draws, it is a mixture
-    that has a start of each part; none where some part has none."""
-    closed = simplify(energy)
-    if closed.can(Samples):
-        return [closed]
-    if energy.can(Proposes):
-        near = energy.proposal()  # type: ignore[operator]
-        return [] if near is None else [near]
-    if isinstance(energy, Product):
-        inner = [t.energy for t in energy.terms if t.power > 0]
-    elif isinstance(energy, Contrast):
-        inner = [energy.wanted]
-    elif isinstance(energy, Mixture):
-        return _of_each([candidates(part) for part in energy.parts])
-    elif isinstance(energy, Shifted):
-        inner = list(energy.parts)
-    else:
-        inner = []
-    found: dict[int, Energy] = {}
-    for part in inner:
-        for start in candidates(part):
-            if start.event_shape == energy.event_shape:
-                found.setdefault(id(start), start)
-    return list(found.values())
-
-
-def _of_each(found: list[list[Energy]]) -> list[Energy]:
-    """One start for parts that each have some: a mixture of them in equal shares."""
-    known = [[start for start in starts if start.log_z is not None] for starts in found]
-    if not all(known):
-        return []
-    each = {id(start): start for starts in known for start in starts}
-    return [
-        next(iter(each.values()))
-        if len(each) == 1
-        else mixture(list(each.values()), [1.0] * len(each))
-    ]
-
-
 def nearest(
     densities: Sequence[Energy | None], target: Energy, generator: torch.Generator
 ) -> Start | None:
@@ -148,7 +102,7 @@ def weigh(start: Energy, target: Energy, generator: torch.Generator, n: int = CA
         logs = (start(x) - target(x)).double()
     failed = logs.isnan()
     logs = torch.where(failed, -math.inf, logs)
-    return Start(start, x, logs, weight_ess(logs), pareto_k(logs), int(failed.sum()))
+    return Start(start, x, logs, float(weight_ess(logs)), pareto_k(logs), int(failed.sum()))
 
 
 def within(target: Energy, start: Energy) -> Energy | None:

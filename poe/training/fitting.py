@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from poe.algebra import support as sets
+from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
 from poe.algebra.product import product
 from poe.mcmc.run import streams
@@ -303,8 +304,7 @@ def _real(values: Any, what: str) -> Tensor:
 
 
 def _check(x: Tensor, w: Tensor, low: Any, high: Any, copies: int) -> None:
-    if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-        raise ValueError(f"copies is a whole number of at least 1, got {copies!r}")
+    whole_number("copies", copies, 1)
     if len(x) < FEWEST:
         raise ValueError(
             f"a density is fitted to at least {FEWEST} samples, got {len(x)} of shape "

@@ -23,7 +23,7 @@ import poe
 import targets as known
 import timing  # noqa: F401
 from poe.algebra.energy import Energy, Estimate
-from poe.sampling.partition import EstimateWarning
+from poe.sampling.estimation import EstimateWarning
 
 
 class Target(NamedTuple):

@@ -27,9 +27,10 @@ import poe
 import targets as known
 import timing  # noqa: F401
 from peers import CHAINS, DIMENSIONS, DRAWS, energy, start
-from poe.diagnostics.evidence import ess, rhat
+from poe.diagnostics.convergence import ess, rhat
+from poe.kernels.defaults import default_kernel
 from poe.mcmc.run import run, streams
-from poe.sampling.chains import WARMUP, default_kernel
+from poe.sampling.methods.runs import WARMUP
 
 
 def chains(name: str, seed: int = 0) -> dict[str, np.ndarray]:

@@ -31,8 +31,9 @@ import poe
 import targets as known
 import timing  # noqa: F401
 from poe.algebra.energy import Energy
+from poe.kernels.defaults import default_kernel
 from poe.mcmc.run import run, streams
-from poe.sampling.chains import WARMUP, default_kernel
+from poe.sampling.methods.runs import WARMUP
 
 DRAWS, MOST_GRADIENTS, MOST_SECONDS = 10_000, 2e6, 120.0
 WORST = (

@@ -23,8 +23,9 @@ from experts.classifier import Classifier
 from experts.flow import Flow
 from poe.algebra.energy import Energy
 from poe.diagnostics.evidence import diagnose
+from poe.kernels.defaults import default_kernel
 from poe.mcmc.run import run, streams
-from poe.sampling.chains import WARMUP, default_kernel
+from poe.sampling.methods.runs import WARMUP
 from poe.spaces.transport import Transported
 
 PAIRS, STEPS, BATCH, CHAINS = 8, 1500, 256, 32

@@ -81,7 +81,7 @@ def test_tension_under_an_informative_prior_is_a_p_value() -> None:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:nobody knows whether"
+    "ignore:it is unknown whether"
 )  # a quotient of partial densities may have infinite mass
 def test_parts_over_some_parameters_count_each_prior_once() -> None:
     first, second, third = Normal([0.0], [2.0]), Normal([0.0], [3.0]), Normal([1.0], [1.0])
@@ -157,7 +157,7 @@ def test_what_cannot_draw_is_said_and_files_keep_the_evidence(tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::poe.ImproperWarning")
-@pytest.mark.parametrize(("scale", "gap"), [(1.0, 3.0), (5.0, 25.0), (30.0, 150.0)])
+@pytest.mark.parametrize(("scale", "gap"), [(1.0, 3.0), (10.0, 50.0), (30.0, 150.0)])
 def test_tension_where_the_prior_decides(scale: float, gap: float) -> None:
     """Likelihoods N(0, s²) and N(m, s²) differ by m / s√2 sigmas, whatever the prior. Known moments
     tell it; those of draws do, or say that they cannot."""
@@ -230,7 +230,7 @@ def uniform(low: float, high: float, name: str) -> poe.Energy:
     return poe.as_energy(td.Uniform(torch.tensor(low), torch.tensor(high)), name=name)
 
 
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 def test_factors_of_a_split_prior_keep_their_powers() -> None:
     """Eight shards with prior^(1/8) each: two of them divide one eighth of it out."""
     over = [poe.on(Normal([0.0], [1.0], name=f"w{i}"), [i], (2,)) for i in range(2)]
@@ -260,7 +260,7 @@ def test_factors_of_a_split_prior_keep_their_powers() -> None:
         )
 
 
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 def test_what_a_posterior_is_about_shows_through_powers_and_shifts() -> None:
     event = (3,)
     w = Normal([0.0], [1.0], name="w")
@@ -329,7 +329,7 @@ def test_tension_on_a_simplex_has_one_direction_less(dtype: torch.dtype) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 def test_error_bars_of_ensembles_on_part_of_the_parameters_and_in_a_box() -> None:
     copies = [Normal([0.3 * i, 0.0], [1.0, 1.0]) for i in range(3)]
     ensemble, other, w = (
@@ -353,7 +353,7 @@ def test_error_bars_of_ensembles_on_part_of_the_parameters_and_in_a_box() -> Non
         )  # a copy's move of .3, halved
 
 
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 def test_a_prior_that_does_not_draw_bounds_the_tension() -> None:
     """Posteriors N(±1.4, 1/2) of a prior N(0, 1): V is 1/2, and 1 without what the prior has in
     both."""
@@ -408,7 +408,7 @@ def test_the_evidence_follows_the_combination(tmp_path) -> None:
         )
 
 
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 def test_bounded_parameters_can_be_shared_in_part() -> None:
     flat = [uniform(-3.0, 3.0, f"u{i}") for i in range(3)]
     prior = poe.product([poe.on(u, [i], (3,)) for i, u in enumerate(flat)])
@@ -445,7 +445,7 @@ class Drawn(poe.Density):
         return self.inner.sample(n, generator=generator)  # type: ignore[operator]
 
 
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 @pytest.mark.parametrize("drawn", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_order_of_parameters_and_nested_parts_say_the_same(drawn: bool) -> None:
     a, b = Normal([0.0, 5.0], [1.0, 0.5], name="a"), Normal([5.0, 0.0], [0.5, 1.0], name="b")
@@ -496,7 +496,7 @@ def test_the_order_of_parameters_and_nested_parts_say_the_same(drawn: bool) -> N
     assert known is not None and known.tension[0][2] == pytest.approx(1 / math.sqrt(2), rel=0.02)
 
 
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 def test_baselines_know_what_only_the_prior_speaks_of() -> None:
     prior = poe.product(
         [
@@ -530,7 +530,7 @@ def test_an_ensemble_lies_where_its_product_does() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:nobody knows whether")
+@pytest.mark.filterwarnings("ignore:it is unknown whether")
 def test_tails_without_a_variance_leave_the_tension_unknown() -> None:
     def cauchy(place: float, name: str) -> poe.Energy:
         return poe.as_energy(td.Cauchy(torch.tensor(place), torch.tensor(0.1)), name=name)
@@ -630,3 +630,27 @@ def test_a_context_keeps_the_evidence() -> None:
         and draws.agreement.tension[0][2] == pytest.approx(9.43, rel=0.03)
         and not draws.trusted
     )
+
+
+def test_own_draws_of_posteriors_are_not_those_of_the_result() -> None:
+    """The random numbers of exact draws of the result are no others' ones."""
+    seen: list[torch.Tensor] = []
+
+    class Watched(Normal):
+        """Keeps what it drew, as numbers of a standard normal."""
+
+        def sample(
+            self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
+        ) -> Tensor:
+            x = super().sample(n, generator=generator)
+            seen.append(((x - self.loc) / self.scale).flatten())
+            return x
+
+    posteriors = [Watched(torch.full((1,), float(m)), 1.0) for m in range(2)]
+    target = poe.combine(posteriors, prior=Normal(torch.zeros(1), 5.0))
+    draws = poe.sample(target, 100, seed=0, chains=1)
+    own = [x for x in seen if len(x) > 1000]
+    mine = (draws.x.flatten() - draws.x.mean()) / draws.x.std()
+    assert draws.method.startswith("closed form") and draws.agreement is not None and own
+    for x in own:
+        assert abs(float(torch.corrcoef(torch.stack([mine, x[:100]]))[0, 1])) < 0.5

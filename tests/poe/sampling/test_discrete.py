@@ -10,7 +10,7 @@ from torch.distributions import constraints
 import poe
 from experts import RBM, Ising, Potts
 from poe.kernels import DiscreteLangevin, Gibbs
-from poe.sampling.partition import EstimateWarning
+from poe.sampling.estimation import EstimateWarning
 from poe.spaces import points
 
 

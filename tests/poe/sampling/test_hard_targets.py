@@ -12,7 +12,7 @@ from torch import Tensor
 
 import poe
 from experts import Ising
-from poe.diagnostics.evidence import ess
+from poe.diagnostics.convergence import ess
 from tests.poe.targets import Raw
 
 pytestmark = pytest.mark.slow

@@ -132,7 +132,7 @@ def test_unconnected_modes_without_tempering_are_not_trusted() -> None:
     start = torch.tensor([[-4.0], [-4.0], [4.0], [4.0]])
     draws = poe.sample(target, 400, seed=0, init=start)
     assert any("chains disagree" in warning for warning in draws.warnings)
-    assert "NOT TO BE TRUSTED" in draws.report()
+    assert "  warnings:\n    - chains disagree" in draws.report()
 
 
 @pytest.mark.parametrize(("shape_a", "shape_b"), [(3.0, 2.0), (1.5, 2.5)])
@@ -195,7 +195,7 @@ def test_improper_targets_and_disjoint_supports_are_refused_with_the_reason() ->
     ):
         poe.sample(left & right)
     with pytest.warns(
-        poe.ImproperWarning, match=r"nobody knows whether a \*\* 2 / raw has finite mass"
+        poe.ImproperWarning, match=r"it is unknown whether a \*\* 2 / raw has finite mass"
     ):
         draws = poe.sample(a / Raw(b, proper=None) & a, 100, seed=0)
     assert any("proper is unknown" in warning for warning in draws.warnings)
@@ -280,7 +280,7 @@ def test_arguments_that_contradict_each_other_are_refused(options: dict, message
         poe.sample(torch.nn.Linear(2, 1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"such as poe.Langevin\(\), not 'langevin'"):
         poe.sample(Gauss(0.0) & Gauss(1.0), kernel="langevin")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has exact draws, and they use no kernel"):
+    with pytest.raises(ValueError, match="method='exact' uses no kernel"):
         poe.sample(Gauss(0.0) | Gauss(1.0), method="exact", kernel=Langevin())
 
 
@@ -331,7 +331,7 @@ def test_kernels_are_used_or_refused() -> None:
     ising = experts.Ising((3, 3), 0.2)
     assert "Gibbs" in poe.sample(ising, 100, kernel=poe.Gibbs(), seed=0).method
     for method in ("enumerate", "importance", "sequential", "parts"):
-        with pytest.raises(ValueError, match="moves nothing by a kernel"):
+        with pytest.raises(ValueError, match="uses no kernel"):
             poe.plan(ising, method=method, kernel=poe.Gibbs())
 
 

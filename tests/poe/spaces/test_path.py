@@ -88,7 +88,7 @@ def test_levels_of_noise_fall_to_the_target() -> None:
     assert noise_levels(Gauss(0.0)) is None
     assert (
         noise_levels(ring() & Raw(lambda x: x.sum(-1), proper=None)) is None
-    )  # nobody knows whether a level is proper
+    )  # it is unknown whether a level is proper
 
 
 def test_ranges_of_noise_that_do_not_meet_are_refused() -> None:

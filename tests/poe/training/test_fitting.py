@@ -83,7 +83,7 @@ def test_weights_count_samples() -> None:
     assert fitted.fit.samples[1] < 6000
 
 
-@pytest.mark.filterwarnings("ignore:nobody knows whether")  # quotients of learned densities
+@pytest.mark.filterwarnings("ignore:it is unknown whether")  # quotients of learned densities
 def test_shards_of_a_posterior_multiply_to_the_whole() -> None:
     """Two experiments with one Gaussian prior, each known by its samples alone, against the closed
     form."""

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 import poe
 from poe.algebra.energy import Estimate
 from poe.algebra.errors import ImproperWarning
-from poe.sampling.partition import EstimateWarning
+from poe.sampling.estimation import EstimateWarning
 from tests.poe.targets import Gauss, Raw
 
 
@@ -180,7 +180,7 @@ def test_an_integral_that_may_be_infinite_is_warned_of():
     ]
     energy = poe.combine(heavy, prior=poe.create("normal", loc=[0.0], scale=[5.0]))
     for call in (poe.log_z, poe.normalize):
-        with pytest.warns(ImproperWarning, match="nobody knows whether .* has finite mass"):
+        with pytest.warns(ImproperWarning, match="it is unknown whether .* has finite mass"):
             call(energy, seed=0)
 
 

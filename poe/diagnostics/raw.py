@@ -1,0 +1,157 @@
+"""What a method of drawing returns, before it is judged, and its evidence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from poe.algebra.energy import Estimate
+from poe.diagnostics.evidence import Diagnostics, diagnose
+from poe.diagnostics.stein import stein_test
+from poe.spaces.structure import Structure
+
+STEIN_DRAWS = 500  # that the Stein test uses, one score each
+
+
+class Branch(NamedTuple):
+    """One branch of a mixture that was drawn by itself: its share of the draws, its evidence, its
+    warnings, and the conditions of those that have one."""
+
+    share: float
+    evidence: Diagnostics
+    warnings: tuple[str, ...]
+    conditions: dict[str, str]
+
+
+class Cost(NamedTuple):
+    """Evaluations of gradients and of energies, and seconds."""
+
+    gradients: float = 0.0
+    energies: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Points and counts from one method. `Draws.of` makes draws with evidence of it.
+
+    Attributes:
+        x: points, (chain, draw, *event); of populations all particles.
+        energy: E of each, (chain, draw), in nats.
+        draws: how many were asked for.
+        log_z: log Z as the method estimates it, or None.
+        method: how they were drawn, in words; empty for the words of the plan.
+        independent: whether they are exact, independent draws.
+        exact: whether the method has no bias of its own.
+        partial: whether it was interrupted.
+        populations: whether chains are independent populations, all of whose particles are
+            diagnosed, and of which evenly spaced ones are kept: copies are neighbours.
+        stein: whether the Stein test applies.
+        reasons: reasons of the method's own not to trust the draws.
+        branches: those of a mixture that were drawn one by one.
+        counts: acceptance, gradients and other figures of the run, named as in `Diagnostics`.
+        earlier: cost of methods that were tried before.
+        evidence: the evidence, where the method has already computed it.
+    """
+
+    x: Tensor
+    energy: Tensor
+    draws: int
+    log_z: Estimate | None = None
+    method: str = ""
+    independent: bool = False
+    exact: bool = True
+    partial: bool = False
+    populations: bool = False
+    stein: bool = False
+    reasons: tuple[str, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    counts: dict[str, float] = field(default_factory=dict)
+    earlier: Cost = field(default_factory=Cost)
+    evidence: Diagnostics | None = None
+
+    @property
+    def kept(self) -> Tensor:  # -> (draws of each chain)
+        """Which points of each chain are handed out."""
+        count = self.x.shape[1]
+        if not self.populations:
+            return torch.arange(count, device=self.x.device)
+        each = -(-self.draws // len(self.x))
+        return torch.linspace(0, count - 1, each).round().long().to(self.x.device)
+
+    @property
+    def first(self) -> Tensor:  # -> (draws, *event)
+        """The draws that were asked for, draw by draw over the chains: as many from each chain as
+        possible."""
+        return interleaved(self.x[:, self.kept], self.draws)
+
+
+def interleaved(chains: Tensor, n: int) -> Tensor:
+    # (chain, draw, *event) -> (n, *event)
+    """The first n draws, draw by draw over the chains: as many from each chain as possible."""
+    return torch.transpose(chains, 0, 1).flatten(0, 1)[:n]
+
+
+def evidence_of(raw: Raw, structure: Structure) -> Diagnostics:
+    """The evidence of points; their Stein test, and its scores, included. Effective numbers of
+    populations are bounded by the particles that are kept."""
+    if raw.evidence is not None:
+        return raw.evidence
+    if raw.branches:
+        return _of_branches(raw)
+    event = len(structure.energy.event_shape)
+    d = diagnose(
+        raw.x,
+        raw.energy,
+        event,
+        discrete=structure.discrete,
+        independent=raw.independent,
+        **raw.counts,
+    )
+    if raw.populations:
+        most = float(len(raw.x) * len(raw.kept))
+        d = replace(d, ess_bulk=min(d.ess_bulk, most), ess_tail=min(d.ess_tail, most))
+    if not raw.stein:
+        return d
+    test = stein_test(structure.energy, raw.x, draws=STEIN_DRAWS)
+    scores = min(STEIN_DRAWS, raw.energy.numel())
+    return replace(
+        d, stein=test.statistic, stein_pvalue=test.pvalue, gradients=d.gradients + scores
+    )
+
+
+def _of_branches(raw: Raw) -> Diagnostics:
+    """The weakest evidence of any branch; the n effective draws of a branch of share s stand for
+    n / s of the mixture."""
+    found = [branch.evidence for branch in raw.branches]
+    total = raw.energy.numel()
+
+    def least(name: str) -> float:
+        return min(getattr(b.evidence, name) / b.share for b in raw.branches)
+
+    def total_of(name: str) -> float:
+        return sum(getattr(d, name) for d in found)
+
+    def worst(name: str) -> float:
+        return max((v for v in (getattr(d, name) for d in found) if v == v), default=math.nan)
+
+    return Diagnostics(
+        worst("rhat"),
+        worst("rhat_energy"),
+        min(least("ess_bulk"), total),
+        min(least("ess_tail"), total),
+        int(total_of("stuck")),
+        acceptance=min(d.acceptance for d in found),
+        divergent=int(total_of("divergent")),
+        nonfinite=int(total_of("nonfinite")),
+        gradients=total_of("gradients"),
+        energies=total_of("energies") + total,
+        seconds=total_of("seconds"),
+        invalid=int((~raw.energy.isfinite()).sum()),
+        independent=all(d.independent for d in found),
+        chance=max(d.chance for d in found),
+    )

@@ -1,0 +1,52 @@
+"""Importance weights: Pareto k, Pareto smoothing and the effective number of weights.
+
+Reference: Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25 (Pareto-smoothed importance
+sampling).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poe.diagnostics.convergence import array_stats, quiet
+
+MIN_WEIGHTS = 25  # finite ones, for a Pareto tail to be fitted
+
+
+def pareto_k(log_weights: Tensor) -> float:
+    """Pareto k of importance weights (n,) given in nats: below 0.7 their mean can be trusted.
+    Infinity where fewer than 25 are finite; -infinity where the largest are equal, to rounding:
+    bounded weights without a tail to fit."""
+    logs = log_weights.detach().double().cpu().numpy()
+    logs = logs[np.isfinite(logs)]
+    if len(logs) < MIN_WEIGHTS:
+        return float("inf")
+    tail = np.sort(logs)[-int(min(len(logs) / 5, 3 * len(logs) ** 0.5)) :]
+    if np.ptp(tail) < 1e-6:
+        return float("-inf")
+    with quiet():  # psislw takes log-likelihoods, whose negatives are the weights
+        return float(array_stats().psislw(-logs)[1])
+
+
+def pareto_smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
+    """Log weights (n,) in nats whose largest are replaced by quantiles of the generalised Pareto
+    law fitted to them, and its k."""
+    k = pareto_k(log_weights)
+    if not np.isfinite(k):
+        return log_weights, k
+    good = log_weights.isfinite()
+    logs = log_weights[good].detach().double().cpu().numpy()
+    with quiet():
+        smooth, k = array_stats().psislw(-logs)
+    result = log_weights.clone()
+    result[good] = torch.as_tensor(np.array(smooth)).to(result) + log_weights[good].logsumexp(0)
+    return result, float(k)
+
+
+def weight_ess(log_weights: Tensor) -> Tensor:  # (*batch, n) -> (*batch)
+    """The effective number (Σ w)² / Σ w² of weights given in nats; 0 where none is positive."""
+    logs = log_weights.double()
+    size = (2 * logs.logsumexp(-1) - (2 * logs).logsumexp(-1)).exp()
+    return torch.where((logs > -torch.inf).any(-1), size, 0)

@@ -1,0 +1,162 @@
+"""What one call of `poe.sample` asks of a method of drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poe.algebra.energy import Energy, Estimate
+from poe.diagnostics.draws import Draws
+from poe.diagnostics.raw import Raw
+from poe.kernels import Kernel
+from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.run import streams
+from poe.smc.starts import CANDIDATES, Start, nearest, within
+from poe.spaces.structure import Structure
+from poe.spaces.transport import Unconstrained
+
+
+class MethodNotApplicable(Exception):
+    """The method does not apply to this target, as was measured: why, and the gradients and
+    energies that this took."""
+
+    def __init__(self, why: str, gradients: float = 0.0, energies: float = 0.0) -> None:
+        super().__init__(why)
+        self.gradients, self.energies = gradients, energies
+
+
+class Phase(IntEnum):
+    """The phases of a run that have random streams of their own."""
+
+    START = 0  # candidates of a start, and exact draws
+    POPULATIONS = 1
+    TUNING = 2  # of annealing, and resampling at the end: what all shards share
+    CHAINS = 3
+    CHAIN_STARTS = 4
+    FITTED_START = 5
+    AGREEMENT = 6  # own draws of the posteriors of `poe.combine`
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The space where methods work, R^n wherever the support is not discrete, and the start nearest
+    to the target there."""
+
+    structure: Structure
+    seed: int
+
+    @cached_property
+    def unconstrained(self) -> Unconstrained | None:
+        """The target over R^n, where its support is not all of it."""
+        moves_in_x = self.structure.real or self.structure.discrete
+        return None if moves_in_x else Unconstrained(self.structure.energy)
+
+    @property
+    def target(self) -> Energy:
+        """The energy in this space."""
+        return self.structure.energy if self.unconstrained is None else self.unconstrained
+
+    @cached_property
+    def start(self) -> Start | None:
+        """The start nearest to the target (`poe.smc.starts.nearest`); None where none has any
+        effective draw."""
+        generator = streams(self.seed, Phase.START + 1, self.target.device)[Phase.START]
+        moved = [within(self.target, start) for start in self.structure.starts]
+        return nearest(moved, self.target, generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be drawn: the target in its space, and the arguments of `poe.sample`.
+
+    `forced` says that no other method follows, `annealed` what annealed particles gave where that
+    was not enough, and `branch(index, draws)` draws from one branch of a mixture.
+    """
+
+    space: Space
+    kernel: Kernel | None
+    draws: int
+    chains: int | None
+    warmup: int | None
+    thin: int
+    init: Tensor | None
+    seed: int
+    progress: bool
+    shards: int
+    compile: bool
+    checkpoint: Checkpoint | None = None
+    annealed: Raw | None = None
+    forced: bool = False
+    branch: Callable[[int, int], Draws] | None = None
+
+    @property
+    def structure(self) -> Structure:
+        """What is known of the target."""
+        return self.space.structure
+
+    @property
+    def energy(self) -> Energy:
+        """The target."""
+        return self.space.structure.energy
+
+    @property
+    def target(self) -> Energy:
+        """The energy in the space where methods work."""
+        return self.space.target
+
+    @property
+    def start(self) -> Start | None:
+        """The start nearest to the target."""
+        return self.space.start
+
+    def x(self, z: Tensor) -> Tensor:
+        """Points of the event from points of that space."""
+        return z if self.space.unconstrained is None else self.space.unconstrained.to_x(z)
+
+    def z(self, x: Tensor) -> Tensor:
+        """Points of that space from points of the event."""
+        return x if self.space.unconstrained is None else self.space.unconstrained.to_z(x)
+
+    def streams(self, phase: Phase) -> list[torch.Generator]:
+        """One random stream for each shard, others for each phase."""
+        found = streams(self.seed, (phase + 1) * self.shards, self.energy.device)
+        return found[phase * self.shards :]
+
+    @property
+    def weighed(self) -> int:
+        """Energies evaluated to find the start."""
+        return CANDIDATES * len(self.structure.starts)
+
+    def stage(self, compute: Callable[[], Any], *known: Any, generators: Any) -> Any:
+        """A stage of the run, from the checkpoint where it holds one."""
+        if self.checkpoint is None:
+            return compute()
+        return self.checkpoint.stage(compute, *known, generators=generators)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of drawing.
+
+    Attributes:
+        name: as `method=` takes it.
+        words: what it does.
+        applies: why it cannot draw from a target of this structure, in words; None where it can.
+        draw: what it draws. Raises MethodNotApplicable where it measured that it does not apply.
+        log_z: its estimate of log Z; None where it measured that another method should follow, and
+            where it has none (None in place of the function).
+        moves: whether it moves points by a kernel.
+    """
+
+    name: str
+    words: str
+    applies: Callable[[Structure], str | None]
+    draw: Callable[[Job], Raw]
+    log_z: Callable[[Any], Estimate | None] | None = None
+    moves: bool = False

@@ -1,0 +1,173 @@
+"""Populations of particles that are annealed along a path, from the nearest start to the target."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from torch import Tensor
+
+from poe.algebra.energy import Estimate
+from poe.diagnostics.raw import Raw, evidence_of
+from poe.diagnostics.verdict import reasons
+from poe.sampling import estimation
+from poe.sampling.estimation import POPULATIONS, Estimation, checked, total, warn
+from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
+from poe.sampling.methods.importance import MAX_PARETO_K, from_weights
+from poe.sampling.methods.populations import (
+    OVERSAMPLING,
+    population,
+    resampled,
+    sizes,
+    split,
+)
+from poe.smc.annealing import Pilot, StalledError, anneal
+from poe.smc.diffusion import Noised
+from poe.smc.discrete import visible
+from poe.smc.gaussians import Gaussians
+from poe.smc.resampling import estimate
+from poe.smc.starts import CANDIDATES, pilot, sampler, weigh
+from poe.spaces.structure import Structure
+
+MIN_FITTED_SHARE = 1 / 5  # of effective draws of a fitted start, for it to do without moves
+AIS_REFINEMENT = 4  # levels of annealed importance sampling for each of sequential Monte Carlo
+MAX_NONFINITE_SHARE = 1 / 100  # of moves, for log Z to be estimated
+FITTED_WORDS = "importance resampling of a start that was fitted to annealed particles"
+SCORE_WORDS = (
+    "annealed particles that follow scores (log Z: of the densities behind those, as far as they "
+    "agree)"
+)
+
+
+def applies(structure: Structure) -> str | None:
+    """Why no particle can move; None where one can."""
+    return structure.obstacle
+
+
+def draw(job: Job) -> Raw:
+    """Populations along the path, by a schedule that a pilot tuned. Raises MethodNotApplicable
+    where no path was found."""
+    started = time.perf_counter()
+    populations, wide = sizes(job)
+    try:
+        tuned = pilot(
+            job.target,
+            None if job.start is None else job.start.density,
+            job.streams(Phase.TUNING)[0],
+            kernel=job.kernel,
+            progress=job.progress,
+            checkpoint=job.checkpoint,
+        )
+    except StalledError as stalled:
+        raise MethodNotApplicable(str(stalled)) from stalled
+    fitted = _from_fitted(job, tuned, started)
+    if fitted is not None:
+        return fitted
+    path = tuned.schedule.path
+    moved = anneal(
+        tuned.schedule,
+        sampler(path.start, job.target),
+        split(populations, job.shards),
+        wide * job.thin,
+        job.streams(Phase.POPULATIONS),
+        progress=job.progress,
+        checkpoint=job.checkpoint,
+    )
+    particles = moved.energy.numel()
+    raw = population(
+        job,
+        job.x(visible(job.energy, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]))),
+        path.start.log_z,
+        estimate(moved.log_ratio),
+        acceptance=moved.acceptance,
+        nonfinite=moved.nonfinite,
+        divergent=moved.divergent,
+        ancestors=moved.distinct,
+        gradients=tuned.gradients + particles * tuned.schedule.gradients,
+        energies=job.weighed + particles * (1 + tuned.schedule.energies) + tuned.energies,
+        seconds=time.perf_counter() - started,
+    )
+    if isinstance(path, Noised) and path.by_scores:
+        raw = replace(raw, method=SCORE_WORDS)
+    if not moved.partial:
+        return raw
+    note = f"interrupted: {len(moved.x)} of {populations} populations are there"
+    return replace(raw, partial=True, reasons=(note,))
+
+
+def _from_fitted(job: Job, tuned: Pilot, started: float) -> Raw | None:
+    """Draws of a start that was fitted to the target, without moves; None where it is not near
+    enough, or more draws meet a mode that it misses."""
+    path = tuned.schedule.path
+    if not isinstance(path.start, Gaussians):
+        return None
+    near = weigh(path.start, path.end, job.streams(Phase.FITTED_START)[0], 4 * CANDIDATES)
+    if not (near.pareto_k <= MAX_PARETO_K and near.ess >= len(near.x) * MIN_FITTED_SHARE):
+        return None
+
+    def to_x(z: Tensor) -> Tensor:
+        return job.x(tuned.to_x(z))
+
+    raw = resampled(job, near, path.end, to_x, started=started, gradients=tuned.gradients)
+    d = evidence_of(raw, job.structure)
+    if d.weight_ess <= OVERSAMPLING / 2 * job.draws or reasons(d, job.draws):
+        return None
+    return replace(raw, method=FITTED_WORDS, evidence=d)
+
+
+def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
+    """log Z from annealed populations or, where the method was not named, from the weights of a
+    start that was fitted to the target."""
+    energy, generators = job.energy, job.streams
+    run = pilot(
+        job.target,
+        None if job.start is None else job.start.density,
+        generators[estimation.Phase.TUNING],
+        progress=job.progress,
+    )
+    path, schedule = run.schedule.path, run.schedule
+    if not job.forced:
+        stream = generators[estimation.Phase.POPULATIONS]
+        near = weigh(path.start, path.end, stream, 8 * job.particles)
+        enough = near.pareto_k <= MAX_PARETO_K and near.ess >= len(near.x) * MIN_FITTED_SHARE
+        if enough and not near.failed:
+            return from_weights(energy, near)
+    if not resample:  # weights spread with each level
+        schedule = schedule.refined(AIS_REFINEMENT)
+    found = anneal(
+        schedule,
+        sampler(path.start, job.target),
+        [POPULATIONS],
+        job.each,
+        [generators[estimation.Phase.POPULATIONS]],
+        resample=resample,
+        progress=job.progress,
+    )
+    if found.nonfinite > found.energy.numel() * schedule.work * MAX_NONFINITE_SHARE:
+        raise ValueError(
+            f"{energy} was NaN or had a NaN gradient at {found.nonfinite} points; an expert "
+            "fails there"
+        )
+    result = checked(energy, estimate(found.log_ratio))
+    few = resample and found.distinct < 2 * POPULATIONS
+    if few and result.standard_error < estimation.MAX_STANDARD_ERROR:
+        warn(
+            f"log Z of {energy} rests on populations whose particles all descend from one: its "
+            "standard error is too small"
+        )
+    return total(result, path.start.log_z)
+
+
+def ais(job: Estimation) -> Estimate | None:
+    """log Z by annealed importance sampling: without resampling, on more levels."""
+    return log_z(job, resample=False)
+
+
+ANNEALED = Method(
+    "annealed",
+    "annealed particles (sequential Monte Carlo)",
+    applies,
+    draw,
+    log_z,
+    moves=True,
+)

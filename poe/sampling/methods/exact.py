@@ -1,0 +1,80 @@
+"""Independent draws: of a closed form, and from the table of all points of a small discrete
+space."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from poe.algebra.capabilities import Samples
+from poe.algebra.energy import Estimate
+from poe.diagnostics.raw import Raw
+from poe.sampling.job import Job, Method, Phase
+from poe.spaces.points import MOST_STATES, energies, points
+from poe.spaces.structure import Structure, shares
+
+WORDS = "closed form, independent draws"
+MIXTURE_WORDS = "exact mixture, ancestral draws"
+CHAINS = 4  # into which independent draws are cut
+
+
+def words(structure: Structure) -> str:
+    """How a closed form draws."""
+    return WORDS if shares(structure.closed) is None else MIXTURE_WORDS
+
+
+def no_closed_form(structure: Structure) -> str | None:
+    """Why there are no exact draws; None where there are."""
+    if structure.closed.can(Samples):
+        return None
+    return f"{structure.energy} has no exact draws: no closed form, or a part that cannot draw"
+
+
+def from_closed_form(job: Job) -> Raw:
+    """Independent draws of a closed form."""
+    started = time.perf_counter()
+    (generator, *_), closed = job.streams(Phase.START), job.structure.closed
+    chains, each = _sizes(job)
+    x = closed.sample((chains, each), generator=generator)  # type: ignore[operator]
+    with torch.no_grad():
+        energy = closed(x)
+    counts = {"seconds": time.perf_counter() - started, "energies": energy.numel()}
+    return Raw(x, energy, job.draws, closed.log_z, independent=True, counts=counts)
+
+
+def not_enumerable(structure: Structure) -> str | None:
+    """Why the points cannot be listed; None where they can."""
+    if structure.states is not None:
+        return None
+    return (
+        f"{structure.energy} cannot be enumerated: its support is not a finite set of at most "
+        f"{MOST_STATES:,} points"
+    )
+
+
+def from_all_points(job: Job) -> Raw:
+    """Independent draws from the table of all points of a small discrete space."""
+    started = time.perf_counter()
+    target, (generator, *_) = job.energy, job.streams(Phase.START)
+    table = energies(target)
+    log_z = (-table).logsumexp(0)
+    chains, each = _sizes(job)
+    index = torch.multinomial(
+        (-table - log_z).exp(), max(chains * each, 1), replacement=True, generator=generator
+    )[: chains * each]
+    x = points(target, index).reshape(chains, -1, *target.event_shape)
+    energy = table[index].reshape(chains, -1).to(target.dtype)
+    counts = {"seconds": time.perf_counter() - started, "energies": len(table)}
+    estimate = Estimate(log_z.item())
+    return Raw(x, energy, job.draws, estimate, independent=True, counts=counts)
+
+
+def _sizes(job: Job) -> tuple[int, int]:
+    """(chains, draws of each)."""
+    chains = job.chains or min(CHAINS, max(1, job.draws))
+    return chains, -(-job.draws // chains)
+
+
+EXACT = Method("exact", WORDS, no_closed_form, from_closed_form)
+ENUMERATE = Method("enumerate", "all points of a discrete space", not_enumerable, from_all_points)

@@ -1,0 +1,115 @@
+"""What methods of independent populations of weighted particles share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poe.algebra.energy import Energy, Estimate
+from poe.diagnostics.raw import Raw
+from poe.diagnostics.weights import pareto_smoothed, weight_ess
+from poe.sampling.job import Job, Phase
+from poe.smc.resampling import curve, estimate, systematic
+from poe.smc.spread import FEW, GROUPS, dear
+from poe.smc.starts import CANDIDATES, Start, weigh
+from poe.spaces.path import take
+
+POPULATIONS = 16  # independent ones, unless `chains` says otherwise
+MIN_PARTICLES = 1024  # over all populations
+MAX_WEIGHED = 64 * CANDIDATES  # draws of a start that importance resampling may take
+OVERSAMPLING = 4  # effective draws that are weighed for each one that is kept
+
+
+def sizes(job: Job) -> tuple[int, int]:
+    """(populations, particles of each)."""
+    groups, least = POPULATIONS, MIN_PARTICLES
+    if dear(job.energy):
+        groups, least = GROUPS, min(FEW, 4 * max(job.draws, 16))
+    populations = job.chains or max(groups, job.shards)
+    return populations, max(-(-least // populations), -(-job.draws // populations))
+
+
+def split(populations: int, shards: int) -> list[int]:
+    """How many populations each shard has."""
+    return [len(part) for part in torch.arange(populations).tensor_split(shards)]
+
+
+def population(
+    job: Job, x: Tensor, start: Estimate | None, ratio: Estimate, **counts: float
+) -> Raw:
+    # x (population, particle, *event)
+    """Particles of independent populations. `start` is log Z of where they started, `ratio` the log
+    of Z over that."""
+    with torch.no_grad():
+        energy = job.energy(x)
+    log_z = None
+    if start is not None:
+        error = math.hypot(ratio.standard_error, start.standard_error)
+        log_z = Estimate(ratio.value + start.value, error)
+    return Raw(
+        x,
+        energy,
+        job.draws,
+        log_z,
+        exact=False,
+        populations=True,
+        stein=bool(counts.get("gradients")) and not job.structure.discrete,
+        counts=counts,
+    )
+
+
+def resampled(
+    job: Job,
+    start: Start,
+    target: Energy,
+    to_x: Callable[[Tensor], Tensor],
+    *,
+    started: float,
+    gradients: float = 0.0,
+) -> Raw:
+    """Draws of a start near to the target, in whatever variables (`to_x` gives points of the
+    event), resampled along a curve through them and then shuffled: so each part of space gets its
+    share of the draws, but for rounding."""
+    share = start.ess / len(start.x)
+    populations, wide = sizes(job)
+    wanted = math.ceil(OVERSAMPLING * job.draws / share)
+    each = max(CANDIDATES, min(MAX_WEIGHED, wanted)) // populations + 1
+    x, logs, failed = [], [], 0
+    streams = job.streams(Phase.POPULATIONS)
+    for size, generator in zip(split(populations, job.shards), streams, strict=True):
+        weighed = weigh(start.density, target, generator, size * each)
+        x.append(weighed.x.unflatten(0, (size, each)))
+        logs.append(weighed.log_weights.unflatten(0, (size, each)))
+        failed += weighed.failed
+    raw = torch.cat(logs)
+    smooth, k = pareto_smoothed(raw.flatten())
+    smooth = smooth.reshape(raw.shape)
+    drawn, (generator, *_) = torch.cat(x), job.streams(Phase.TUNING)
+    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": raw.device}
+    uniform = torch.rand(populations, 2, **options)
+    path = curve(drawn, len(target.event_shape))
+    order = path.gather(1, systematic(smooth.gather(1, path), uniform, wide))
+    order = order.gather(1, torch.rand(order.shape, **options).argsort(1))
+    return population(
+        job,
+        to_x(take(drawn, order)),
+        start.log_z,
+        estimate(raw.flatten()),
+        pareto_k=k,
+        nonfinite=failed,
+        energies=job.weighed + raw.numel() + order.numel(),
+        gradients=gradients,
+        weight_ess=float(weight_ess(smooth).sum()),
+        ancestors=distinct(order),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def distinct(order: Tensor) -> int:  # (populations, particles)
+    """Particles that have descendants, over all populations."""
+    return sum(len(row.unique()) for row in order)

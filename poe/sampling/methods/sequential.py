@@ -1,0 +1,92 @@
+"""Particles that follow the order of the autoregressive factors (`poe.smc.sequential`)."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from poe.algebra.energy import Estimate
+from poe.diagnostics.raw import Raw
+from poe.diagnostics.weights import weight_ess
+from poe.io.records import Codec
+from poe.mcmc import parallel
+from poe.sampling import estimation
+from poe.sampling.estimation import POPULATIONS, Estimation, checked
+from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
+from poe.sampling.methods.populations import distinct, population, sizes, split
+from poe.smc.resampling import estimate, systematic
+from poe.smc.sequential import Particles, carry, line, twists
+from poe.spaces.path import take
+from poe.spaces.structure import Structure
+
+MIN_PARTICLES = 256  # of a population
+
+
+def applies(structure: Structure) -> str | None:
+    """Why there is no order to follow; None where there is."""
+    if structure.autoregressive:
+        return None
+    return (
+        f"{structure.energy} has no autoregressive factor over discrete values: there is no order "
+        "to follow"
+    )
+
+
+def draw(job: Job) -> Raw:
+    """Independent populations along the order, of which the draws are resampled. Raises
+    MethodNotApplicable where no particle has weight."""
+    started = time.perf_counter()
+    order_of = line(job.energy)
+    assert order_of is not None
+    populations, wide = sizes(job)
+    particles, generators = max(2 * wide, MIN_PARTICLES), job.streams(Phase.POPULATIONS)
+    twisted = twists(order_of, job.streams(Phase.TUNING)[0])
+    each = split(populations, job.shards)
+
+    def shard(i: int) -> Particles:
+        return carry(order_of, each[i], particles, generators[i], twisted=twisted)
+
+    def all_shards() -> list[Particles]:
+        return parallel.spread(shard, generators, Codec(Particles, device=generators[0].device))
+
+    parts = job.stage(all_shards, Particles, generators=generators)
+    x, logs, log_ratio, failed = (torch.cat(column) for column in zip(*parts, strict=True))
+    if not bool((logs > -math.inf).any()):
+        raise MethodNotApplicable(f"none of {logs.numel()} particles has weight", 0, logs.numel())
+    (generator, *_) = job.streams(Phase.TUNING)
+    uniform = torch.rand(
+        populations, 2, generator=generator, dtype=torch.float64, device=logs.device
+    )
+    order = systematic(logs, uniform, wide)
+    return population(
+        job,
+        take(x, order),
+        Estimate(0.0),
+        estimate(log_ratio),
+        nonfinite=int(failed.sum()),
+        energies=logs.numel() * (order_of.evaluations + 1) + order.numel(),
+        weight_ess=float(weight_ess(logs).sum()),
+        ancestors=distinct(order),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def log_z(job: Estimation) -> Estimate | None:
+    """log Z from the weights of independent populations along the order."""
+    order_of = line(job.energy)
+    assert order_of is not None
+    twisted = twists(order_of, job.streams[estimation.Phase.START])
+    generator = job.streams[estimation.Phase.TUNING]
+    moved = carry(order_of, POPULATIONS, job.each, generator, twisted=twisted)
+    return checked(job.energy, estimate(moved.log_ratio))
+
+
+SEQUENTIAL = Method(
+    "sequential",
+    "sequential Monte Carlo along the order of the autoregressive factors",
+    applies,
+    draw,
+    log_z,
+)

@@ -1,0 +1,180 @@
+"""`poe.sample`: the methods of the plan in turn, until one gives draws that can be trusted."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poe.algebra.energy import Energy
+from poe.algebra.errors import ImproperWarning
+from poe.algebra.frozen import frozen
+from poe.diagnostics.draws import Draws
+from poe.diagnostics.raw import Cost, Raw
+from poe.diagnostics.verdict import unknown_mass
+from poe.kernels import Kernel, Langevin
+from poe.mcmc import parallel
+from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.run import branch
+from poe.sampling.agreement import agreement
+from poe.sampling.arguments import check_choices, check_counts, check_device, refuse_improper
+from poe.sampling.job import Job, MethodNotApplicable, Phase, Space
+from poe.sampling.methods import METHODS
+from poe.sampling.planning import Plan, planned
+from poe.spaces.structure import Structure
+
+
+def sample(
+    energy: Energy,
+    draws: int = 1000,
+    *,
+    method: str | None = None,
+    kernel: Kernel | None = None,
+    chains: int | None = None,
+    warmup: int | None = None,
+    thin: int = 1,
+    init: Tensor | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+    shards: int = 1,
+    compile: bool = False,
+    checkpoint: str | None = None,
+    device: torch.device | str | None = None,
+) -> Draws:
+    """Draws from the density exp(-E) / Z of a composition, with their evidence.
+
+    Arguments:
+        draws: how many in all, over all chains.
+        method: "exact", "enumerate", "parts", "sequential", "importance", "annealed", "chains" or
+            "tempered"; by default those of `poe.plan`, in turn, until one gives draws that nothing
+            speaks against (chains start from annealed particles where there are any); and "chains"
+            where `kernel`, `init`, `warmup` or `compile` is given.
+        kernel: a kernel for the chains; `Langevin()` tuned in warm-up by default.
+        chains: independent chains, by default up to 32, or independent populations, by default 16.
+        warmup: steps in which the kernel is tuned, not kept; 0 needs a kernel with a step size.
+        thin: every thin-th draw is kept; between two draws lie as many steps as a pilot found
+            useful. So many times more annealed particles are carried.
+        init: (chains, *event) points to start from, of finite energy.
+        seed: of all randomness; drawn from torch's global generator by default.
+        progress: show a bar on standard error.
+        shards: fixed blocks of chains, each with its own random stream; draws depend on the seed
+            and this number.
+        compile: run the steps after warm-up in compiled blocks.
+        checkpoint: a file in which the run is kept on the way: the same call, made again after the
+            process died, goes on from there to the same draws, bit for bit. Needs a seed.
+        device: where to draw; that of the energy by default.
+
+    Raises:
+        ValueError: the target is improper (its message says why), the arguments contradict each
+            other, or no starting point of finite energy was found.
+    """
+    check_choices(energy, method, kernel, init, warmup, seed, checkpoint)
+    counts = check_counts(draws, chains, thin, shards, warmup, seed)
+    draws, chains, thin, shards, warmup, seed = counts
+    check_device(device)
+    parallel.start(energy.device if device is None else torch.device(device), shards)
+    if device is not None:
+        energy = energy.to(device)
+    refuse_improper(energy)
+    if seed is None:  # the same in all processes
+        seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
+    if compile and kernel is None:
+        kernel = Langevin()  # the one that compiles
+    if method is None and not (init is None and warmup is None and not compile):
+        method = "chains"  # no other method starts from points, warms up or compiles
+    structure = Structure.of(energy)
+    chosen = planned(structure, method=method, kernel=kernel)
+    known = {
+        "expression": energy,
+        "draws": draws,
+        "method": method,
+        "kernel": kernel,
+        "chains": chains,
+        "warmup": warmup,
+        "thin": thin,
+        "init": init,
+        "seed": seed,
+        "shards": shards,
+        "compile": compile,
+        "device": energy.device.type,
+    }
+    run = None if checkpoint is None else Checkpoint(checkpoint, known)
+    job = Job(
+        Space(structure, seed),
+        kernel,
+        draws,
+        chains,
+        warmup,
+        thin,
+        init,
+        seed,
+        progress,
+        shards,
+        compile,
+        run,
+    )
+    with frozen(energy):
+        result = _follow(chosen, job)
+    if run is not None:
+        run.write()
+    (generator, *_) = job.streams(Phase.AGREEMENT)
+    if energy.proper is None:
+        warnings.warn(unknown_mass(energy), ImproperWarning, stacklevel=2)
+    return result.of_target(agreement(energy, result.x, generator))
+
+
+def _follow(chosen: Plan, job: Job) -> Draws:
+    """The draws of the first method of a plan that can be trusted; else those of the last."""
+    text, why, spent = str(chosen), [], Cost()
+    if job.draws == 0:
+        return Draws.of(_nothing(job, chosen.reason), job.structure, text)
+    job = replace(job, branch=lambda index, draws: _branch(job, index, draws))
+    for name in chosen.methods:
+        last = name == chosen.methods[-1]
+        try:
+            raw = METHODS[name].draw(replace(job, forced=last))
+        except MethodNotApplicable as no:
+            if last:
+                words = METHODS[name].words
+                raise ValueError(f"{job.energy} cannot be drawn by {words}: {no}") from no
+            why.append(str(no))
+            gradients, energies = spent.gradients + no.gradients, spent.energies + no.energies
+            spent = spent._replace(gradients=gradients, energies=energies)
+            continue
+        words = raw.method or chosen.words(name)
+        words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
+        result = Draws.of(replace(raw, method=words, earlier=spent), job.structure, text)
+        if last or result.partial or result.trusted or _no_better(result, job):
+            return result
+        why.append(f"{METHODS[name].words}: {result.reasons[0].split('; try')[0]}")
+        job = replace(job, annealed=raw if name == "annealed" else None)
+        d = result.diagnostics
+        spent = Cost(d.gradients, d.energies, d.seconds)
+    raise AssertionError("a plan has at least one method")
+
+
+def _no_better(result: Draws, job: Job) -> bool:
+    """Whether another method would have the same reason: an expert that fails somewhere, or the
+    missing R-hat of one chain."""
+    d = result.diagnostics
+    lone = job.chains == 1 and math.isnan(d.rhat) and not d.invalid
+    return len(result.reasons) == 1 and (d.nonfinite > 0 or lone)
+
+
+def _branch(job: Job, index: int, draws: int) -> Draws:
+    """Draws of one branch of a mixture, by a plan of its own."""
+    structure = Structure.of(job.energy.parts[index])
+    seed = branch(job.seed, index)
+    of = replace(job, space=Space(structure, seed), draws=draws, seed=seed, annealed=None)
+    return _follow(planned(structure), of)
+
+
+def _nothing(job: Job, words: str) -> Raw:
+    like: Any = job.energy._like()
+    empty = like.new_empty(job.chains or max(1, job.shards), 0, *job.energy.event_shape)
+    note = ("there are no draws",)
+    return Raw(empty, empty.new_empty(len(empty), 0), 0, method=words, reasons=note)
