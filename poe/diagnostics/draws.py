@@ -99,11 +99,10 @@ class Draws:
             structure.energy,
         )
 
-    def of_target(self, agreement: Agreement | None = None) -> Draws:
+    def of_target(self, structure: Structure, agreement: Agreement | None = None) -> Draws:
         """The same draws with the warnings that follow from their target, and how the posteriors
         that it combines agree."""
-        assert self.target is not None
-        found = target_warnings(self.target, agreement)
+        found = target_warnings(structure, agreement)
         given = {note: condition for note, condition in found.items() if condition is not None}
         return replace(
             self,

@@ -4,6 +4,7 @@ which."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from poe.algebra.energy import Energy, Estimate
 from poe.algebra.text import caveats, leaves
 from poe.diagnostics.agreement import Agreement
 from poe.diagnostics.evidence import Diagnostics
+from poe.spaces.structure import Structure
 
 RHAT_LIMIT = 1.05
 ESS_LIMIT = 100  # draws
@@ -141,9 +143,10 @@ def unknown_mass(energy: Energy, result: str = "these draws mean") -> str:
     )
 
 
-def target_warnings(energy: Energy, agreement: Agreement | None) -> dict[str, str | None]:
+def target_warnings(structure: Structure, agreement: Agreement | None) -> dict[str, str | None]:
     """Warnings that follow from the target, whatever the draws, each with the condition under
     which the draws can be trusted all the same, or None."""
+    energy = structure.energy
     found: dict[str, str | None] = dict.fromkeys(
         caveats(energy), "raw energies are to be weighed as they stand"
     )
@@ -158,12 +161,12 @@ def target_warnings(energy: Energy, agreement: Agreement | None) -> dict[str, st
         found |= dict.fromkeys(agreement.extrapolations)
         condition = "the posteriors speak of the same parameters"
         found |= dict.fromkeys([*agreement.tensions, *agreement.unchecked], condition)
-    if energy.proper is None:
+    if structure.proper is None:
         found[unknown_mass(energy)] = "the target has finite mass"
     return found
 
 
-def verdict(n: int, found: tuple[str, ...], conditions: dict[str, str], d: Diagnostics) -> str:
+def verdict(n: int, found: Sequence[str], conditions: dict[str, str], d: Diagnostics) -> str:
     """The line to act on, of n draws with these reasons, conditions and evidence."""
     if n == 0:
         return "NOT TRUSTED: there are no draws; try poe.sample(..., 1000)"

@@ -23,66 +23,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Moments, Samples
 from poe.algebra.combination import combined
-from poe.algebra.combining import is_on, part_on, places
+from poe.algebra.combining import places
 from poe.algebra.energy import Energy
-from poe.algebra.mixture import mixture
-from poe.algebra.product import Product
-from poe.algebra.pullback import on
-from poe.algebra.rules import simplify
-from poe.algebra.shifted import Shifted
 from poe.diagnostics.agreement import Agreement, Baseline
 from poe.diagnostics.verdict import PARETO_LIMIT
 from poe.diagnostics.weights import pareto_k
-from poe.smc.starts import nearest, weigh
-from poe.spaces.structure import candidates
+from poe.sampling.posteriors import Posterior, copies, flattened, posterior_of
+from poe.sampling.tension import axes_of, inverse, precision, tensions
 
-DRAWS = 10_000  # of each posterior
-ENOUGH = 400  # effective draws, at the least, where they are weighed ones
-WEIGHED = 1_000  # at least so many of a posterior's draws are weighed to the result, and all of 2
-MOST = 256  # numbers of an event whose means and covariances are compared
-NULL = {
-    torch.float32: 1e-10,
-    torch.float64: 1e-13,
-}  # share of the largest eigenvalue of a correlation matrix that is rounding
-# Pareto k of the tails of draws from which on their covariance says nothing: from 1/2 on there is
-# none
-HEAVY = 0.6
-BULK = 0.99
-DOUBT = 4.0  # standard errors of a variance of draws below which what is left of it is in doubt
-
-
-class _Part(NamedTuple):
-    """A posterior that draws: itself, the positions of the event that it is about, in order, its
-    own draws there (n, positions), how many they count for and the energy that few of them exceed,
-    its mean and covariance, exact ones or theirs, and log weights that make the first of its draws
-    such of the whole, where it is about the whole event."""
-
-    energy: Energy
-    index: Tensor
-    x: Tensor
-    size: float
-    edge: float
-    mean: Tensor
-    covariance: Tensor
-    log_weights: Tensor | None
-    exact: bool
-
-
-class _Own(NamedTuple):
-    """Draws (n, numbers), how many they count for, and the mean and covariance where they are known
-    without them."""
-
-    x: Tensor
-    size: float
-    moments: tuple[Tensor, Tensor] | None
+MAX_NUMBERS = 256  # of an event whose means and covariances are compared
 
 
 def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreement | None:
@@ -92,29 +47,27 @@ def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreemen
     known = combined(energy)
     if known is None or not len(x):
         return None
-    names, n, posteriors = (
-        tuple(map(str, known.posteriors)),
-        energy.event_shape.numel(),
-        known.posteriors,
-    )
+    posteriors, n = known.posteriors, energy.event_shape.numel()
+    names = tuple(map(str, posteriors))
+    nan = (math.nan,) * len(names)
     if sets.is_discrete(energy.support):
-        return Agreement(
-            names, (), (math.nan,) * len(names), (math.nan,) * len(names), (), {}, unknown=names
-        )
-    parts = [_part(posterior, energy, generator, len(names)) for posterior in posteriors]
+        return Agreement(names, (), nan, nan, (), {}, unknown=names)
+    parts = [posterior_of(posterior, energy, generator, len(names)) for posterior in posteriors]
     priors = [
-        (_part(prior, energy, generator, len(names)), count)
+        (posterior_of(prior, energy, generator, len(names)), count)
         for prior, count in known.priors
         if not prior.flat
     ]
-    pairs, wide = [], None
-    if n <= MOST:
-        wide = _precision([(part, 1) for part, _ in priors], n)
-        pairs = _tensions(parts, wide, all(part is not None and part.exact for part, _ in priors))
-    told = {i for pair in pairs for i in pair[:2]}
-    about = [places(posterior) for posterior in posteriors]
-    shares = [
-        any(about[i] & other for j, other in enumerate(about) if j != i) for i in range(len(about))
+    pairs, prior_precision = [], None
+    if n <= MAX_NUMBERS:
+        prior_precision = precision([(part, 1) for part, _ in priors], n)
+        exact = all(part is not None and part.exact for part, _ in priors)
+        pairs = tensions(parts, prior_precision, exact)
+    compared = {i for pair in pairs for i in pair[:2]}
+    indices = [places(posterior) for posterior in posteriors]
+    shared = [
+        any(index & other for j, other in enumerate(indices) if j != i)
+        for i, index in enumerate(indices)
     ]
     return Agreement(
         names,
@@ -125,199 +78,13 @@ def agreement(energy: Energy, x: Tensor, generator: torch.Generator) -> Agreemen
             for part in parts
         ),
         _ensemble(posteriors, x),
-        _baselines(parts, priors, n) if n <= MOST and known.is_whole(energy) else {},
-        bool(pairs) and wide is None,
-        tuple(name for i, name in enumerate(names) if shares[i] and i not in told),
+        _baselines(parts, priors, n) if n <= MAX_NUMBERS and known.is_whole(energy) else {},
+        bool(pairs) and prior_precision is None,
+        tuple(name for i, name in enumerate(names) if shared[i] and i not in compared),
     )
 
 
-def _part(
-    posterior: Energy, energy: Energy, generator: torch.Generator, parts: int
-) -> _Part | None:
-    """What is known of one of so many parts from its own draws; None where it has none, or no
-    variance."""
-    index = sorted(places(posterior))
-    inner, like = part_on(posterior, index), energy._like()
-    with torch.no_grad():
-        own = _own(inner, generator)
-        if own is None:
-            return None
-        values = inner(own.x.to(like).reshape(-1, *inner.event_shape)).double()
-        if bool(values.isnan().all()):
-            return None
-        edge, logs = float(values[~values.isnan()].quantile(BULK)), None
-        if len(index) == energy.event_shape.numel():
-            x = own.x[: max(WEIGHED, 2 * DRAWS // parts)].to(like).reshape(-1, *energy.event_shape)
-            logs = (posterior(x) - energy(x)).double().cpu()
-            logs = torch.where(logs.isnan(), -math.inf, logs)
-    mean, covariance = (own.x.mean(0), own.x.T.cov()) if own.moments is None else own.moments
-    covariance = covariance.double().cpu().reshape(len(index), -1)
-    if not bool(covariance.isfinite().all()) or (own.moments is None and _is_heavy(own.x)):
-        return None
-    return _Part(
-        posterior,
-        torch.tensor(index),
-        own.x,
-        own.size,
-        edge,
-        mean.double().cpu(),
-        covariance,
-        logs,
-        own.moments is not None,
-    )
-
-
-def _is_heavy(x: Tensor) -> bool:  # (n, numbers)
-    off = (x - x.median(0).values).abs()
-    return pareto_k((off / off.median(0).values.clamp(min=1e-300)).amax(1).log()) > HEAVY
-
-
-def _own(inner: Energy, generator: torch.Generator) -> _Own | None:
-    """Draws of a posterior: exact, or weighed ones where they can be had cheaply, of an ensemble
-    from the mixture of its copies."""
-    if (
-        is_on(inner) and len(places(inner)) == inner.event_shape.numel()
-    ):  # the same numbers in another order
-        own, order = _own(inner.energy, generator), inner.function.index.cpu().argsort()
-        if own is None:
-            return None
-        mean, covariance = own.moments or (None, None)
-        moments = (
-            None
-            if mean is None or covariance is None
-            else (mean[order], covariance.reshape(len(order), -1)[order][:, order])
-        )
-        return _Own(own.x[:, order], own.size, moments)
-    closed = simplify(inner)
-    if closed.can(Samples):
-        x = closed.sample(DRAWS, generator=generator)  # type: ignore[operator]
-        return _Own(_flat(x), DRAWS, closed.moments() if closed.can(Moments) else None)  # type: ignore[operator]
-    copies = _copies(inner)
-    drawn = bool(copies) and all(copy.can(Samples) and copy.log_z is not None for copy in copies)
-    start = nearest(
-        [mixture(copies, [1.0] * len(copies))] if drawn else candidates(inner), inner, generator
-    )
-    if start is None or 4 * DRAWS * start.ess < ENOUGH * len(start.x):  # not worth more evaluations
-        return None
-    start = weigh(start.density, inner, generator, 4 * DRAWS)
-    if not start.pareto_k <= PARETO_LIMIT or start.ess < ENOUGH:
-        return None
-    chosen = start.log_weights.softmax(0).multinomial(DRAWS, replacement=True, generator=generator)
-    return _Own(_flat(start.x[chosen]), min(start.ess, DRAWS), None)
-
-
-def _flat(x: Tensor) -> Tensor:  # (n, *event) -> (n, numbers)
-    return (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double().cpu()
-
-
-def _precision(parts: Sequence[tuple[_Part | None, int]], n: int) -> Tensor | None:  # -> (n, n)
-    """Σ of the inverse covariances, each as often as is said; None where one does not draw."""
-    total = torch.zeros(n, n, dtype=torch.float64)
-    for part, times in parts:
-        if part is None:
-            return None
-        total[part.index.unsqueeze(1), part.index] += times * _inverse(part.covariance)
-    return total
-
-
-def _axes(matrix: Tensor, *, exact: bool = False) -> tuple[Tensor, Tensor]:
-    # (n, n) -> (n, r), (r, n)
-    """A and W with A Aᵀ the matrix and W A = 1, along the r directions in which it is more than
-    rounding: all, but on a simplex."""
-    scale = matrix.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(scale > 0, scale, 1)
-    values, axes = torch.linalg.eigh(matrix / scale / scale.unsqueeze(1))
-    null = NULL[
-        torch.float64 if exact or torch.get_default_dtype() == torch.float64 else torch.float32
-    ]
-    there = values > null * values.max().clamp(min=0)
-    axes, root = axes[:, there], values[there].sqrt()
-    return scale.unsqueeze(1) * axes * root, axes.T / root.unsqueeze(1) / scale
-
-
-def _inverse(matrix: Tensor) -> Tensor:  # (n, n)
-    """The inverse along those directions."""
-    white = _axes(matrix)[1]
-    return white.T @ white
-
-
-def _tensions(
-    parts: Sequence[_Part | None], prior: Tensor | None, exact: bool
-) -> list[tuple[int, int, float]]:
-    """Of each pair that draws and shares parameters: (i, j, sigmas). `prior` is its precision,
-    `exact` whether from known moments."""
-    found, marginal = [], {}
-    spread = None if prior is None else _inverse(prior)
-    for j, b in enumerate(parts):
-        for i, a in enumerate(parts[:j]):
-            shared = (
-                []
-                if a is None or b is None
-                else sorted(set(a.index.tolist()) & set(b.index.tolist()))
-            )
-            if a is None or b is None or not shared:
-                continue
-            if spread is not None and tuple(shared) not in marginal:
-                marginal[tuple(shared)] = _inverse(
-                    spread[shared][:, shared]
-                )  # the precision of the prior's marginal law
-            known = exact and a.exact and b.exact
-            found.append(
-                (
-                    i,
-                    j,
-                    _tension(a, b, torch.tensor(shared), marginal.get(tuple(shared)), exact=known),
-                )
-            )
-    return sorted(found)
-
-
-def _tension(a: _Part, b: _Part, shared: Tensor, prior: Tensor | None, *, exact: bool) -> float:
-    """Of the difference of the means with variance V = C_i + C_j - 2 C_i P⁻¹ C_j, P the prior's
-    covariance: along the directions in which V is more than what the moments of draws leave in
-    doubt. NaN where it is so in none: there the prior decides, not the data."""
-    first, second = torch.searchsorted(a.index, shared), torch.searchsorted(b.index, shared)
-    difference = a.mean[first] - b.mean[second]
-    c, d = a.covariance[first][:, first], b.covariance[second][:, second]
-    white = _axes(c + d, exact=exact)[1]  # white (c + d) whiteᵀ is 1
-    less = torch.zeros(len(white), len(white)).to(white)
-    if prior is not None:
-        both = c @ prior @ d
-        less = white @ (both + both.T) @ white.T
-    less, axes = torch.linalg.eigh((less + less.T) / 2)
-    along = axes.T @ white @ difference
-    doubt = (
-        0 if exact else DOUBT * math.sqrt(2 * len(shared) / min(a.size, b.size))
-    )  # relative, of what the prior takes off
-    told = 1 - less > (doubt * less.abs()).clamp(min=1e-6)
-    return _sigmas(float((along.square() / (1 - less))[told].sum()), int(told.sum()))
-
-
-def _sigmas(q: float, degrees: int) -> float:
-    """The deviation of a normal that is as rare, on both sides, as a chi-square of q or more; NaN
-    for no degrees of freedom."""
-    from scipy.optimize import (
-        brentq,
-    )  # arviz-stats brings it, half a second: loaded when it is needed
-    from scipy.stats import chi2, norm
-
-    if not degrees:
-        return math.nan
-    rare = float(chi2.sf(q, degrees))
-    if rare > 1e-300:
-        return float(norm.isf(rare / 2))
-    a, x, below = (
-        degrees / 2,
-        q / 2,
-        0.0,
-    )  # far out log P(χ² >= q) follows from Legendre's continued fraction of Γ(a, x)
-    for k in range(200, 0, -1):
-        below = k * (k - a) / (x + 2 * k + 1 - a - below)
-    log_rare = a * math.log(x) - x - math.lgamma(a) - math.log(x + 1 - a - below)
-    return float(brentq(lambda s: norm.logsf(s) + math.log(2) - log_rare, 0, math.sqrt(q) + 1))  # type: ignore[arg-type]
-
-
-def _outside(part: _Part, x: Tensor) -> float:
+def _outside(part: Posterior, x: Tensor) -> float:
     with torch.no_grad():
         return float((part.energy(x).double() > part.edge).double().mean())
 
@@ -326,14 +93,14 @@ def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
     """Each ensemble in turn is replaced by each of its copies, by reweighting the draws: the
     variance of the means over the copies is summed over the ensembles. NaN where the draws are too
     far from those of a copy to be weighed to them."""
-    flat, total = _flat(x).to(x.device), None
+    flat, total = flattened(x).to(x.device), None
     for posterior in {id(posterior): posterior for posterior in posteriors}.values():
-        copies = _copies(posterior, cut=True)
-        if not copies:
+        members = copies(posterior, cut=True)
+        if not members:
             continue
-        times = sum(other is posterior for other in posteriors)  # what is given again moves with it
+        times = sum(other is posterior for other in posteriors)
         with torch.no_grad():
-            each = torch.stack([part(x).double() for part in copies])
+            each = torch.stack([member(x).double() for member in members])
             logs = times * (each.mean(0) - each)
         variance = (logs.softmax(-1) @ flat).var(0)
         if any(pareto_k(row) > PARETO_LIMIT for row in logs):
@@ -342,69 +109,43 @@ def _ensemble(posteriors: Sequence[Energy], x: Tensor) -> tuple[float, ...]:
     return () if total is None else tuple(total.sqrt().tolist())
 
 
-def _copies(posterior: Energy, *, cut: bool = False) -> list[Energy]:
-    """The members of a geometric ensemble Π p_k^(1/n), also on part of an event, shifted, or, where
-    that is asked for, `cut` by flat factors; none where it is no such."""
-    if is_on(posterior):
-        index = posterior.function.index
-        return [
-            on(copy, index, posterior.event_shape) for copy in _copies(posterior.energy, cut=cut)
-        ]
-    if isinstance(posterior, Shifted):
-        return _copies(posterior.energy, cut=cut)
-    if not isinstance(posterior, Product):
-        return []
-    terms = [term for term in posterior.terms if not (cut and term.energy.flat)]
-    alike = all(abs(term.power - 1 / len(terms)) < 1e-6 for term in terms)
-    return [term.energy for term in terms] if alike and len(terms) > 1 else []
-
-
 def _baselines(
-    parts: Sequence[_Part | None], priors: Sequence[tuple[_Part | None, int]], n: int
+    parts: Sequence[Posterior | None], priors: Sequence[tuple[Posterior | None, int]], n: int
 ) -> dict[str, Baseline]:
-    signed = [
-        (part, times)
-        for part, times in [
-            *((part, 1) for part in parts),
-            *((part, 1 - count) for part, count in priors),
-        ]
-    ]
-    if any(part is None for part, _ in signed):
+    """Simpler answers, where every part draws."""
+    listed = [*((part, 1) for part in parts), *((part, 1 - count) for part, count in priors)]
+    signed = [(part, times) for part, times in listed if part is not None]
+    if len(signed) < len(listed):
         return {}
     known, found = [part for part in parts if part is not None], {}
     spread, near = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     for part, times in signed[::-1]:
-        if part is not None and times > 0:
+        if times > 0:
             spread[part.index.unsqueeze(1), part.index] += part.covariance
             near[part.index] = part.mean
-    axes = _axes(spread)[0]  # answers are near + axes @ coordinates
-    pull, precision = torch.zeros(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
-    inverses = [_inverse(part.covariance) for part, _ in signed if part is not None]
-    for (part, times), inverse in zip(signed, inverses, strict=True):
-        if part is not None:
-            precision[part.index.unsqueeze(1), part.index] += times * inverse
-            pull[part.index] += times * inverse @ (part.mean - near[part.index])
-    inward = axes.T @ precision @ axes
+    axes = axes_of(spread)[0]  # answers are near + axes @ coordinates
+    pull, total = torch.zeros(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+    inverses = [inverse(part.covariance) for part, _ in signed]
+    for (part, times), own in zip(signed, inverses, strict=True):
+        total[part.index.unsqueeze(1), part.index] += times * own
+        pull[part.index] += times * own @ (part.mean - near[part.index])
+    inward = axes.T @ total @ axes
     if float(torch.linalg.eigvalsh(inward).min()) > 0:
         covariance = axes @ torch.linalg.inv(inward) @ axes.T
-        found["Gaussian product"] = _baseline(
-            near + covariance @ pull, covariance.diagonal().sqrt()
-        )
-    whole = [part for part in known if part.log_weights is not None]
+        sd = covariance.diagonal().sqrt()
+        found["Gaussian product"] = _baseline(near + covariance @ pull, sd)
+    whole = [(part, part.log_weights) for part in known if part.log_weights is not None]
     if len(whole) == len(parts):
-        total = axes.T @ torch.stack(inverses[: len(parts)]).sum(0) @ axes
-        pooled = torch.stack(
-            [
-                (part.x - near) @ inverse
-                for part, inverse in zip(whole, inverses[: len(parts)], strict=True)
-            ]
-        ).sum(0)
+        own = inverses[: len(parts)]
+        total = axes.T @ torch.stack(own).sum(0) @ axes
+        weighted = [(part.x - near) @ w for (part, _), w in zip(whole, own, strict=True)]
+        pooled = torch.stack(weighted).sum(0)
         consensus = near + pooled @ axes @ torch.linalg.inv(total) @ axes.T
         found["consensus Monte Carlo"] = _baseline(consensus.mean(0), consensus.std(0))
-    possible = [part for part in whole if bool((part.log_weights > -math.inf).any())]  # type: ignore[operator]
+    possible = [(part, logs) for part, logs in whole if bool((logs > -math.inf).any())]
     if possible:
-        best = min(possible, key=lambda part: pareto_k(part.log_weights))  # type: ignore[arg-type]
-        weights = best.log_weights.softmax(0)  # type: ignore[union-attr]
+        best, logs = min(possible, key=lambda pair: pareto_k(pair[1]))
+        weights = logs.softmax(0)
         x = best.x[: len(weights)]
         mean = weights @ x
         found["reweighting"] = _baseline(mean, (weights @ (x - mean).square()).sqrt())

@@ -15,6 +15,7 @@ from poe.algebra.product import Product
 from poe.algebra.rules import is_empty
 from poe.algebra.text import bracketed
 from poe.kernels import Kernel
+from poe.spaces.structure import Structure
 
 STATIC = ("exact", "enumerate", "parts", "sequential", "importance", "annealed")  # without chains
 
@@ -74,15 +75,16 @@ def check_choices(
         )
 
 
-def refuse_improper(energy: Energy) -> None:
+def refuse_improper(structure: Structure) -> None:
     """Raises ImproperError, with the reason, where there is nothing to draw: no free number, an
     empty support, infinite mass."""
+    energy = structure.energy
     if energy.event_shape.numel() == 0:
         raise ImproperError(
             f"{energy} has nothing to draw: no number of its event, of shape "
             f"{tuple(energy.event_shape)}, is free"
         )
-    if energy.proper is not False:
+    if structure.proper is not False:
         return
     if sets.is_empty(energy.support):
         places = "; ".join(f"{part}: {part.support!r}" for part in energy.parts)

@@ -78,7 +78,7 @@ def log_z(
     structure = Structure.of(energy)
     if method is None and structure.log_z is not None:
         return structure.log_z
-    if energy.proper is False:
+    if structure.proper is False:
         raise ImproperError(f"{energy} is improper: its Z is infinite or 0")
     if method is not None and method not in ESTIMATORS:
         raise ValueError(
@@ -93,7 +93,7 @@ def log_z(
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         forced = method is not None
         found = _first(Estimation(structure, proposal, particles, seed, progress, forced), method)
-    if energy.proper is None:
+    if structure.proper is None:
         note = unknown_mass(energy, "its log Z means")
         warnings.warn(note, ImproperWarning, stacklevel=2)
     return found

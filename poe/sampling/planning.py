@@ -169,8 +169,9 @@ def drawing(energy: Energy) -> tuple[tuple[str, ...], str]:
     """The methods that `poe.sample` would try, in order, and its plan in words; no methods, and the
     reason, where it would refuse."""
     try:
-        refuse_improper(energy)
-        found = plan(energy)
+        structure = Structure.of(energy)
+        refuse_improper(structure)
+        found = planned(structure)
         return found.methods, str(found)
     except (ValueError, TypeError) as refused:
         return (), f"none: {refused}"

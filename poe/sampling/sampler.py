@@ -79,14 +79,14 @@ def sample(
     parallel.start(energy.device if device is None else torch.device(device), shards)
     if device is not None:
         energy = energy.to(device)
-    refuse_improper(energy)
+    structure = Structure.of(energy)
+    refuse_improper(structure)
     if seed is None:  # the same in all processes
         seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
     if compile and kernel is None:
         kernel = Langevin()  # the one that compiles
     if method is None and not (init is None and warmup is None and not compile):
         method = "chains"  # no other method starts from points, warms up or compiles
-    structure = Structure.of(energy)
     chosen = planned(structure, method=method, kernel=kernel)
     known = {
         "expression": energy,
@@ -122,9 +122,9 @@ def sample(
     if run is not None:
         run.write()
     (generator, *_) = job.streams(Phase.AGREEMENT)
-    if energy.proper is None:
+    if structure.proper is None:
         warnings.warn(unknown_mass(energy), ImproperWarning, stacklevel=2)
-    return result.of_target(agreement(energy, result.x, generator))
+    return result.of_target(structure, agreement(energy, result.x, generator))
 
 
 def _follow(chosen: Plan, job: Job) -> Draws:

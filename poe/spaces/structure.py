@@ -40,6 +40,11 @@ class Structure:
         return self.energy.log_z
 
     @cached_property
+    def proper(self) -> bool | None:
+        """Whether the target has finite mass; None where it is unknown."""
+        return self.energy.proper
+
+    @cached_property
     def discrete(self) -> bool:
         """Whether points are isolated."""
         return sets.is_discrete(self.energy.support)

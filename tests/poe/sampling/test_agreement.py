@@ -11,7 +11,8 @@ from torch import distributions as td
 
 import poe
 from experts import Normal
-from poe.sampling.agreement import _sigmas, agreement
+from poe.sampling.agreement import agreement
+from poe.sampling.tension import sigmas_of
 from tests.poe.targets import Raw
 
 F64 = torch.float64
@@ -42,7 +43,7 @@ def pair(d: int, sigmas: float, seed: int) -> poe.Energy:
 
 @pytest.mark.parametrize("d", [2, 5, 20])
 @pytest.mark.parametrize("sigmas", [0, 2, 4, 6])
-def test_tension_of_gaussians_is_reported_in_sigmas(d: int, sigmas: float) -> None:
+def test_tension_of_gaussians_is_reported_insigmas_of(d: int, sigmas: float) -> None:
     draws = poe.sample(pair(d, sigmas, seed=d), 1000, seed=1)
     assert draws.agreement is not None
     ((i, j, found),) = draws.agreement.tension
@@ -578,16 +579,16 @@ def test_discrete_posteriors_say_that_nothing_was_checked() -> None:
     [(2000, 2000, 0.68), (1000, 900, 2.54), (1100, 1000, 2.44), (1000, 784, 5.169)],
 )
 def test_sigmas_of_many_degrees_of_freedom(q: float, degrees: int, sigmas: float) -> None:
-    assert _sigmas(q, degrees) == pytest.approx(sigmas, abs=0.006)
+    assert sigmas_of(q, degrees) == pytest.approx(sigmas, abs=0.006)
 
 
 def test_sigmas_far_out() -> None:
     """One degree of freedom: |z| itself, also beyond what a probability in double precision holds;
     and no jump where that begins."""
     for z in (5.0, 30.0, 37.0, 38.0, 100.0):
-        assert _sigmas(z**2, 1) == pytest.approx(z, rel=1e-6)
+        assert sigmas_of(z**2, 1) == pytest.approx(z, rel=1e-6)
     for degrees in (5, 50):
-        steps = [_sigmas(q, degrees) for q in range(1350, 1500, 10)]
+        steps = [sigmas_of(q, degrees) for q in range(1350, 1500, 10)]
         assert all(0.05 < b - a < 0.25 for a, b in pairwise(steps))
 
 
