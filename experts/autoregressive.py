@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experts.mixture_made import MaskedLinear
+from experts.masked import MaskedLinear, hidden_layers, run_hidden
 from experts.sequential import Autoregressive, log_probabilities, next_step, two_or_more
 from poe.registry import register
 from poe.spaces.sites import vectors
@@ -57,20 +57,11 @@ class MADE(Autoregressive):
         super().__init__(event_shape, levels, order=order, name=name)
         n, wide = len(self.order), 1 if levels == 2 else levels
         self._architecture = {"hidden": hidden, "layers": layers, "dropout": dropout}
-        position = (
-            torch.arange(n) + 1
-        )  # when each is generated; the network sees values in this order
-        degree = torch.arange(hidden) * (n - 1) // hidden + 1
-        inputs, outputs = (
-            position.repeat_interleave(wide),
-            position.repeat_interleave(wide)[:, None],
-        )
-        self.first = MaskedLinear(degree[:, None] >= inputs)
-        self.inner = nn.ModuleList(
-            MaskedLinear(degree[:, None] >= degree) for _ in range(layers - 1)
-        )
-        self.last = MaskedLinear(outputs > degree)
-        self.direct = MaskedLinear(outputs > inputs)
+        # when each is generated; the network sees values in this order
+        position = (torch.arange(n) + 1).repeat_interleave(wide)
+        degree, self.first, self.inner = hidden_layers(position, hidden, layers)
+        self.last = MaskedLinear(position[:, None] > degree)
+        self.direct = MaskedLinear(position[:, None] > position)
         self.dropout = nn.Dropout(dropout)
         self.eval()
 
@@ -83,9 +74,7 @@ class MADE(Autoregressive):
             else F.one_hot(prefix.long(), wide).to(self.dtype).flatten(-2)
         )
         x = F.pad(x, (0, (n - t) * wide))
-        h = self.dropout(F.silu(self.first(x)))
-        for layer in self.inner:
-            h = h + self.dropout(F.silu(layer(h)))
+        h = run_hidden(x, self.first, self.inner, self.dropout)
         rows = slice(start * wide, (t + 1) * wide)
         out = self.last(h, rows) + self.direct(x, rows)
         return two_or_more(out.unflatten(-1, (-1, wide)), self.levels)

@@ -16,6 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experts.masked import (
+    MaskedLinear,
+    check_prefix,
+    checked_order,
+    hidden_layers,
+    run_hidden,
+)
 from poe.algebra.energy import Density
 from poe.registry import register
 
@@ -70,12 +77,7 @@ class MixtureMADE(Density):
     ) -> None:
         super().__init__(event_shape, name=name)
         n = math.prod(event_shape)
-        order = list(range(n)) if order is None else [int(i) for i in order]
-        if sorted(order) != list(range(n)):
-            raise ValueError(
-                f"order must list each of the {n} positions of events {tuple(event_shape)} once, "
-                f"not {order}"
-            )
+        order = checked_order(order, event_shape)
         if min_scale <= 0:
             raise ValueError(
                 f"min_scale must be positive, not {min_scale}: a conditional of scale 0 is no "
@@ -94,11 +96,7 @@ class MixtureMADE(Density):
         self.components, self.min_scale = components, min_scale
         self.register_buffer("order", torch.tensor(order, dtype=torch.long), persistent=False)
         position = torch.tensor(order).argsort() + 1  # when each position is generated, from 1
-        degree = torch.arange(hidden) * (n - 1) // hidden + 1
-        self.first = MaskedLinear(degree[:, None] >= position)
-        self.inner = nn.ModuleList(
-            MaskedLinear(degree[:, None] >= degree) for _ in range(layers - 1)
-        )
+        degree, self.first, self.inner = hidden_layers(position, hidden, layers)
         self.last = MaskedLinear(position.repeat_interleave(3 * components)[:, None] > degree)
         self.dropout = nn.Dropout(dropout)
         self.base = _Gaussians(n, components) if base else None
@@ -142,11 +140,7 @@ class MixtureMADE(Density):
         given the values
         at order[0], ..., order[t-1]. Raises ValueError where no position is left."""
         t, n = prefix.shape[-1], len(self.order)
-        if t >= n:
-            raise ValueError(
-                f"the prefix holds {t} values, and events of {n} values have no position after the "
-                "last"
-            )
+        check_prefix(prefix, n)
         x = prefix.new_zeros(*prefix.shape[:-1], n)
         x[..., self.order[:t]] = prefix
         return torch.stack(self._conditionals(x, int(self.order[t])), -2)
@@ -159,12 +153,6 @@ class MixtureMADE(Density):
     def config(self) -> dict[str, Any]:
         return self._config
 
-    def _hidden(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch, hidden)
-        h = self.dropout(F.silu(self.first(x)))
-        for layer in self.inner:
-            h = h + self.dropout(F.silu(layer(h)))
-        return h
-
     def _conditionals(
         self, x: Tensor, position: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,7 +160,7 @@ class MixtureMADE(Density):
         one position, (*batch, components)."""
         k = 3 * self.components
         rows = slice(None) if position is None else slice(position * k, (position + 1) * k)
-        out = self.last(self._hidden(x), rows)
+        out = self.last(run_hidden(x, self.first, self.inner, self.dropout), rows)
         shape = (len(self.order),) if position is None else ()
         weight, mean, scale = out.reshape(*out.shape[:-1], *shape, 3, self.components).unbind(-2)
         if self.base is not None:
@@ -242,20 +230,6 @@ class _Gaussians(nn.Module):
         log_weight = self.log_weight[:, None] + before
         mean = self.mean - earlier / diagonal
         return log_weight.mT, mean.mT, (1 / diagonal).expand(z.shape).mT
-
-
-class MaskedLinear(nn.Linear):
-    """y = (W ⊙ mask) x + b, mask (outputs, inputs)."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        # (*batch, inputs) -> (*batch, outputs[rows])
-        return F.linear(x, torch.where(self.mask, self.weight, 0)[rows], self.bias[rows])
 
 
 def _start(n: int, components: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experts.locked import Locked
+from experts.masked import check_prefix, checked_order
 from poe.algebra import support as sets
 from poe.algebra.energy import Density
 from poe.spaces.sites import pick, vectors
@@ -54,13 +55,8 @@ class Autoregressive(Locked, Density):
             low.shape, support=sets.Box(low, low + levels - 1, integer=True), name=name
         )
         self.levels = levels
-        order = list(range(low.numel())) if order is None else [int(i) for i in order]
-        if sorted(order) != list(range(low.numel())):
-            raise ValueError(
-                f"order must list each of the {low.numel()} positions of events {tuple(low.shape)} "
-                f"once, not {order}"
-            )
-        self.register_buffer("order", torch.tensor(order, dtype=torch.long), persistent=False)
+        places = torch.tensor(checked_order(order, low.shape), dtype=torch.long)
+        self.register_buffer("order", places, persistent=False)
 
     @abstractmethod
     def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
@@ -110,13 +106,8 @@ class Autoregressive(Locked, Density):
 
         Raises ValueError where no position is left.
         """
-        t, n = prefix.shape[-1], len(self.order)
-        if t >= n:
-            raise ValueError(
-                f"the prefix holds {t} values, and events of {n} values have no position after the "
-                "last"
-            )
-        return self._conditionals(prefix, t).squeeze(-2)
+        check_prefix(prefix, len(self.order))
+        return self._conditionals(prefix, prefix.shape[-1]).squeeze(-2)
 
 
 def two_or_more(out: Tensor, levels: int) -> Tensor:  # (..., 1 or levels) -> (..., levels)
