@@ -4,7 +4,7 @@
 |------------|-------------------------------------------------------------|----------------------|
 | `MADE`     | a masked network with residual layers                       | any shape, any order |
 | `PixelCNN` | gated, masked convolutions in two stacks                    | pictures, row by row |
-| `Causal`   | somebody's model of next-step logits, such as a transformer | sequences            |
+| `Causal`   | any model of next-step logits, such as a transformer       | sequences            |
 
 Events of two levels are floats 0 and 1, those of more are whole numbers (torch.long).
 `experts.language` has texts, `experts.mixture_made` the density over R^n.
@@ -94,7 +94,7 @@ class Causal(Autoregressive):
 
     The model takes tokens (n, t), t >= 1, and returns logits (n, t, levels): those at step s are of
     the token after it, and depend on steps 0, ..., s alone. It is given `bos` and then the values
-    of x in row-major order, so `bos` may be any token that it knows.
+    of x in row-major order, so `bos` may be any of its tokens.
 
     Arguments:
         model: tokens -> logits; an `nn.Module` is put in eval mode and kept there.
@@ -103,8 +103,8 @@ class Causal(Autoregressive):
             Tokens are whole numbers always.
         bos: the token that stands before the first value.
 
-    Raises ValueError where the model returns another shape. It holds code, so a file cannot hold
-    it.
+    Raises ValueError where the model returns another shape. It holds code, so it cannot be
+    saved.
 
     >>> fair = Causal(lambda tokens: torch.zeros(*tokens.shape, 2), 3, 2, bos=0)
     >>> round(fair.log_prob(torch.tensor([1.0, 0.0, 1.0])).exp().item(), 6)
@@ -140,7 +140,7 @@ class Causal(Autoregressive):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps code, which a file never holds: derive a class from "
+            f"{self} wraps code, which a file cannot hold: derive a class from "
             "experts.autoregressive.Autoregressive with a method "
             "config(), and register it with @poe.register"
         )

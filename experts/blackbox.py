@@ -1,9 +1,9 @@
-"""Log-densities that torch cannot look into: numpy code, compiled simulators, JAX. E(x) = -log p(x)
+"""Log-densities computed outside torch: numpy code, compiled simulators, JAX. E(x) = -log p(x)
 in nats.
 
-With a gradient of log p beside it, such an energy has every kernel. Without one it says so wherever
-a gradient is asked for (also in the backward pass of a composition, which would else leave its
-share out in silence), and draws come from `kernel=poe.RandomWalk()` or by importance.
+With a gradient of log p, every kernel can be used. Without one, a request for a gradient raises
+TypeError (also in the backward pass of a composition, which would otherwise leave its share out
+silently), and draws come from `kernel=poe.RandomWalk()` or by importance.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ class External(Energy):
         """∇E of each row; TypeError where there is none."""
         raise TypeError(
             f"the energy {self} has no gradient: {self.reason}. Draw with a kernel that needs "
-            "none, "
-            "poe.sample(..., kernel=poe.RandomWalk())"
+            "none: poe.sample(..., kernel=poe.RandomWalk())"
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
@@ -60,8 +59,7 @@ class External(Energy):
             raise ValueError(
                 f"the function of {self} returned shape {found.shape} for {len(rows)} rows of "
                 f"event shape {tuple(self.event_shape)}: "
-                f"it must return {(len(rows), *each)}; a loop over rows makes a function of one x "
-                "take them"
+                f"it must return {(len(rows), *each)}; wrap a function of one x in a loop over rows"
             )
         return torch.as_tensor(found).to(device=x.device, dtype=x.dtype).reshape((*batch, *each))
 
@@ -94,10 +92,10 @@ class BlackBox(External):
             0.
         event_shape: shape of one x.
         gradient: (n, *event) -> (n, *event), ∇ log p; None where there is none.
-        support: where the density may be non-zero; all of R^n by default. The functions see points
-            of it alone.
+        support: where the density may be non-zero; all of R^n by default. The functions are
+            called only at points of it.
         log_z: log ∫ exp(log_prob), where it is known: 0 of a normalised density.
-        proper, bounded: what the caller knows about the density.
+        proper, bounded: what is known about the density; None for unknown.
 
     Raises ValueError where a function returns another shape, TypeError where a gradient is needed
     and there is none.
@@ -123,7 +121,7 @@ class BlackBox(External):
     ) -> None:
         if not callable(log_prob) or not (gradient is None or callable(gradient)):
             raise TypeError(
-                "a BlackBox takes functions of numpy rows, log_prob and (if there is one) gradient"
+                "a BlackBox takes functions of numpy rows: log_prob and, optionally, gradient"
             )
         super().__init__(event_shape, support=support, name=name)
         self._log_prob, self._gradient = log_prob, gradient
@@ -156,7 +154,7 @@ class BlackBox(External):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps code, which a file never holds: save what made it, and wrap it anew"
+            f"{self} wraps code, which a file cannot hold: save what made it, and wrap it again"
         )
 
 

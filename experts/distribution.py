@@ -84,9 +84,8 @@ class Distribution(Density):
     torch's public list, never an import path.
 
     The parameters become buffers (or, where they are `nn.Parameter`s, parameters), so `.to(device,
-    dtype)`, `state_dict` and training reach them. A type of somebody else's, or one built from
-    transforms, is used as
-    it is: it is neither moved nor saved.
+    dtype)`, `state_dict` and training reach them. A type from outside torch, or
+    one built from transforms, is used as it is: it is neither moved nor saved.
 
     torch's distributions take no generator. With one given, draws are made under a fork of torch's
     global randomness seeded from it; the global state is as before. Without one, draws come from
@@ -171,7 +170,7 @@ class Distribution(Density):
     ) -> Tensor:
         """n independent draws, (n, *event); n an int or a shape."""
         shape = torch.Size([n] if isinstance(n, int) else n)
-        if shape.numel() == 0:  # some of torch's distributions cannot draw nothing
+        if shape.numel() == 0:  # some of torch's distributions cannot draw 0 values
             return self.dist.sample(torch.Size([1])).new_empty(shape + self.event_shape)
         if generator is None:
             return self.dist.sample(shape)
@@ -180,21 +179,18 @@ class Distribution(Density):
 
     @property
     def bounded(self) -> bool | None:
-        return True if sets.is_discrete(self.support) else _said(_BOUNDED, self.dist)
+        return True if sets.is_discrete(self.support) else _fact(_BOUNDED, self.dist)
 
     @property
     def flat(self) -> bool | None:
-        return _said(_FLAT, self.dist)
+        return _fact(_FLAT, self.dist)
 
     def config(self) -> dict[str, Any]:
         if self._spec is None:
             raise TypeError(
-                f"{self} wraps a {type(self._dist).__name__}, which is no plain type of "
-                "torch.distributions: "
-                "a file cannot hold "
-                "it; build it from one of those, or write a class with config() and register it "
-                "with "
-                "@poe.register"
+                f"{self} wraps a {type(self._dist).__name__}, which is not a plain type of "
+                "torch.distributions, so a file cannot hold it: build it from those types, or "
+                "write a class with config() and register it with @poe.register"
             )
         return {"spec": _with_values(self._spec, self.dist)}
 
@@ -234,12 +230,12 @@ def _support(dist: td.Distribution) -> sets.Constraint:
     return sets.canonical(dist.support, shape)
 
 
-def _said(table: dict[str, Callable[[Any], bool]], dist: td.Distribution) -> bool | None:
-    """What a table by type says of a distribution; None where it says nothing."""
+def _fact(table: dict[str, Callable[[Any], bool]], dist: td.Distribution) -> bool | None:
+    """A fact about a distribution from a table by type; None where it is unknown."""
     if isinstance(dist, td.Independent):
-        return _said(table, dist.base_dist)
+        return _fact(table, dist.base_dist)
     if isinstance(dist, td.MixtureSameFamily):
-        return True if table is _BOUNDED and _said(table, dist.component_distribution) else None
+        return True if table is _BOUNDED and _fact(table, dist.component_distribution) else None
     known = (
         table.get(type(dist).__name__) if _TYPES.get(type(dist).__name__) is type(dist) else None
     )
@@ -353,9 +349,8 @@ def _with_values(spec: dict[str, Any], dist: td.Distribution) -> dict[str, Any]:
 
 
 def _checked(spec: Any) -> dict[str, Any]:
-    """A description that a file holds, refused unless it names a public type and arguments of
-    torch.distributions.
-    """
+    """The description in a file. Raises ValueError unless it names a public type of
+    torch.distributions and its arguments."""
     name = spec.get("type") if isinstance(spec, dict) else None
     if (
         not isinstance(name, str)
@@ -363,7 +358,9 @@ def _checked(spec: Any) -> dict[str, Any]:
         or name not in _TYPES
         or not isinstance(spec.get("arguments"), dict)
     ):
-        raise ValueError(f"{name!r} is no distribution of torch.distributions that a file may name")
+        raise ValueError(
+            f"{name!r} is not a distribution of torch.distributions that a file may name"
+        )
     known = inspect.signature(_TYPES[name].__init__).parameters
     for key, value in spec["arguments"].items():
         if key not in known or key in ("self", "validate_args"):

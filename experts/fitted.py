@@ -135,7 +135,7 @@ class Fitted(Density):
 
     def to_base(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, n), (*batch)
-        """v, where q stands, and log|det dv/dx|."""
+        """v, the coordinates of q, and log|det dv/dx|."""
         u = self._box.inv(x)
         v = torch.linalg.solve_triangular(
             self.root, (self._vector(u) - self.mean).unsqueeze(-1), upper=False
@@ -156,7 +156,7 @@ class Fitted(Density):
 
 
 def _ends(values: Any, end: float, shape: torch.Size) -> Tensor:
-    """A tensor of ends, infinite where None stands."""
+    """A tensor of ends, infinite where an end is None."""
 
     def filled(value: Any) -> Any:
         return (

@@ -34,8 +34,7 @@ from poe.registry import register
 
 @register("flow")
 class Flow(WrappedFlow):
-    """A normalizing flow over R^n: an nflows flow that somebody trained, or one built from plain
-    arguments.
+    """A normalizing flow over R^n: a trained nflows flow, or one built from plain arguments.
 
     Arguments are those of `experts.wrapped.WrappedFlow`; `architecture` holds those of
     `experts.couplings.build`: `kind`, `layers`, `hidden` and so on.

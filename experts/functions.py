@@ -54,7 +54,7 @@ class Function(Locked, Energy):
         link: "exp", "square", "abs" or "softplus".
         support: where the density may be non-zero, a constraint of `torch.distributions`; all of
             R^n by default.
-        proper, bounded: what the caller knows about the density; None where nothing is known.
+        proper, bounded: what is known about the density; None for unknown.
 
     Raises ValueError where g returns another shape than (n).
 
@@ -78,7 +78,7 @@ class Function(Locked, Energy):
             raise TypeError(f"a Function takes a callable x -> number, not {g!r}")
         if link not in _ENERGY:
             raise ValueError(
-                f"no link is called {link!r}; there are {', '.join(map(repr, _ENERGY))}"
+                f"unknown link {link!r}; choose one of {', '.join(map(repr, _ENERGY))}"
             )
         if event_shape is None:
             event_shape = getattr(g, "event_shape", None)
@@ -123,10 +123,8 @@ class Function(Locked, Energy):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps code, which a file never holds: write the function as a class derived "
-            "from "
-            "poe.Energy with a method "
-            "config(), and register it with @poe.register"
+            f"{self} wraps code, which a file cannot hold: write the function as a class derived "
+            "from poe.Energy with a method config(), and register it with @poe.register"
         )
 
 

@@ -129,9 +129,7 @@ class NGram(Text):
             )
         best = logits.detach().masked_fill(~self.allowed, -torch.inf).amax(-1)
         if not bool(best.isfinite().all()):
-            raise ValueError(
-                "a context of these logits leaves no token to follow it, or they are not numbers"
-            )
+            raise ValueError("a context of these logits leaves no token to follow it, or holds NaN")
         if isinstance(logits, nn.Parameter):
             self.register_parameter("logits", logits)
         else:
@@ -154,12 +152,11 @@ class NGram(Text):
 
         Texts are sequences of tokens or their numbers, without `bos` and `eos`; each ends with
         `eos` where there is one. Raises
-        ValueError unless smoothing is positive: contexts that were never seen need a probability.
+        ValueError unless smoothing is positive: unseen contexts need a probability.
         """
         if not smoothing > 0:
             raise ValueError(
-                f"smoothing must be positive, not {smoothing}: contexts that were never seen need "
-                "a probability"
+                f"smoothing must be positive, not {smoothing}: unseen contexts need a probability"
             )
         vocabulary = (
             vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
@@ -227,7 +224,7 @@ class LanguageModel(Text):
         length: of an event, in tokens.
         vocabulary: the K tokens and the special ones; `bos` is needed.
 
-    It holds somebody's code, so a file cannot hold it. There is no cache of past steps: drawing
+    It holds code, so it cannot be saved. There is no cache of past steps: drawing
     takes `length` passes over a growing text. Raises ValueError without a `bos`.
     """
 
@@ -242,8 +239,8 @@ class LanguageModel(Text):
         super().__init__(length, vocabulary, name=name)
         if vocabulary.bos is None:
             raise ValueError(
-                f"{vocabulary} has no bos, and a language model needs a token that stands before "
-                "the text: say bos="
+                f"{vocabulary} has no bos, and a language model needs a token that starts the "
+                "text: give bos="
             )
         self.model, self.bos = model, vocabulary.bos
         self.eval()
@@ -257,8 +254,8 @@ class LanguageModel(Text):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps somebody's model, which a file never holds: save it in its own format "
-            "and wrap it anew"
+            f"{self} wraps a model, which a file cannot hold: save it in its own format and wrap "
+            "it again"
         )
 
 
@@ -292,9 +289,8 @@ def from_transformers(
         )
     if vocabulary is None and tokenizer is None:
         raise TypeError(
-            f"say what the token numbers of {type(model).__name__} stand for: tokenizer=, or "
-            "vocabulary= with the tokens in order; "
-            "models of different vocabularies must not be composed"
+            f"the tokens of {type(model).__name__} are unknown: give tokenizer=, or vocabulary= "
+            "with the tokens in order; models of different vocabularies must not be composed"
         )
     special = {"bos": bos, "eos": eos, "pad": pad}
     for role, number in special.items():
@@ -322,8 +318,8 @@ def _tokens_of(tokenizer: Any) -> tuple[str, ...]:
 
 
 class _HuggingFace(nn.Module):
-    """A model of theirs as tokens -> logits: every token is attended to, those after `eos` decide
-    nothing; no cache is built."""
+    """A model of theirs as tokens -> logits: every token is attended to, those after `eos` have
+    no effect; no cache is built."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

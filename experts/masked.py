@@ -1,6 +1,6 @@
 """Masked networks (Germain, Gregor, Murray & Larochelle, MADE, 2015): hidden units carry degrees 1,
 ..., n - 1, and a weight is kept where the degree does not fall (inside) or rises (into the
-outputs), so that each output depends on earlier positions of the order alone."""
+outputs), so that each output depends only on earlier positions of the order."""
 
 from __future__ import annotations
 

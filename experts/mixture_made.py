@@ -2,8 +2,8 @@
 Gaussians, in nats.
 
 `next_logits(prefix)`, prefix (*batch, t), is (*batch, 3, K): log-weights (normalised), means and
-scales of the mixture of Gaussians that the next position follows. So a method that follows the
-order needs to know this form, never the expert.
+scales of the mixture of Gaussians that the next position follows. A method that follows the
+order depends on this form only, not on the expert.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MixtureMADE(Density):
         order: the positions in the order in which they are generated; by default 0, 1, ..., n-1.
         dropout: of hidden units, in training mode.
 
-    Raises ValueError where `order` is no permutation of the positions.
+    Raises ValueError where `order` is not a permutation of the positions.
     """
 
     order: Tensor
@@ -80,7 +80,7 @@ class MixtureMADE(Density):
         order = checked_order(order, event_shape)
         if min_scale <= 0:
             raise ValueError(
-                f"min_scale must be positive, not {min_scale}: a conditional of scale 0 is no "
+                f"min_scale must be positive, not {min_scale}: a conditional of scale 0 has no "
                 "density"
             )
         self._config = {

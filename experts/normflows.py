@@ -2,7 +2,7 @@
 
 `NormFlow` takes a `NormalizingFlow`, a `ConditionalNormalizingFlow` (its context bound by
 `.given`), or a `ClassCondFlow` (its class bound by `.given(label)`). Determinants are added up in
-the flow's own precision; `Composite` layers make float32 zeros of their own. `MaskedAffineFlow`
+the flow's own precision; `Composite` layers add zeros of float32. `MaskedAffineFlow`
 answers NaN where its scale overflows, far out. See `experts.wrapped` for the methods.
 """
 
@@ -26,8 +26,7 @@ KINDS = ("rq-autoregressive", "rq-coupling", "realnvp", "maf")
 
 @register("normflows")
 class NormFlow(WrappedFlow):
-    """A flow of normflows as a density: one that somebody trained, or one built from plain
-    arguments.
+    """A flow of normflows as a density, trained, or built from plain arguments.
 
     >>> import poe
     >>> flow = poe.create("normflows", kind="realnvp", event_shape=(2,), layers=2, hidden=16)
@@ -38,9 +37,8 @@ class NormFlow(WrappedFlow):
     `KINDS`, `layers`, `hidden` and `blocks`. The base states the shape of an event; where it does
     not, `event_shape` is needed. A class-conditional flow takes `context_shape=()`, one label.
 
-    Raises TypeError for a flow without an inverse, whose density nobody can evaluate, and for one
-    whose ActNorm layers are not
-    initialised: its first batch would change it.
+    Raises TypeError for a flow without an inverse, whose density cannot be evaluated, and for one
+    whose ActNorm layers are not initialised: its first batch would change it.
     """
 
     LIBRARY = "normflows"

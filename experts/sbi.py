@@ -120,7 +120,7 @@ class Amortised(Locked, Energy):
     def config(self) -> dict[str, Any]:
         raise TypeError(
             f"{self} wraps an estimator of sbi, whose architecture has no plain description: save "
-            "that by torch, and wrap it"
+            "it by torch, and wrap it again"
         )
 
     def _checked(self, context: Any) -> Tensor:  # -> (trials, *x)
@@ -225,8 +225,8 @@ class Posterior(Amortised):
 
 @register("sbi-likelihood")
 class Likelihood(Amortised):
-    """E(θ) = -Σᵢ log q(xᵢ | θ), a factor without a prior (NLE): its Z is no probability of the data
-    unless a prior stands beside it."""
+    """E(θ) = -Σᵢ log q(xᵢ | θ), a factor without a prior (NLE): its Z is not a probability of the
+    data unless it is multiplied by a prior."""
 
     @staticmethod
     def _shapes(estimator: Any) -> tuple[Sequence[int], Sequence[int]]:
@@ -257,8 +257,8 @@ def from_posterior(posterior: Any, *, name: str | None = None) -> Energy:
     """A posterior of sbi: of NPE a `Posterior`; of NLE or NRE `likelihood & prior`, over the same
     support.
 
-    Raises TypeError for another kind: an ensemble is `poe.product` or `poe.mixture` of its members,
-    say.
+    Raises TypeError for another kind: for an ensemble, pass the members to
+    `poe.product` or `poe.mixture`.
     """
     facts = vars(posterior)
     if "posterior_estimator" in facts:

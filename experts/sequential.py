@@ -35,7 +35,7 @@ class Autoregressive(Locked, Density):
         order: the positions of the flattened event in the order in which they are generated; by
             default 0, 1, ..., n - 1.
 
-    Raises ValueError where `levels` is below 2 or `order` is no permutation of the positions.
+    Raises ValueError where `levels` is below 2 or `order` is not a permutation of the positions.
     """
 
     order: Tensor

@@ -43,7 +43,7 @@ _LOG_RADIAL: dict[str, Callable[[int], float]] = {
     "linear": lambda d: -math.log(d * (d + 1)),
 }
 _ENDLESS = ("gaussian", "exponential")
-CHUNK = 2**23  # distances held at once
+MAX_DISTANCES = 2**23  # held at once
 
 
 @register("gaussian-mixture")
@@ -79,7 +79,7 @@ class KernelDensity(Density):
     """p(x) = Σᵢ wᵢ k(|x - xᵢ|/h) / (hᵈ ∫k) over R^d, |·| Euclidean.
 
     Arguments:
-        model: a fitted KernelDensity of scikit-learn; or none, and the next ones.
+        model: a fitted KernelDensity of scikit-learn; by default the arguments below.
         points, weights, bandwidth: (n, d), (n) of positive sum (equal by default), and h (units of
             x).
         kernel: "gaussian", "exponential", "tophat", "epanechnikov" or "linear", k(r) = e^(-r²/2),
@@ -112,8 +112,7 @@ class KernelDensity(Density):
                 or (model.metric_params or {}).get("p", 2) != 2
             ):
                 raise ValueError(
-                    "KernelDensity here takes Euclidean distances, and the model has "
-                    f"metric={model.metric!r}"
+                    f"only Euclidean distances are supported, the model has metric={model.metric!r}"
                 )
             points, weights = np.asarray(model.tree_.data), model.tree_.sample_weight
             bandwidth, kernel = float(model.bandwidth_), model.kernel
@@ -123,8 +122,7 @@ class KernelDensity(Density):
             )
         if kernel not in _LOG_KERNEL:
             raise ValueError(
-                f"kernel {kernel!r} is none of {', '.join(_LOG_KERNEL)}, whose densities and draws "
-                "are known here"
+                f"kernel {kernel!r} is not supported; choose one of {', '.join(_LOG_KERNEL)}"
             )
         x = torch.as_tensor(points, dtype=torch.get_default_dtype())
         w = torch.ones(len(x)) if weights is None else torch.as_tensor(np.asarray(weights))
@@ -152,7 +150,9 @@ class KernelDensity(Density):
         rows = x.reshape(-1, d)
         area = math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)  # of the unit sphere
         constant = area + _LOG_RADIAL[self.kernel](d) + d * self.bandwidth.log()
-        parts = [self._summed(chunk) for chunk in rows.split(max(1, CHUNK // len(self.points)))]
+        parts = [
+            self._summed(chunk) for chunk in rows.split(max(1, MAX_DISTANCES // len(self.points)))
+        ]
         return (torch.cat(parts) - constant).reshape(x.shape[:-1])
 
     def _summed(self, rows: Tensor) -> Tensor:  # (n, d) -> (n)
@@ -232,7 +232,7 @@ class PredictProba(External):
         event_shape: shape of one x; it is flattened to the model's features, by default
             (n_features_in_,).
         smoothing: s in [0, 1): (1 - s) p + s/K of K classes stands for p. Forests and nearest
-            neighbours say 0 for a class they did not see, which no product undoes: E = +inf.
+            neighbours give 0 to an unseen class, so that E = +inf in any product.
 
     Raises TypeError for a model without `predict_proba`, or not fitted, ValueError for labels it
     does not know.
@@ -275,7 +275,7 @@ class PredictProba(External):
             self.takes_context = True
 
     def given(self, context: Any) -> PredictProba:
-        """The factor that asks for this label, or these."""
+        """The factor for this label, or for any of these."""
         bound = PredictProba(
             self.model,
             context,
@@ -288,7 +288,7 @@ class PredictProba(External):
     def energies(self, rows: np.ndarray) -> np.ndarray:  # (n, *event) -> (n)
         if self._columns is None:
             raise TypeError(
-                f"{self} asks for no class yet: bind one of {self.classes} with .given(label)"
+                f"{self} has no class bound: bind one of {self.classes} with .given(label)"
             )
         flat = rows.reshape(len(rows), -1)
         finite: np.ndarray = np.asarray(np.isfinite(flat).all(1))
@@ -307,8 +307,8 @@ class PredictProba(External):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps a model of scikit-learn, which only pickles hold: save it your own way, "
-            "and wrap it anew"
+            f"{self} wraps a model of scikit-learn, which only pickles hold: save it yourself, and "
+            "wrap it again"
         )
 
     def _found(self, labels: Any) -> list[int]:

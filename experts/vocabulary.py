@@ -17,9 +17,9 @@ class Vocabulary:
     """What token numbers stand for: `tokens[i]` is number i. `bos`, `eos` and `pad` are numbers
     too, or None.
 
-    Two vocabularies are equal where their tokens, `eos` and `pad` are; `bos` is no part of an
-    event. With an `eos` and no `pad`, `eos` is repeated. Raises ValueError where tokens are not
-    distinct, or a special token is no number of one.
+    Two vocabularies are equal where their tokens, `eos` and `pad` are; `bos` is not part of
+    an event. With an `eos` and no `pad`, `eos` is repeated. Raises ValueError where tokens are not
+    distinct, or a special token is not the number of one.
 
     >>> letters = Vocabulary(("a", "b", "."), eos=2)
     >>> letters.events(["ab", "bbb"], length=3)
@@ -38,12 +38,12 @@ class Vocabulary:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "pad", self.eos if self.pad is None else self.pad)
         if len(set(self.tokens)) < len(self.tokens):
-            raise ValueError(f"the tokens of a vocabulary are distinct; {self} names one twice")
+            raise ValueError(f"the tokens of a vocabulary must be distinct; {self} has one twice")
         for role, number in (("bos", self.bos), ("eos", self.eos), ("pad", self.pad)):
             if number is not None and not 0 <= number < len(self.tokens):
                 raise ValueError(
-                    f"{role} is the number of a token of {self}, 0 to {len(self.tokens) - 1}, not "
-                    f"{number!r}"
+                    f"{role} must be the number of a token of {self}, 0 to "
+                    f"{len(self.tokens) - 1}, not {number!r}"
                 )
 
     def __len__(self) -> int:
@@ -84,11 +84,11 @@ class Vocabulary:
                 if not 0 <= number < len(self)
             ]
             if unknown:
-                raise ValueError(f"{unknown[0]!r} is no token of {self}")
+                raise ValueError(f"{unknown[0]!r} is not a token of {self}")
             if len(row) < length and self.eos is None:
                 raise ValueError(
-                    f"a text of {len(row)} tokens is no event of length {length}, and {self} has "
-                    "no eos to end it"
+                    f"a text of {len(row)} tokens is shorter than {length}, and {self} has no eos "
+                    "to end it"
                 )
             rows.append([*row, self.eos, *[self.pad] * length][:length])
         return torch.tensor(rows, dtype=torch.long).reshape(-1, length)

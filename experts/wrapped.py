@@ -42,8 +42,8 @@ class WrappedFlow(Locked, Density):
         bounded: whether the density is known to be bounded above, where the adapter cannot tell.
         architecture: with no flow, the arguments of `build`.
 
-    The flow stays in eval mode but inside `training_mode`. Draws are decided by the generator;
-    where the base is no Gaussian they are made by the library itself, under torch's global
+    The flow stays in eval mode except inside `training_mode`. Draws are decided by the generator;
+    where the base is not a Gaussian they are made by the library, under torch's global
     randomness seeded from the generator and restored after.
 
     Raises TypeError where the flow does not evaluate on a point or gives another value the second
@@ -79,8 +79,8 @@ class WrappedFlow(Locked, Density):
             plain = architecture
         elif architecture:
             raise TypeError(
-                f"{', '.join(architecture)} describe a new flow, but one is given: leave either "
-                "away"
+                f"{', '.join(architecture)} describe a new flow, but a flow is given: pass only "
+                "one of them"
             )
         mixed = {str(p.dtype) for p in flow.parameters() if p.is_floating_point()}
         if len(mixed) > 1:
@@ -129,7 +129,7 @@ class WrappedFlow(Locked, Density):
     @abstractmethod
     def _features(flow: Any, context_shape: torch.Size | None) -> torch.Size | None:
         """Shape of the flow's events, None where it does not say. Raises TypeError for a flow that
-        is no density."""
+        is not a density."""
 
     @abstractmethod
     def _log_prob(self, rows: Tensor, context: Tensor | None) -> Tensor:  # (n, *features) -> (n)
@@ -157,7 +157,7 @@ class WrappedFlow(Locked, Density):
     @abstractmethod
     def _gaussian(self, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of the base, each (*features) or (1, *features); None where
-        it is no diagonal Gaussian."""
+        it is not a diagonal Gaussian."""
 
     def _own_support(self, flow: Any) -> Any:
         """Where the flow itself is non-zero, as `support` above."""
@@ -199,7 +199,7 @@ class WrappedFlow(Locked, Density):
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
         """z, standard normal if x is a draw, and log|det dz/dx| in nats. Raises TypeError where the
-        base is no diagonal Gaussian."""
+        base is not a diagonal Gaussian."""
         mean, scale = self._standard()
         rows, batch = self._pack(x)
         if not len(rows):
@@ -357,7 +357,7 @@ class WrappedFlow(Locked, Density):
             raise TypeError(
                 f"the flow of {self.LIBRARY} gives two values of log p at one point, "
                 f"{first.item():.6g} and {second.item():.6g}: "
-                "its density is only estimated, at random, and no kernel can be exact with it"
+                "its density is only estimated, at random, and no kernel is exact with it"
             )
 
 

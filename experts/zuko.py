@@ -4,7 +4,7 @@ A lazy distribution of zuko becomes `p(x | c)` when it is called with a context 
 at every evaluation, and so follows parameters that are trained or moved between devices. See
 `experts.wrapped` for the methods.
 
-Not built by name, but wrapped at the caller's own risk:
+Can be wrapped, but are not built by name:
 
 - GF: its density clips in the tails (one transformation integrates to 1.0045), its inverse ends at
   ±10;
@@ -51,8 +51,7 @@ _VOLUME = (transforms.PermutationTransform, transforms.RotationTransform)
 
 @register("zuko")
 class Zuko(WrappedFlow):
-    """A flow or mixture of zuko as a density: one that somebody trained, or one built from plain
-    arguments.
+    """A flow or mixture of zuko as a density, trained, or built from plain arguments.
 
     >>> import poe
     >>> flow = poe.create("zuko", kind="nsf", event_shape=(2,), transforms=2, hidden_features=(16,))
@@ -73,7 +72,7 @@ class Zuko(WrappedFlow):
     def build(
         features: int, *, context: int = 0, kind: str | None = None, **architecture: Any
     ) -> nn.Module:
-        """A new flow of zuko, of one of `KINDS`; a list where zuko wants a tuple will do."""
+        """A new flow of zuko, of one of `KINDS`; lists are accepted where zuko takes tuples."""
         if kind not in KINDS:
             raise ValueError(
                 f"no flow of zuko is of kind {kind!r}; choose kind= one of {', '.join(KINDS)}"
@@ -107,7 +106,7 @@ class Zuko(WrappedFlow):
                 else f"of a context of shape {tuple(context.shape)}"
             )
             raise TypeError(
-                f"the flow of zuko makes no distribution {takes} ({type(error).__name__}: "
+                f"the flow of zuko gives no distribution {takes} ({type(error).__name__}: "
                 f"{error}); a conditional flow "
                 "needs the shape of its context, context_shape=..., and .given(context) before it "
                 "is used"

@@ -29,7 +29,7 @@ class DBM(Machine):
     blocks for Gibbs.
 
     Arguments:
-        weights: W_l, (n_l, n_{l+1}), one less than there are layers.
+        weights: W_l, (n_l, n_{l+1}), one fewer than there are layers.
         biases: b_l (n_l), or broadcast to it; 0 by default.
         learnable: makes all of them `nn.Parameter`s.
 
@@ -123,14 +123,14 @@ class DBM(Machine):
             μ_l = 1/(1 + exp(-b_l - W_{l-1}ᵀ μ_{l-1} - W_l μ_{l+1})),     μ_0 = v,
 
         layers of odd and of even number in turn. Each update is the best one given the other
-        layers, so that `lower_bound` never falls, and damping is not needed. They start from one
-        pass upwards, in which inputs from below count twice, for those from above that are still
-        missing; and end once no mean changes by more than `tolerance`. Without a graph.
+        layers, so that `lower_bound` never decreases and no damping is needed. The means start from
+        one pass upwards, in which inputs from below count twice, in place of those from above; the
+        iteration ends once no mean changes by more than `tolerance`. Without a graph.
         """
         if v.ndim < 1 or v.shape[-1] != self.sizes[0]:
             raise ValueError(
-                f"v of shape {tuple(v.shape)} are no visible units: {self} has {self.sizes[0]}, "
-                f"(*batch, {self.sizes[0]})"
+                f"{self} takes visible units of shape (*batch, {self.sizes[0]}), not "
+                f"{tuple(v.shape)}"
             )
         top = len(self.sizes) - 1
         with torch.no_grad():
@@ -154,8 +154,8 @@ class DBM(Machine):
     def free_energy(self, v: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
         # (*batch, n_0), (*batch, n_l) each -> (*batch)
         """E(v, μ) - H(μ) of a factorial law of the hidden layers, by default `mean_field(v)`, in
-        nats: an upper bound of -log Σ_h exp(-E(v, h)). Its graph leads to the parameters alone: at
-            the fixed point μ adds nothing to the gradient."""
+        nats: an upper bound of -log Σ_h exp(-E(v, h)). Its graph leads to the parameters only:
+        at the fixed point μ adds nothing to the gradient."""
         means = self.mean_field(v) if means is None else [mean.detach() for mean in means]
         entropy = sum((torch.special.entr(m) + torch.special.entr(1 - m)).sum(-1) for m in means)
         return self.forward(torch.cat([v.to(self.dtype), *means], -1)) - entropy
@@ -166,10 +166,12 @@ class DBM(Machine):
         default its own, where it is exact. An estimate with a standard error makes a bound with the
         same one.
 
-        Raises ValueError where nobody knows log Z, or v are no bits: then it bounds nothing.
+        Raises ValueError where log Z is unknown, or v are not bits.
         """
         if not bool(((v == 0) | (v == 1)).all()):
-            raise ValueError("visible units are bits, 0 or 1, and the bound is one for them alone")
+            raise ValueError(
+                "visible units must be bits, 0 or 1: the bound holds for no other values"
+            )
         log_z = self.log_z if log_z is None else log_z
         if log_z is None:
             raise ValueError(

@@ -49,7 +49,7 @@ class GaussianRBM(Restricted):
         name: str | None = None,
     ) -> None:
         values, shape = read_weights(weights, event_shape, hidden_bias, loc=loc, scale=scale)
-        param.require_positive("scale", values["scale"], "a standard deviation is positive")
+        param.require_positive("scale", values["scale"], "a standard deviation must be positive")
         blocks, structure = [torch.arange(shape.numel())], {"event_shape": list(shape)}
         super().__init__(
             values,
@@ -66,7 +66,7 @@ class GaussianRBM(Restricted):
 
     @property
     def proper(self) -> bool | None:
-        """True: softplus grows linearly, the Gaussian falls off faster."""
+        """True: softplus grows linearly, the Gaussian decays faster."""
         return True
 
     @property

@@ -109,7 +109,7 @@ class Ising(PairModel):
         return 2 * s - 1 if self.bits else s
 
     def _local(self, s: Tensor, sites: Tensor) -> Tensor:  # (*batch, n), (k) -> (*batch, k)
-        """h_i + Σ_j J_ij s_j: of a grid at all sites at once, unless few are asked for."""
+        """h_i + Σ_j J_ij s_j: of a grid at all sites at once, unless few are needed."""
         if self.is_grid and 8 * len(sites) > s.shape[-1]:
             return self._everywhere(s).index_select(-1, sites)
         near, bond, couplings = self._around(sites)

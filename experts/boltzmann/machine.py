@@ -71,7 +71,7 @@ class Machine(Energy):
 
     @property
     def log_z(self) -> Estimate | None:
-        """The log of the sum of exp(-E), where it is known or takes no more than a few seconds."""
+        """The log of the sum of exp(-E), where it is known or takes at most a few seconds."""
         value = self.exact_log_z(patient=False)
         return None if value is None else Estimate(value)
 

@@ -21,7 +21,7 @@ from experts.boltzmann.machine import Machine
 from experts.families import parameters as param
 from poe.algebra import support as sets
 
-MAX_TABLES = 16  # sets of sites whose neighbours are remembered
+MAX_TABLES = 16  # sets of sites whose neighbours are kept
 
 
 class PairModel(Machine):
@@ -61,7 +61,7 @@ class PairModel(Machine):
         )
         if len(closed) != len(shape):
             raise ValueError(
-                f"periodic takes one truth value, or one for each of {len(shape)} axes, not "
+                f"periodic must be one truth value, or one for each of {len(shape)} axes, not "
                 f"{len(closed)}"
             )
         if edges is None:
@@ -213,7 +213,7 @@ class PairModel(Machine):
         return Strip(fields.reshape(rows, columns, -1), tables[0], tables[1], pair)
 
     def _torus(self, strip: Strip) -> float | None:
-        """log Z by a closed formula; None where there is none."""
+        """log Z by a closed formula; None where there is no such formula."""
         return None
 
 
@@ -225,7 +225,7 @@ def _checked(edges: Any, n: int) -> Tensor:
         )
     if bool((pairs[:, 0] == pairs[:, 1]).any()):
         raise ValueError(
-            "an edge joins two different sites: what one site does by itself is its field"
+            "an edge must join two different sites; the energy of one site is given by fields="
         )
     return pairs
 

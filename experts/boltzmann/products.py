@@ -70,9 +70,9 @@ def _rbm(factors: Sequence[Factor]) -> Energy | None:
 @closed_form(GaussianRBM)
 @closed_form(GaussianRBM, Normal)
 def _gaussian_rbm(factors: Sequence[Factor]) -> Energy | None:
-    """Hidden units side by side; precisions λ = Σ wλ_i and λb = Σ wλ_i b_i; ½ Σ (wλ_i b_i² - λb²)
-    is left, and the constants of the normals. A normal with full covariance is none of the family,
-    nor is a λ that is not positive."""
+    """Hidden units side by side; precisions λ = Σ wλ_i and λb = Σ wλ_i b_i; the constant is
+    ½ Σ (wλ_i b_i² - λb²) and those of the normals. None for a normal with full covariance, or a λ
+    that is not positive."""
     machines = [(e, power) for e, power in factors if isinstance(e, GaussianRBM)]
     normals = [(e, power) for e, power in factors if isinstance(e, Normal)]
     if (

@@ -99,8 +99,8 @@ def quadratic_log_z(linear: Tensor, square: Tensor) -> float:  # (k), (k, k)
 
 
 def layers_log_z(weights: Tensor, left: Tensor, right: Tensor, *, patient: bool) -> float | None:
-    """`layered_log_z` up to 24 units of the shorter layer; unless `patient`, only where it takes a
-    second or two."""
+    """`layered_log_z` up to 24 units of the shorter layer; unless `patient`, only where it takes
+    one or two seconds."""
     units, others = sorted((len(left), len(right)))
     if units > MAX_UNITS or (not patient and others << units > MAX_FACTORS):
         return None

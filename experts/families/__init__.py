@@ -19,7 +19,7 @@ parameters that are trained afterwards.
 
 Coordinates of an event are independent but for a Normal with full covariance and for a Dirichlet.
 Parameters are buffers; they are trained where the caller gives an `nn.Parameter` or asks for
-`learnable=True`, and must then be kept inside their domain by whoever trains them. Draws are made
+`learnable=True`, and the training code must keep them inside their domain. Draws are made
 in float64 from the generator, rounded to the expert's precision, and never rounded onto an end of
 the support where the density may be infinite.
 """

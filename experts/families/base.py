@@ -62,8 +62,8 @@ class ExponentialFamily(Density):
     ) -> Self | None:
         """The member with these natural parameters, in float64.
 
-        Raises Improper outside the natural domain. `rounding` bounds their errors: None where these
-        leave it open on which side of the border the parameters lie.
+        Raises Improper outside the natural domain. `rounding` bounds their errors: None where it is
+        unknown, within them, on which side of the border the parameters lie.
         """
 
     @abstractmethod

@@ -25,9 +25,7 @@ class Exponential(ExponentialFamily):
         self, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None
     ) -> None:
         values = param.parameters(rate=rate)
-        param.require_positive(
-            "rate", values["rate"], "Exponential(rate) decays at a positive rate"
-        )
+        param.require_positive("rate", values["rate"], "Exponential(rate) takes positive numbers")
         super().__init__(
             values,
             support=sets.box(0.0, math.inf, param.common_shape(values)),

@@ -54,7 +54,9 @@ class Normal(ExponentialFamily):
             )
         if scale is not None:
             values = param.parameters(loc=loc, scale=scale)
-            param.require_positive("scale", values["scale"], "a standard deviation is positive")
+            param.require_positive(
+                "scale", values["scale"], "a standard deviation must be positive"
+            )
             shape = param.common_shape(values)
         else:
             if isinstance(covariance, nn.Parameter):

@@ -145,23 +145,23 @@ def logits_of(family: str, probs: Any, logits: Any, inverse: Callable[[Tensor], 
     value = tensors(probs=probs)["probs"]
     if bool((value < 0).any() or (family == "Bernoulli" and (value > 1).any())):
         raise ValueError(
-            f"probs = {first_bad(value, lambda v: (v < 0) | (v > 1)):g}: a probability lies "
+            f"probs = {first_bad(value, lambda v: (v < 0) | (v > 1)):g}: a probability must lie "
             "between 0 and 1"
         )
     return inverse(value)
 
 
 def cholesky_of(covariance: Tensor) -> Tensor:
-    """The Cholesky factor of a covariance. Raises ValueError where it has none."""
+    """The Cholesky factor of a covariance. Raises ValueError where there is no factor."""
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(
-            "a covariance is a square matrix over the flattened event, not of shape "
+            "a covariance must be a square matrix over the flattened event, not of shape "
             f"{tuple(covariance.shape)}"
         )
     if not torch.allclose(
         covariance, covariance.mT, rtol=1e-5, atol=1e-8 * float(covariance.abs().max())
     ):
-        raise ValueError("a covariance is symmetric; (C + C.mT) / 2 makes one of C")
+        raise ValueError("a covariance must be symmetric; (C + C.mT) / 2 makes C symmetric")
     factor, info = torch.linalg.cholesky_ex(covariance)
     if int(info):
         raise ValueError(
@@ -176,16 +176,16 @@ def fit_covariance(values: dict[str, Tensor]) -> torch.Size:
     tril, loc = values["scale_tril"], values["loc"]
     if tril.ndim != 2 or tril.shape[0] != tril.shape[1]:
         raise ValueError(
-            "scale_tril is a square matrix over the flattened event, not of shape "
+            "scale_tril must be a square matrix over the flattened event, not of shape "
             f"{tuple(tril.shape)}"
         )
     require_positive(
-        "the diagonal of scale_tril", tril.diagonal(), "a Cholesky factor has a positive diagonal"
+        "the diagonal of scale_tril", tril.diagonal(), "a Cholesky factor needs a positive diagonal"
     )
     if bool((tril != tril.tril()).any()):
         raise ValueError(
-            "scale_tril must be zero above its diagonal; torch.linalg.cholesky(covariance) makes "
-            "one"
+            "scale_tril must be zero above its diagonal; torch.linalg.cholesky(covariance) "
+            "returns such a factor"
         )
     shape = loc.shape if loc.ndim else torch.Size([len(tril)])
     if shape.numel() != len(tril):

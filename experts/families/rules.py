@@ -133,8 +133,8 @@ def _normals_in_part(factors: Sequence[Factor]) -> Energy | None:
 
 
 def _parts(factors: Sequence[Factor], size: int) -> list[_Part] | None:
-    """The factors as Normals of parts of the event; None where one is no such Normal, or where none
-    is placed by `poe.on`."""
+    """The factors as Normals of parts of the event; None where one is not such a Normal, or
+    where no factor is placed by `poe.on`."""
     found = []
     for energy, power in factors:
         if isinstance(energy, Normal):
@@ -198,7 +198,7 @@ def _categorical(factors: Sequence[Factor]) -> Energy | None:
 @closed_form(Poisson)
 def _poisson(factors: Sequence[Factor]) -> Energy | None:
     """The base measure is (1/x!)^Σw: in the family where Σw = 1, of infinite mass where Σw < 0,
-    else in none.
+    else outside the family.
     """
     powers = [power for _, power in factors]
     total = math.fsum(powers)

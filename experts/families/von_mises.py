@@ -38,8 +38,7 @@ class VonMises(ExponentialFamily):
         if bool((values["concentration"] < 0).any()):
             raise ValueError(
                 f"concentration = {param.first_bad(values['concentration'], lambda v: v < 0)}: "
-                "that of "
-                "VonMises(loc, concentration) is not negative"
+                "VonMises(loc, concentration) takes a concentration of at least 0"
             )
         super().__init__(
             values,

@@ -515,7 +515,7 @@ def test_registry() -> None:
         (lambda: RBM(t(3)), "join visible to hidden units"),
         (lambda: RBM(t(3, 2), t(2)), "visible_bias of shape \\(2,\\) does not fit 3 units"),
         (lambda: RBM(t(3, 2), event_shape=(2, 2)), "the weights have 3 rows"),
-        (lambda: GaussianRBM(t(3, 2), scale=-1.0), "a standard deviation is positive"),
+        (lambda: GaussianRBM(t(3, 2), scale=-1.0), "a standard deviation must be positive"),
         (lambda: DBM([t(3, 2), t(3, 2)]), "lead from each layer to the next"),
         (lambda: DBM([t(3, 2)], [0.0]), "2 layers have as many biases, not 1"),
         (lambda: Ising((5, 5)).enumerate(), "more than 65,536 states"),

@@ -436,7 +436,11 @@ def test_scalars_broadcast() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "hint"),
     [
-        (lambda: Normal(0.0, -1.0), ValueError, "scale = -1: a standard deviation is positive"),
+        (
+            lambda: Normal(0.0, -1.0),
+            ValueError,
+            "scale = -1: a standard deviation must be positive",
+        ),
         (lambda: Normal(0.0), TypeError, "Normal\\(loc, scale\\) is the diagonal one"),
         (lambda: Normal(0.0, 1.0, covariance=torch.eye(1)), TypeError, "one of scale="),
         (lambda: Normal(float("nan"), 1.0), ValueError, "loc = nan: parameters must be finite"),
@@ -467,7 +471,7 @@ def test_scalars_broadcast() -> None:
         (lambda: Beta(1.0, math.inf), ValueError, "b = inf: parameters must be finite"),
         (lambda: Dirichlet([1.0]), ValueError, "two or more categories"),
         (lambda: Bernoulli(1.0), ValueError, "poe.fill"),
-        (lambda: Bernoulli(1.5), ValueError, "lies between 0 and 1"),
+        (lambda: Bernoulli(1.5), ValueError, "must lie between 0 and 1"),
         (lambda: Bernoulli(), TypeError, "one of probs= and logits="),
         (
             lambda: Categorical(torch.full((3,), -math.inf)),
@@ -476,7 +480,7 @@ def test_scalars_broadcast() -> None:
         ),
         (lambda: Categorical(probs=[0.2, -0.1]), ValueError, "probs = -0.1"),
         (lambda: Poisson(-1.0), ValueError, "rate = -1"),
-        (lambda: VonMises(0.0, -1.0), ValueError, "not negative"),
+        (lambda: VonMises(0.0, -1.0), ValueError, "concentration of at least 0"),
     ],
 )
 def test_bad_parameters_are_refused(

@@ -136,11 +136,11 @@ def test_mistakes_are_explained() -> None:
         Function(lambda x: 0.0, (2,))(torch.zeros(2))  # type: ignore[arg-type, return-value]
     with pytest.raises(TypeError, match="event_shape=\\(2,\\)"):
         Function(quartic)
-    with pytest.raises(ValueError, match="there are 'exp', 'square', 'abs', 'softplus'"):
+    with pytest.raises(ValueError, match="choose one of 'exp', 'square', 'abs', 'softplus'"):
         Function(quartic, (1,), link="tanh")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="takes a callable"):
         Function(3.0, (1,))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a file never holds"):
+    with pytest.raises(TypeError, match="a file cannot hold"):
         Function(quartic, (1,)).config()
 
 
