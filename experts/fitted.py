@@ -65,6 +65,7 @@ class Fitted(Density):
         self.register_buffer("mean", torch.zeros(n))
         self.register_buffer("root", torch.eye(n))
         self._box: Any = reals.from_reals(self.support)
+        self.fit: Any = None  # how well it fits its samples, from poe.fit_density; not in files
 
     def whiten(self, x: Tensor, weights: Tensor | None = None) -> None:  # (n, *event), (n)
         """Sets m and L to the mean and the Cholesky factor of the covariance of u over weighted

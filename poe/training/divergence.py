@@ -1,14 +1,14 @@
-"""Contrastive divergence: losses whose negative points are moved by chains, from the data or from
-where they were last.
+"""Contrastive divergence: losses whose negative points are moved by chains, which start from the
+data or continue.
 
 | loss | chains start | references |
 |-----------------------------------|-------------------------------------------|-------------------------------------|
 | `ContrastiveDivergence` | at the batch | Hinton 2002 |
 | `PersistentContrastiveDivergence` | where they ended, or in a buffer | Tieleman 2008; Du and Mordatch 2019 |
 
-Both are mean E(batch) - mean E(x_k), x_k the points after k steps of a kernel: no number of
-interest, but a gradient, E_data ∇E - E_chains ∇E, that estimates the one of -log p(data) as well as
-the chains follow the model.
+Both are mean E(batch) - mean E(x_k), x_k the points after k steps of a kernel. The value has no
+meaning; its gradient, E_data ∇E - E_chains ∇E, estimates that of -log p(data), the better the
+closer the law of the chains is to the model.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
+from poe.algebra.checks import whole_number
 from poe.algebra.capabilities import Samples
 from poe.algebra.energy import Energy
 from poe.algebra.frozen import frozen
@@ -29,25 +30,26 @@ from poe.kernels.defaults import default_kernel
 from poe.spaces.conditionals import opaque
 from poe.spaces.sites import sites_of, vectors
 
-# acceptance to which step sizes are led (Roberts and Rosenthal 1998; Sun, Dai and Schuurmans 2022)
-TARGET = 0.574
-ENOUGH = 0.4  # acceptance at which the search for a first one ends
-FEW = 0.01  # acceptance below which chains are said to stand still
-MOST_TRIES = 20
+# that step sizes are adapted to (Roberts and Rosenthal 1998; Sun, Dai and Schuurmans 2022)
+TARGET_ACCEPTANCE = 0.574
+MIN_SEARCH_ACCEPTANCE = 0.4  # at which the search for an initial step size ends
+MIN_ACCEPTANCE = 0.01  # below which a warning says that chains hardly move
+MAX_TRIES = 20  # of the search for an initial step size
 
 
 @dataclass(frozen=True)
 class ContrastiveDivergence:
     """CD-k: mean E(batch) - mean E(x_k), x_k after k steps of a kernel from the batch itself; the
-    step is not differentiated.
+    steps are not differentiated.
 
-    Cheap, and biased: the gradient vanishes where k steps leave the data's law as it is, which is
-    the likelihood's optimum where the model can be the data's law, and near it else.
+    Cheap and biased: the gradient vanishes where k steps leave the law of the data invariant. That
+    is the optimum of the likelihood if the model contains the law of the data, and close to it
+    otherwise.
 
     Arguments:
         k: steps, at least 1.
-        kernel: what moves the points, with a step size where it has one; None: see `mover`, which
-            looks for one in each call.
+        kernel: moves the points, with a step size where it has one; None: see `mover`, which
+            finds one in each call.
         generator: source of its randomness; torch's global one by default.
 
     Raises ValueError where the batch is empty, or has points of energy +inf or NaN.
@@ -61,47 +63,46 @@ class ContrastiveDivergence:
     generator: torch.Generator | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        _check_steps(self.k)
+        whole_number("k", self.k, 1)
 
     def __call__(self, energy: Energy, batch: Tensor) -> Tensor:  # (n, *event) -> ()
         check_batch(energy, batch)
         data = mean_energy(energy, batch, "the batch")
         kernel = mover(energy, batch, batch, self.generator) if self.kernel is None else self.kernel
-        moved, _ = _moved(energy, batch, kernel, self.k, self.generator)
-        return data - mean_energy(energy, moved, "the chains")
+        points, _ = advanced(energy, batch, kernel, self.k, self.generator)
+        return data - mean_energy(energy, points, "the chains")
 
 
 @dataclass(eq=False)
 class PersistentContrastiveDivergence:
-    """PCD-k: mean E(batch) - mean E(x), x the points of chains that go on from call to call, k
+    """PCD-k: mean E(batch) - mean E(x), x the points of chains that continue from call to call, k
     steps of a kernel in each.
 
-    With a learning rate that is small next to their mixing, the chains stay near the model's law
-    and the gradient near the likelihood's. Call i moves `chains` of the `buffer` points, drawn from
-    it without replacement, after each of them started anew with probability `restart`; what they
-    become is put back.
+    With a learning rate that is small compared to their mixing rate, the chains stay close to the
+    law of the model, and the gradient close to that of the likelihood. Each call moves `chains`
+    points, drawn from the `buffer` without replacement and restarted with probability `restart`,
+    and puts them back.
 
     Arguments:
         chains: how many points are moved in a call.
         k: steps in a call, at least 1.
-        kernel: what moves them, with a step size where it has one; None: see `mover`. In each call
-            its step size is then multiplied by exp(a - 0.574), a the acceptance, so that it follows
+        kernel: moves them, with a step size where it has one; None: see `mover`. In each call its
+            step size is then multiplied by exp(a - 0.574), a the acceptance, so that it adapts to
             the energy.
-        buffer: how many points are kept; None: as many as move.
-        restart: probability with which a chain starts anew, in a call.
-        start: an energy whose draws chains start from, then and at first; None: points of the
-            batch, drawn with replacement.
-        generator: source of all this; torch's global one by default.
+        buffer: how many points are kept; None: `chains`.
+        restart: probability with which a chain restarts, in each call.
+        start: an energy from whose draws chains start and restart; None: points of the batch, drawn
+            with replacement.
+        generator: source of all randomness; torch's global one by default.
 
     Attributes:
-        points: (buffer, *event), where the chains are; None before the first call.
-        step_size: of the kernel that was found; None before the first call, and where it needs
-            none.
-        acceptance: of the last call, the mean over chains and steps; None before it.
+        points: (buffer, *event), the positions of the chains; None before the first call.
+        step_size: of the kernel that was found; None before the first call, and where it has none.
+        acceptance: of the last call, the mean over chains and steps; None before the first call.
 
     `state_dict` and `load_state_dict` hold points, step size and the generator's state: training
-    that goes on from them, and from the states of the energy and of the optimiser, is what it would
-    have been.
+    that resumes from them, and from the states of the energy and of the optimiser, gives the same
+    result as training without interruption.
 
     Raises ValueError where the batch is empty, or where points have energy +inf or NaN.
 
@@ -122,7 +123,7 @@ class PersistentContrastiveDivergence:
     acceptance: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        _check_steps(self.k)
+        whole_number("k", self.k, 1)
         if self.chains < 1 or (self.buffer is not None and self.buffer < self.chains):
             raise ValueError(
                 f"a buffer of {self.buffer} points cannot give {self.chains} chains: 1 <= chains "
@@ -130,7 +131,7 @@ class PersistentContrastiveDivergence:
             )
         if not 0 <= self.restart <= 1:
             raise ValueError(
-                "restart is the probability that a chain starts anew, between 0 and 1, not "
+                "restart is the probability that a chain restarts, between 0 and 1, not "
                 f"{self.restart}"
             )
         if self.start is not None and not (
@@ -147,8 +148,8 @@ class PersistentContrastiveDivergence:
         return data - mean_energy(energy, self.move(energy, batch), "the chains")
 
     def move(self, energy: Energy, batch: Tensor) -> Tensor:  # (n, *event) -> (chains, *event)
-        """Moves some of the points, and returns what they become. The batch is where points are
-        taken from, and their scale."""
+        """Moves some of the points, and returns their new positions. The batch gives starts, and
+        the scale of the step."""
         if self.points is None:
             self.points = self._fresh(self.chains if self.buffer is None else self.buffer, batch)
         self.points = self.points.to(batch.device)
@@ -167,11 +168,11 @@ class PersistentContrastiveDivergence:
             if self.kernel is None
             else self.kernel
         )
-        moved, self.acceptance = _moved(energy, x, kernel, self.k, self.generator)
+        points, self.acceptance = advanced(energy, x, kernel, self.k, self.generator)
         if self.kernel is None and kernel.step_size is not None:
-            self.step_size = float(kernel.step_size) * math.exp(self.acceptance - TARGET)
-        self.points = self.points.index_copy(0, chosen, moved)
-        return moved
+            self.step_size = float(kernel.step_size) * math.exp(self.acceptance - TARGET_ACCEPTANCE)
+        self.points = self.points.index_copy(0, chosen, points)
+        return points
 
     def state_dict(self) -> dict[str, Tensor]:
         """The points and the step size, once there are any, and the state of the generator, where
@@ -186,7 +187,7 @@ class PersistentContrastiveDivergence:
         return {key: value for key, value in found.items() if value is not None}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from what `state_dict` gave. Raises ValueError where that was another number of
+        """Resumes from what `state_dict` returned. Raises ValueError for another number of
         points."""
         points, size = state.get("points"), self.chains if self.buffer is None else self.buffer
         if points is not None and len(points) != size:
@@ -224,17 +225,17 @@ def mover(
     step_size: float | None = None,
 ) -> Kernel:
     # batch and x: (n, *event)
-    """The kernel of chains at x that were given none.
+    """The default kernel of chains at x.
 
     Where the energy redraws blocks itself, or is discrete and few blocks of sites can be redrawn
-    together: `Gibbs`. Any other
-    discrete energy: `DiscreteLangevin`. Real points: Metropolis-adjusted `Langevin`, preconditioned
-    by the standard deviations of the batch, which the model is to have in the end. Their step size
-    is, unless given, the first of h, h/4, h/16, ... at which steps from x are accepted in 4 cases
-    of 10, h = δ² with δ the distance between neighbouring values (1 for bits), or 1.36 d^(-1/3).
+    together: `Gibbs`. Any other discrete energy: `DiscreteLangevin`. Real points:
+    Metropolis-adjusted `Langevin`, preconditioned by the standard deviations of the batch. The step
+    size is, unless given, the first of h, h/4, h/16, ... at which the mean acceptance of steps from
+    x is at least 0.4, h = δ² with δ the distance between neighbouring values (1 for bits), or
+    1.36 d^(-1/3).
 
-    Raises ValueError where a real coordinate is the same all over the batch, which gives it no
-    scale.
+    Raises ValueError where a real coordinate is constant over the batch, which leaves its scale
+    unknown.
     """
     if opaque(energy) is not None:
         return Gibbs()
@@ -248,18 +249,19 @@ def mover(
         first = kernel.guess(len(scale))
         if not bool((scale > 0).all()):
             raise ValueError(
-                f"{int((scale <= 0).sum())} of {len(scale)} coordinates do not vary over the "
-                f"{len(batch)} points of the batch, "
-                "which gives them no scale: give kernel=poe.Langevin(step_size), in units of x "
-                "squared"
+                f"{int((scale <= 0).sum())} of {len(scale)} coordinates are constant over the "
+                f"{len(batch)} points of the batch, so that their scale is unknown: give "
+                "kernel=poe.Langevin(step_size), in units of x squared"
             )
     return kernel.tuned(
-        _first(energy, x, kernel, first, scale, generator) if step_size is None else step_size,
+        _first_step_size(energy, x, kernel, first, scale, generator)
+        if step_size is None
+        else step_size,
         scale,
     )
 
 
-def _first(
+def _first_step_size(
     energy: Energy,
     x: Tensor,
     kernel: Kernel,
@@ -271,9 +273,9 @@ def _first(
     """The first step size of size, size/4, size/16, ... that is small enough."""
     with frozen(energy):
         state = kernel.init(energy, x.detach())
-        for _ in range(MOST_TRIES):
+        for _ in range(MAX_TRIES):
             _, info = kernel.tuned(size, scale).step(energy, state, kernel.noise(state, generator))
-            if float(info.acceptance.mean()) >= ENOUGH:
+            if float(info.acceptance.mean()) >= MIN_SEARCH_ACCEPTANCE:
                 break
             size /= 4
     return size
@@ -289,47 +291,40 @@ def check_batch(energy: Energy, batch: Tensor) -> None:
         )
     if not shape[0]:
         raise ValueError(
-            f"the batch of shape {tuple(batch.shape)} is empty: a loss is a mean over at least one "
-            "point"
+            f"the batch of shape {tuple(batch.shape)} is empty: a loss needs at least one point"
         )
 
 
 def mean_energy(energy: Energy, x: Tensor, what: str) -> Tensor:  # (n, *event) -> ()
-    """mean E(x), in nats. Raises ValueError, naming what x are, where a point's energy is not
+    """mean E(x), in nats. Raises ValueError, with the name of x, where a point's energy is not
     finite."""
     values = energy(x)
     bad = ~values.detach().isfinite()
     if bool(bad.any()):
         raise ValueError(
             f"{int(bad.sum())} of {len(bad)} points of {what} have energy "
-            f"{values.detach()[bad][0].item()} under {energy}: they "
-            f"lie outside its support {energy.support!r}, or an expert fails there"
+            f"{values.detach()[bad][0].item()} under {energy}: they lie outside its support "
+            f"{energy.support!r}, or an expert fails there"
         )
     return values.mean()
 
 
-def _moved(
+def advanced(
     energy: Energy, x: Tensor, kernel: Kernel, k: int, generator: torch.Generator | None
 ) -> tuple[Tensor, float]:
     # (n, *event) -> (n, *event)
-    """The points after k steps, and the mean acceptance. The energy is in eval mode meanwhile:
-    dropout is no part of a model."""
+    """The points after k steps, and the mean acceptance. The energy is in eval mode during the
+    steps: dropout is not part of the model."""
     acceptance = 0.0
     with frozen(energy):
         state = kernel.init(energy, x.detach())
         for _ in range(k):
             state, info = kernel.step(energy, state, kernel.noise(state, generator))
             acceptance += float(info.acceptance.mean()) / k
-    if acceptance < FEW:
+    if acceptance < MIN_ACCEPTANCE:
         warnings.warn(
             f"chains of {energy} hardly move: {type(kernel).__name__} accepts {acceptance:.2g} of "
-            "its steps; give it a smaller step "
-            "size, or more steps k",
+            "its steps; give it a smaller step size, or more steps k",
             stacklevel=3,
         )
     return kernel.position(state)[0].detach(), acceptance
-
-
-def _check_steps(k: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k counts the steps that move the points, a positive integer, not {k!r}")
