@@ -7,10 +7,17 @@ expert therefore gets every method of this library by implementing the right pro
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Capability = TypeVar("Capability")
+
+
+def as_a(energy: Any, capability: type[Capability]) -> Capability | None:
+    """The energy, typed by a capability that it has; None where it lacks it."""
+    return energy if energy.can(capability) else None
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Samples
+from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.energy import Energy
 from poe.kernels.base import Info, Kernel, State
 from poe.kernels.moves import decide, evaluate, has_gradient
@@ -31,13 +31,13 @@ class IndependentMetropolis(Kernel):
         min(1, w(x') / w(x)),     w = exp(-E) / q,
 
     so q need be known only up to a constant. A step takes one energy of the target (with its
-    gradient, from a state that holds one) and two of the proposal, and there is nothing to tune.
-    Where q / exp(-E) is at least ε everywhere, a chain forgets its start at the rate (1 - ε) a
-    step; where it is not bounded below, chains stay for long where w is large.
+    gradient, from a state that holds one) and two of the proposal. Nothing is tuned. Where
+    q / exp(-E) is at least ε everywhere, a chain forgets its start at the rate (1 - ε) per step;
+    where it is not bounded below, chains stay for a long time where w is large.
 
-    The proposal must cover the target: where exp(-E) > 0 and q = 0, no proposal ever goes, and a
+    The proposal must cover the target: points with exp(-E) > 0 and q = 0 are never proposed, and a
     chain that starts there stays. `init` refuses a proposal whose support is known to be too small;
-    in general nobody can tell.
+    in general it is unknown.
 
     Reference: Tierney 1994, Annals of Statistics 22(4).
 
@@ -49,11 +49,11 @@ class IndependentMetropolis(Kernel):
     gradients_per_step = 0.0
 
     def __post_init__(self) -> None:
-        if not self.proposal.can(Samples):
+        if as_a(self.proposal, Samples) is None:
             raise TypeError(
                 f"IndependentMetropolis needs a proposal that draws exactly, and {self.proposal} "
-                "does not: give a Density, such as a "
-                "flow or a normal, or a composition with a closed form through poe.simplify"
+                "does not: give a Density, such as a flow or a normal, or a composition with a "
+                "closed form through poe.simplify"
             )
 
     def check(self, energy: Energy) -> None:
@@ -76,7 +76,9 @@ class IndependentMetropolis(Kernel):
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None
     ) -> ProposalNoise:
         shape = state.energy.shape if steps is None else (steps, *state.energy.shape)
-        fresh = self.proposal.sample(tuple(shape), generator=generator)  # type: ignore[operator]
+        proposal = as_a(self.proposal, Samples)
+        assert proposal is not None
+        fresh = proposal.sample(tuple(shape), generator=generator)
         like = state.energy
         return ProposalNoise(
             fresh.to(state.x),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.algebra.capabilities import Counts, ScoreOnly, Watched
+from poe.algebra.capabilities import Counts, ScoreOnly, Watched, as_a
 from poe.algebra.energy import Energy
 from poe.algebra.product import Product, product
 from poe.algebra.text import leaves
@@ -161,8 +161,9 @@ class LineIntegral(Preconditioned):
         if scored is not None:
             score, change = self.integrate(scored, state, move)
             rise, slope = rise + change, slope + score
-        if energy.can(Counts):
-            energy.count(state.energy.numel(), self)  # type: ignore[operator]
+        counter = as_a(energy, Counts)
+        if counter is not None:
+            counter.count(state.energy.numel(), self)
         forward, reverse = langevin_densities(state.gradient, slope, noise.normal, h, *metric)
         proposed = State(state.x + move, state.energy + rise, slope)
         moved, info = decide(
@@ -193,8 +194,8 @@ def divided(energy: Energy) -> tuple[Energy | None, Energy | None]:
 
     Raises TypeError where a mixture or contrast rests on an expert that has only a score.
     """
-    while energy.can(Watched):
-        energy = energy.watched  # type: ignore[attr-defined]
+    while (watcher := as_a(energy, Watched)) is not None:
+        energy = watcher.watched
     lacking = [leaf for leaf in leaves(energy) if leaf.can(ScoreOnly)]
     if not lacking:
         return energy, None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.algebra.capabilities import Samples
+from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.energy import Energy
 from poe.kernels.base import Feedback, Info, Kernel, State
 from poe.kernels.cycle import joined
@@ -76,7 +76,7 @@ class Tempered(Kernel):
         object.__setattr__(self, "betas", b := torch.as_tensor(self.betas))
         if b.ndim != 1 or len(b) < 2 or b[0] != 0 or b[-1] != 1 or not bool((b.diff() > 0).all()):
             raise ValueError(f"inverse temperatures rise from 0 to 1, got {b.tolist()}")
-        if not self.start.can(Samples):
+        if as_a(self.start, Samples) is None:
             raise TypeError(
                 f"replica exchange starts from an energy that draws exactly, and {self.start} does "
                 "not"
@@ -147,7 +147,9 @@ class Tempered(Kernel):
             dtype=like.dtype,
             device=like.device,
         )
-        fresh = self.start.sample(len(like), generator=generator)  # type: ignore[operator]
+        start = as_a(self.start, Samples)
+        assert start is not None
+        fresh = start.sample(len(like), generator=generator)
         return LadderNoise(moves, swaps, fresh.to(rungs.x))
 
     def step(

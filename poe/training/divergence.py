@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
+from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.checks import whole_number
-from poe.algebra.capabilities import Samples
 from poe.algebra.energy import Energy
 from poe.algebra.frozen import frozen
 from poe.kernels import DiscreteLangevin, Gibbs, Kernel, Langevin
@@ -209,9 +209,10 @@ class PersistentContrastiveDivergence:
         return torch.randperm(self.buffer, generator=self.generator, device=device)[: self.chains]
 
     def _fresh(self, n: int, batch: Tensor) -> Tensor:  # (n, *event)
-        if self.start is not None:
+        start = None if self.start is None else as_a(self.start, Samples)
+        if start is not None:
             with torch.no_grad():
-                return self.start.sample(n, generator=self.generator).to(batch)  # type: ignore[attr-defined]
+                return start.sample(n, generator=self.generator).to(batch)
         return batch.detach()[
             torch.randint(len(batch), (n,), generator=self.generator, device=batch.device)
         ]

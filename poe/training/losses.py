@@ -10,9 +10,9 @@ torch optimiser takes.
 | `SlicedScoreMatching` | Fisher divergence to the data | a gradient, twice |
 | `NoiseContrastive` | logistic loss of telling data from noise | a noise that draws |
 
-They work on whole compositions too: the gradient reaches every expert that has parameters, and
-learnable powers; what has `requires_grad=False` stays as it is. A batch is (n, *event); an empty
-one is a ValueError.
+They apply to whole compositions too: the gradient reaches every expert that has parameters, and
+learnable powers; parameters with `requires_grad=False` do not change. A batch is (n, *event); an
+empty one raises ValueError.
 
 >>> import torch, poe
 >>> expert = poe.create("normal", loc=torch.zeros(2), scale=torch.ones(2), learnable=True)
@@ -28,13 +28,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Samples
+from poe.algebra.capabilities import Samples, as_a
+from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
 from poe.algebra.mixture import Mixture
 from poe.training.divergence import (
@@ -62,7 +64,7 @@ class MaximumLikelihood:
         draws: n -> n points drawn from the energy as it is now, for instance by chains that persist
             from one step to the next (Tieleman 2008). With it the loss is mean E(batch) - mean
             E(draws), whose gradient estimates that of the likelihood, E_data ∇E - E_model ∇E; its
-            value is no likelihood.
+            value is not a likelihood.
 
     Raises ValueError, without `draws`, where log Z is not a constant known exactly: its gradient is
     missing.
@@ -79,7 +81,7 @@ class MaximumLikelihood:
             return mean_energy(energy, batch, "the batch") - mean_energy(
                 energy, model, "the draws of the model"
             )
-        if not _has_constant_z(energy):
+        if not has_constant_z(energy):
             raise ValueError(
                 f"log Z of {energy} changes with its parameters or is unknown, so E(x) alone is no "
                 "likelihood: give MaximumLikelihood(draws=...) draws from the model, or train with "
@@ -145,15 +147,7 @@ class SlicedScoreMatching:
     generator: torch.Generator | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.projections, bool)
-            or not isinstance(self.projections, int)
-            or self.projections < 1
-        ):
-            raise ValueError(
-                "projections counts directions for each point, a positive integer, not "
-                f"{self.projections!r}"
-            )
+        whole_number("projections", self.projections, 1)
 
     def __call__(self, energy: Energy, batch: Tensor) -> Tensor:  # (n, *event) -> ()
         _check_real(energy, batch)
@@ -200,18 +194,13 @@ class NoiseContrastive:
     generator: torch.Generator | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int) or self.ratio < 1:
-            raise ValueError(
-                "ratio counts noise points for each data point, a positive integer, not "
-                f"{self.ratio!r}"
-            )
+        whole_number("ratio", self.ratio, 1)
         if not isinstance(self.noise, Energy):
             raise TypeError(
-                "the noise is an energy that draws samples, such as a flow or a Gaussian, not a "
-                f"{type(self.noise).__name__}; "
-                "poe.as_energy wraps a model"
+                "the noise must be an energy that draws samples, such as a flow or a Gaussian, not "
+                f"a {type(self.noise).__name__}; poe.as_energy wraps a model"
             )
-        if not self.noise.can(Samples):
+        if as_a(self.noise, Samples) is None:
             raise ValueError(
                 f"the noise {self.noise} draws no samples; use a density such as a flow or a "
                 "Gaussian"
@@ -223,32 +212,39 @@ class NoiseContrastive:
 
     def __call__(self, energy: Energy, batch: Tensor) -> Tensor:  # (n, *event) -> ()
         check_batch(energy, batch)
+        source = as_a(self.noise, Samples)
+        assert source is not None
         with torch.no_grad():
-            noise = self.noise.sample(self.ratio * len(batch), generator=self.generator).to(batch)  # type: ignore[attr-defined]
+            noise = source.sample(self.ratio * len(batch), generator=self.generator).to(batch)
         data, other = self._log_ratio(energy, batch), self._log_ratio(energy, noise)
         return -logsigmoid(data).mean() - self.ratio * logsigmoid(-other).mean()
 
     def _log_ratio(self, energy: Energy, x: Tensor) -> Tensor:  # (n, *event) -> (n)
+        assert self.noise.log_z is not None
         with torch.no_grad():
-            log_q = -self.noise(x) - float(self.noise.log_z)  # type: ignore[arg-type]
+            log_q = -self.noise(x) - self.noise.log_z.value
         log_p = -energy(x)
         if self.log_z is not None:
             log_p = log_p - self.log_z
-        elif _has_constant_z(energy):
-            log_p = log_p - float(energy.log_z)  # type: ignore[arg-type]
+        elif has_constant_z(energy) and energy.log_z is not None:
+            log_p = log_p - energy.log_z.value
         return log_p - log_q - math.log(self.ratio)
 
 
-def _has_constant_z(energy: Energy) -> bool:
-    """Whether log_z is exact and does not move with the parameters: experts of log_z 0, and raw
+@singledispatch
+def has_constant_z(energy: Energy) -> bool:
+    """Whether log_z is exact and does not change with the parameters: experts of log_z 0, and raw
     mixtures of them."""
-    if energy.parts:
-        return isinstance(energy, Mixture) and all(map(_has_constant_z, energy.parts))
-    return energy.log_z is not None and energy.log_z == (0.0, 0.0)
+    return not energy.parts and energy.log_z == (0.0, 0.0)
+
+
+@has_constant_z.register
+def _(energy: Mixture) -> bool:
+    return all(map(has_constant_z, energy.parts))
 
 
 def _check_real(energy: Energy, batch: Tensor) -> None:
-    """Raises where score matching does not apply to the points."""
+    """Raises TypeError where score matching does not apply to the points."""
     check_batch(energy, batch)
     if not batch.is_floating_point():
         raise TypeError(
@@ -257,8 +253,7 @@ def _check_real(energy: Energy, batch: Tensor) -> None:
     if sets.is_discrete(energy.support):
         raise TypeError(
             f"score matching needs real points, and {energy} lives on {energy.support!r}: train it "
-            "with "
-            "PersistentContrastiveDivergence"
+            "with PersistentContrastiveDivergence"
         )
 
 
@@ -277,12 +272,12 @@ def _slope(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
         if bool(bad.any()):
             raise ValueError(
                 f"{energy} is {value.detach()[bad][0].item()} at {int(bad.sum())} of {len(x)} "
-                "points, where it has no score: its "
-                f"support is {energy.support!r}"
+                f"points, where it has no score: its support is {energy.support!r}"
             )
         (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True, materialize_grads=True)
     return x, gradient
 
 
 def _square(v: Tensor) -> Tensor:  # (n, *event) -> (n)
+    """Squared norm of each event."""
     return v.square().reshape(len(v), -1).sum(1)

@@ -443,9 +443,9 @@ def test_training_resumes_bit_by_bit(
 @pytest.mark.parametrize(
     ("call", "hint"),
     [
-        (lambda: ContrastiveDivergence(0), "positive integer, not 0"),
-        (lambda: ContrastiveDivergence(2.0), "positive integer, not 2.0"),  # type: ignore[arg-type]
-        (lambda: PersistentContrastiveDivergence(k=True), "positive integer"),
+        (lambda: ContrastiveDivergence(0), "k is a whole number of at least 1, got 0"),
+        (lambda: ContrastiveDivergence(2.0), "k is a whole number of at least 1, got 2.0"),  # type: ignore[arg-type]
+        (lambda: PersistentContrastiveDivergence(k=True), "whole number"),
         (lambda: PersistentContrastiveDivergence(0), "1 <= chains"),
         (
             lambda: PersistentContrastiveDivergence(10, buffer=5),

@@ -108,14 +108,17 @@ def test_shards_of_a_posterior_multiply_to_the_whole() -> None:
     [
         ({"samples": torch.zeros(10, 2)}, "at least 100 samples, got 10"),
         ({"samples": torch.full((200, 2), math.nan)}, "200 of 200 samples are not finite"),
-        ({"samples": torch.randn(200, 2), "weights": torch.ones(3)}, "weights are 200 numbers"),
-        ({"samples": torch.rand(200, 1), "weights": -torch.ones(200)}, "weights are 200 numbers"),
+        ({"samples": torch.randn(200, 2), "weights": torch.ones(3)}, "weights must be 200 numbers"),
+        (
+            {"samples": torch.rand(200, 1), "weights": -torch.ones(200)},
+            "weights must be 200 numbers",
+        ),
         ({"samples": torch.rand(200, 1) + 0.5, "support": (0.0, 1.0)}, "lie outside the support"),
         ({"samples": torch.rand(200, 1), "support": "box"}, "support is"),
         ({"samples": torch.rand(200, 1), "copies": 0}, "copies is a whole number"),
         (
             {"samples": torch.rand(200, 1), "weights": torch.eye(200)[0]},
-            "by their weights these count for 1",
+            "effective number of these under their weights is 1",
         ),
         (
             {"samples": 1e200 * torch.randn(200, 2).double()},

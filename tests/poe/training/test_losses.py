@@ -222,9 +222,9 @@ def test_nonsense_is_refused():
         DenoisingScoreMatching(0.1)(Quadratic(2), torch.zeros(3, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="draws no samples"):
         NoiseContrastive(Quadratic(2))
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="whole number of at least 1"):
         NoiseContrastive(Normal(torch.zeros(2), 1.0), ratio=0)
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="whole number of at least 1"):
         SlicedScoreMatching(0)
     with pytest.raises(TypeError, match="not a function"):
         NoiseContrastive(lambda x: x.sum(-1))  # type: ignore[arg-type]
