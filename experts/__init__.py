@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from experts.flow import Flow
     from experts.functions import Function, function
     from experts.language import LanguageModel, NGram
-    from experts.latent import GAN, VAE, Decoder, Discriminator, Generator
+    from experts.latent.decoder import Decoder, Generator
+    from experts.latent.gan import GAN, Discriminator
+    from experts.latent.vae import VAE
     from experts.mixture_made import MixtureMADE
     from experts.neural import ConvEnergy, MLPEnergy
-    from experts.noise import ConceptNetwork, NoiseConditional
+    from experts.noise.energy import NoiseConditional
+    from experts.noise.network import ConceptNetwork
     from experts.normflows import NormFlow
     from experts.pixelcnn import PixelCNN
     from experts.vocabulary import Vocabulary
@@ -43,28 +46,28 @@ _MODULES = {  # public name -> module of experts
     "Categorical": "families.discrete",
     "Causal": "autoregressive",
     "Classifier": "classifier",
-    "ConceptNetwork": "noise",
+    "ConceptNetwork": "noise.network",
     "ConvEnergy": "neural",
     "DBM": "boltzmann.dbm",
-    "Decoder": "latent",
+    "Decoder": "latent.decoder",
     "Denoiser": "denoiser",
     "Dirichlet": "families.beta",
-    "Discriminator": "latent",
+    "Discriminator": "latent.gan",
     "Distribution": "distribution",
     "Exponential": "families.gamma",
     "Flow": "flow",
     "Function": "functions",
-    "GAN": "latent",
+    "GAN": "latent.gan",
     "Gamma": "families.gamma",
     "GaussianRBM": "boltzmann.gaussian",
-    "Generator": "latent",
+    "Generator": "latent.decoder",
     "Ising": "boltzmann.ising",
     "LanguageModel": "language",
     "MADE": "autoregressive",
     "MLPEnergy": "neural",
     "MixtureMADE": "mixture_made",
     "NGram": "language",
-    "NoiseConditional": "noise",
+    "NoiseConditional": "noise.energy",
     "NoiseSchedule": "denoiser",
     "NormFlow": "normflows",
     "Normal": "families.normal",
@@ -72,7 +75,7 @@ _MODULES = {  # public name -> module of experts
     "Poisson": "families.discrete",
     "Potts": "boltzmann.ising",
     "RBM": "boltzmann.rbm",
-    "VAE": "latent",
+    "VAE": "latent.vae",
     "Vocabulary": "vocabulary",
     "VonMises": "families.von_mises",
     "Zuko": "zuko",

@@ -66,7 +66,7 @@ def learned(
     """By the gradient of the classifier, and by the guide."""
     level, first = torch.full((len(x),), sigma), torch.tensor([0, *network.sizes[:-1]]).cumsum(0)
     x = x.clone().requires_grad_()
-    gains = network.gains(x, level).gather(1, first + truth)
+    gains = network.log_ratios(x, level).gather(1, first + truth)
     slopes = [
         torch.autograd.grad(gains[:, i].sum(), x, retain_graph=True)[0] for i in range(len(FACTORS))
     ]

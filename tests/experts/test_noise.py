@@ -12,7 +12,6 @@ import torch
 from scipy.stats import binomtest
 
 import poe
-from experts import noise
 from experts.noise import (
     ConceptNetwork,
     NoiseConditional,
@@ -20,6 +19,7 @@ from experts.noise import (
     concept_matching,
     denoising,
 )
+from experts.noise.layers import Features
 from poe.algebra.capabilities import Conditional, SharesNetwork
 from poe.algebra.capabilities import NoiseConditional as NoiseLevels
 from poe.spaces.noise import noise_levels
@@ -69,7 +69,7 @@ class Answer(torch.nn.Module):
         self.f = f
 
     def features(self, x, log_sigma):
-        return noise.Features(x, self.f(x, log_sigma), log_sigma)
+        return Features(x, self.f(x, log_sigma), log_sigma)
 
     def forward(self, features):
         return features.coarse
@@ -208,7 +208,7 @@ def test_an_untrained_guide_adds_nothing_and_a_settled_concept_neither():
     )
     net = two_points()
     settled = torch.full((1, 1, 8, 8), 1.0)
-    assert float(net.told(settled, torch.tensor([0.1]))[0][0, 0]) == 0
+    assert float(net.log_posteriors(settled, torch.tensor([0.1]))[0][0, 0]) == 0
     plus = NoiseConditional(net).at(0.1).given("plus")
     assert torch.equal(
         plus.scored.value_and_grad(settled)[1], plus.scored.given(None).value_and_grad(settled)[1]
@@ -233,7 +233,7 @@ def test_concept_denoising_is_least_where_the_guide_is_exact():
             part.double() for part in concept_denoising(net, clean, eps, level, truth)
         )
         assert torch.allclose(plain, denoising(net, clean, eps, level).double(), rtol=1e-4)
-        p = net.told(clean + sigma * eps, level)[0].exp()[:, 0].double()
+        p = net.log_posteriors(clean + sigma * eps, level)[0].exp()[:, 0].double()
         entropy = 4 * p * (1 - p) * (1 / sigma**2 + 1)
         gap = plain - entropy
         assert abs(gap.mean()) < 4 * gap.std() / math.sqrt(n)
@@ -277,16 +277,16 @@ def test_concepts_follow_bayes_rule():
         for scale in (1.0, 1e3):
             x, sigma = scale * torch.randn(6, 1, 8, 8), torch.linspace(0.2, 3, 6)
             energies = torch.stack([net(x, sigma, torch.full((6,), c)) for c in range(5)]).double()
-            rows = net.gains(x, sigma).double() + torch.tensor(frequencies).double().log()
+            rows = net.log_ratios(x, sigma).double() + torch.tensor(frequencies).double().log()
             assert torch.allclose(rows[:, :3].exp().sum(1), torch.ones(6).double(), atol=1e-5)
             assert (rows < 1e-6).all()
             assert torch.allclose(
                 energies[4] - energies[:4],
-                net.gains(x, sigma).T.double(),
+                net.log_ratios(x, sigma).T.double(),
                 rtol=1e-4,
                 atol=1e-6 * energies[4].max(),
             )
-            present, absent = net.told(x, sigma)[1].double().exp().unbind(1)
+            present, absent = net.log_posteriors(x, sigma)[1].double().exp().unbind(1)
             assert torch.allclose(present + absent, torch.ones(6).double(), atol=1e-5)
     assert rows.min() > -90  # logits are bounded
 
@@ -296,7 +296,7 @@ def test_concept_loss_is_the_cross_entropy():
     x, sigma = torch.randn(6, 1, 8, 8), torch.linspace(0.2, 3, 6)
     truth = torch.tensor([[0, 0], [1, 0], [2, 1], [0, 1], [1, 0], [2, 1]])
     with torch.no_grad():
-        gains = net.gains(x, sigma) + torch.tensor([1 / 3, 1 / 3, 1 / 3, 0.5]).log()
+        gains = net.log_ratios(x, sigma) + torch.tensor([1 / 3, 1 / 3, 1 / 3, 0.5]).log()
         p = gains.exp().double()
         right = torch.where(truth[:, 1] == 0, p[:, 3], 1 - p[:, 3])
         wanted = -p[torch.arange(6), truth[:, 0]].log() - right.log()
@@ -326,7 +326,7 @@ def test_fitted_concepts_are_calibrated():
     truth, x, sigma = data(4_000)
     exact = math.log(4) + 2 * 64 * x.mean((1, 2, 3)).double() / 25
     with torch.no_grad():
-        plus, minus = net.told(x, sigma)[0].double().unbind(1)
+        plus, minus = net.log_posteriors(x, sigma)[0].double().unbind(1)
         excess = concept_matching(net, x, sigma, truth).double() + torch.nn.functional.logsigmoid(
             torch.where(truth[:, 0] == 0, exact, -exact)
         )
@@ -467,7 +467,7 @@ def test_fused_in_chunks(monkeypatch):
     e = composed(any_)[0]
     value, gradient = e.value_and_grad(x)
     any_.network.calls.clear()
-    monkeypatch.setattr(noise, "MOST_ROWS", 4)
+    monkeypatch.setattr("experts.noise.energy.MAX_PICTURES", 4)
     chunked = e.value_and_grad(x)
     assert any_.network.calls == [4, 4, 2]
     any_.network.calls.clear()
@@ -554,7 +554,7 @@ def test_the_zoo_of_shapes_is_what_its_card_says() -> None:
     assert str(red) == "shapes.red" and red.concept == "red"
     file = Path(__file__).resolve().parents[2] / "experts" / "zoo" / "shapes.safetensors"
     assert file.stat().st_size < 4_000_000
-    with pytest.raises(ValueError, match="has not learned the concept 'rde'; did you mean 'red'"):
+    with pytest.raises(ValueError, match="does not know the concept 'rde'; did you mean 'red'"):
         prior.given("rde")
     with pytest.raises(ValueError, match="from 0.05 to 10"):
         prior.at(0.01)
@@ -599,7 +599,7 @@ def test_draws_of_a_conjunction_are_what_was_asked_for() -> None:
         (lambda e: ConceptNetwork((1, 8, 8), concepts="red"), "a list of names"),
         (
             lambda e: ConceptNetwork((1, 8, 8), concepts=[("a", "b")], frequencies=[0.9, 0.9]),
-            "of a, b to 1.8",
+            "of a, b sum to 1.8",
         ),
         (lambda e: ConceptNetwork((1, 8, 8), spread=0.0), "spread is that of the data"),
         (lambda e: poe.normalize(e, log_z=0.0), "a number and its standard error"),
