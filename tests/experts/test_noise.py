@@ -612,5 +612,5 @@ def test_wrong_levels_and_concepts_say_so(wrong, message):
 
 
 def test_scores_for_gradients_are_not_saved_as_gradients(tmp_path):
-    with pytest.raises(poe.io.storage.StorageError, match="save the energy itself"):
+    with pytest.raises(poe.io.storage.StorageError, match="save the energy whose `scored` it is"):
         poe.save(energy().scored, tmp_path / "e.safetensors")
