@@ -2,8 +2,8 @@
 `poe.anomaly_score(normal, x, background)`.
 
 The normal expert is a restricted Boltzmann machine of binary 8x8 digits (`digits.rbm`); the
-background knows how often each pixel is on and nothing else. Strange are digits whose pixels were
-scrambled; and, for a machine that learned the zeros alone, the others. AUROC is the probability
+background has only the frequency of each pixel. Strange are digits whose pixels were scrambled;
+and, for a machine that learned only the zeros, the other digits. AUROC is the probability
 that a strange picture scores higher than a normal one. All pictures that are scored were held out.
 """
 

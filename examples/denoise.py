@@ -1,5 +1,5 @@
-"""A noisy binary picture, made clean by a product: an Ising prior, which likes neighbours alike, &
-the evidence of each pixel.
+"""A noisy binary picture, made clean by a product: an Ising prior, which favours equal
+neighbours, & the evidence of each pixel.
 
     target = prior & evidence
 

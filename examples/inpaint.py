@@ -1,5 +1,5 @@
 """The lower half of a digit, drawn given its upper half: `expert @ poe.fill(x_known, mask)` is an
-energy on what is free.
+energy on the free pixels.
 
 The expert is a restricted Boltzmann machine of binary 8x8 digits (`digits.rbm`). The number: how
 much likelier the true lower half is under its completions than under the base rates of its pixels,

@@ -5,9 +5,9 @@ The autoencoder (`digits.vae`) knows all ten digits, and `digits.loops` those wi
 and 9. With power one half their product is what both agree on; with power one it is sharper, and
 favours the digits that vary least.
 
-The generator of `digits.gan` draws by itself from its prior; its energy asks the discriminator too.
-How good pictures are says `digits.judge`, a classifier trained on other images: a picture is clear
-where it gives one digit 90 % or more.
+The generator of `digits.gan` draws by itself from its prior; its energy includes the discriminator.
+The quality of pictures is judged by `digits.judge`, a classifier trained on other images: a picture
+is clear where it gives one digit 90 % or more.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     target = (made & rbm) ** 0.5
 
-Sequential Monte Carlo follows the order of the autoregressive factor and lets the machine twist its
-way; it gives draws and log Z, and with that the likelihood of held-out digits under the product.
+Sequential Monte Carlo follows the order of the autoregressive factor, twisted by the machine; it
+gives draws and log Z, and with that the likelihood of held-out digits under the product.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ and the lines of `compose`.
 
     p(x) ∝ p_left(x) · p_right(x)
 
-The rest of this script makes two checkpoints that stand for yours.
+The rest of this script makes two checkpoints in place of yours.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Which digits do the demo's compositions hold? A reference that no Markov chain has touched, and a
-χ² test of draws against it.
+"""The shares of digits in the demo's compositions: a reference without Markov chains, and a χ² test
+of
+draws against it.
 
 The autoregressive expert draws exactly and lies near both targets, so self-normalised importance
 sampling from it estimates the share of each digit (as the judge sees it), with Pareto-smoothed w =
 exp(E_loops - E) and the standard error of a ratio. The draws of `poe.sample` are compared with it
-over 6, 8, 0 and the rest, as many as their own report calls effective. POE_FAST=1: few draws.
+over 6, 8, 0 and the others, with the effective number of their report. POE_FAST=1: few draws.
 """
 
 from __future__ import annotations

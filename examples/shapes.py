@@ -13,7 +13,7 @@ N(0, 1) in every number, so that the data have a smooth density. Three combinati
 (`UNSEEN`) never occur in training.
 
 The classifier compares a picture with renders of all shapes, sizes and colours at a grid of places,
-by squared distance; a second, finer grid decides. It knows nothing of any network.
+by squared distance; a second, finer grid decides. It is independent of all networks.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Judgement:
 
     @property
     def broken(self) -> Tensor:  # -> (n)
-        """Not one whole object: none, several, or one that no render comes near."""
+        """Not one whole object: none, several, or one that is far from every render."""
         return (self.objects != 1) | (self.misfit > BROKEN)
 
     def has(self, *concepts: str) -> Tensor:  # -> (n)

@@ -1,9 +1,9 @@
-"""Bayes in eight pieces: a logistic regression whose data lie on eight machines, put together again
-by multiplying.
+"""Bayes in eight pieces: a logistic regression whose data lie on eight machines, combined by
+multiplication.
 
-Machine k knows its own data and the prior π: p_k ∝ π L_k. Their product with the prior counted
-once, Π p_k / π^7, is the posterior of all data. The pieces are multiplied as what they are,
-functions; and as densities fitted to nothing but each machine's draws, by flows in ensembles whose
+Machine k has its own data and the prior π: p_k ∝ π L_k. Their product with the prior counted
+once, Π p_k / π^7, is the posterior of all data. The pieces are multiplied as exact
+functions, and as densities fitted only to each machine's draws, by flows in ensembles whose
 spread is the error bar. There the product lies in tails that few draws reach, and a single flow for
 each machine may miss by a posterior standard deviation. So each machine draws once more, within a
 window w around the first answer, p_k w, and the window is counted once too:

@@ -15,7 +15,7 @@ expression says that there are four:
     once: g g g g / prior³
 
 Draws are compared with the ten reference posteriors of sbibm by its classifier test (C2ST; 0.5: no
-difference, 1: told apart).
+difference, 1: distinguishable).
 Published for 10,000 simulations: NPE .901, SNPE .845, NLE .771, SNLE .713.
 
     pip download --no-deps sbibm==1.1.0 && unzip sbibm-1.1.0-*.whl 'sbibm/tasks/slcp/*'
@@ -69,7 +69,7 @@ def simulate(theta: Tensor, generator: torch.Generator) -> Tensor:  # (n, 5) -> 
 
 
 def exact(x: Tensor, theta: Tensor) -> Tensor:  # (2), (*batch, 5) -> (*batch)
-    """-log p(x | θ), which the flow does not know."""
+    """-log p(x | θ), which the flow is not given."""
     first, second, rho = theta[..., 2] ** 2, theta[..., 3] ** 2, theta[..., 4].tanh()
     a, b = (x[0] - theta[..., 0]) / first, (x[1] - theta[..., 1]) / second
     square = (a**2 - 2 * rho * a * b + b**2) / (1 - rho**2)
@@ -133,8 +133,8 @@ def likelihood_flow(x: Tensor) -> Flow:  # (n, 2)
 
 def scale(flow: Flow, context: Tensor) -> Tensor:  # (n, 5) -> (n)
     """The geometric mean of the scales of the first coupling. Weights that depend on θ alone leave
-    the best flow the best, and without them the narrowest laws rule the gradient (Seitzer et al.
-    2022, On the pitfalls of heteroscedastic uncertainty estimation)."""
+    the best flow the best, and without them the narrowest distributions dominate the gradient
+    (Seitzer et al. 2022, On the pitfalls of heteroscedastic uncertainty estimation)."""
     with torch.no_grad():
         first = flow.flow._transform._transforms[1]
         return first.log_scale(first.transform_net(context[:, :0], context)).mean(1).exp()
@@ -218,7 +218,8 @@ def posterior(flow: Flow, x: Tensor, prior: poe.Energy, name: str) -> poe.Energy
 
 
 def c2st(x: Tensor, y: Tensor) -> float:  # (n, 5), (m, 5)
-    """How often a classifier tells x from y, with the settings of sbibm.metrics.c2st (sbibm 1.1.0):
+    """How often a classifier distinguishes x from y, with the settings of sbibm.metrics.c2st (sbibm
+    1.1.0):
     z-scores by x, two hidden layers of ten times the dimension, five folds, seed 1."""
     mean, sd = x.mean(0), x.std(0)
     table = torch.cat([(x - mean) / sd, (y - mean) / sd]).numpy()

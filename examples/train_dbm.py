@@ -2,16 +2,14 @@
 of an hour; with --fast, seconds.
 
 The pictures are those of Debian's package dataset-fashion-mnist, 28x28 pixels, each 1 where its
-grey level is .3 or more. The layers are learned one upon the other first, then all together. What
-is drawn: pixels' probabilities given the hidden units, at the ends of chains that start at
-independent pixels, and so have never seen a piece of clothing; and of those of the training, which
-began at some.
-What is printed: the variational bound of the log-likelihood of test pictures, by the log Z that
-annealed importance sampling finds, with its error. That log Z is too small, and the bound too high,
-where the particles miss modes, which their spread does not tell. So
-another log Z is printed beside it, from annealing back from the chains of the training: one that is
-too large, as far as these are draws of the machine.
-"""
+grey level is .3 or more. The layers are learned one on top of the other first, then all together.
+The pictures are the pixels' probabilities given the hidden units, at the ends of chains that start
+at independent pixels, and of the chains of the training, which start at data. What is printed: the
+variational bound of the log-likelihood of test pictures, by the log Z that annealed importance
+sampling finds, with its error. That log Z is too small, and the bound too high, where the particles
+miss modes, which their spread does not show. So another log Z is printed beside it, from annealing
+back from the chains of the training: one that is too large, as far as these are draws of the
+machine."""
 
 from __future__ import annotations
 

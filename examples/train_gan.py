@@ -2,10 +2,9 @@
 minutes.
 
 Generator and discriminator meet in the space of the zoo, with its noise in every pixel, so that
-both laws have densities. Then the generator is fixed, and the discriminator goes on learning to
-tell its pictures from images until it gets no better at images that were
-held out: only near its optimum is its logit the log of a density ratio, which corrects what the
-generator draws.
+both distributions have densities. Then the generator is fixed, and the discriminator continues to
+learn to distinguish its pictures from images until it no longer improves on held-out images: only
+near its optimum is its logit the log of a density ratio, which corrects what the generator draws.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ ROUNDS, MORE, HELD = (
 
 def loss_of(critic: Discriminator, real: Tensor, drawn: Tensor) -> Tensor:
     # (n, 8, 8), (m, 8, 8) -> ()
-    """Logistic loss, in nats for each pair of pictures; 2 log 2 where nothing is told apart."""
+    """Logistic loss, in nats for each pair of pictures; 2 log 2 where the two are
+    indistinguishable."""
     return softplus(-critic.logit(real)).mean() + softplus(critic.logit(drawn)).mean()
 
 

@@ -2,10 +2,9 @@
 
 A convolutional network tilts a mixture with one Gaussian for each digit. It learns by
 noise-contrastive estimation, with that mixture as the noise, and by denoising score matching at the
-scale of the dequantisation. Half of the points it takes for data are draws of
-the mixture: they keep the tilt small where seven hundred images say little. log Z is unknown to the
-energy; the card records an importance-sampling estimate from the mixture.
-"""
+scale of the dequantisation. Half of the points used as data are draws of the mixture: they keep the
+tilt small where seven hundred images give little information. log Z is unknown to the energy; the
+card records an importance-sampling estimate from the mixture."""
 
 from __future__ import annotations
 

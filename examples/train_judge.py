@@ -1,4 +1,5 @@
-"""Train `digits.judge`, the classifier that judges draws; on images that no expert saw. About half
+"""Train `digits.judge`, the classifier that judges draws; on images that no expert was trained on.
+About half
 a minute."""
 
 from __future__ import annotations

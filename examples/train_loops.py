@@ -2,10 +2,9 @@
 likelihood. Under a minute.
 
 A masked network corrects the conditionals of a mixture with one Gaussian for each digit. A few
-epochs are enough: about six hundred images leave room for no more before the network fits their
-noise, and an expert that is to be divided by another one (`loops / high`) must not differ from it
-by accident where both have learned the same digits.
-"""
+epochs are enough: with about six hundred images more would fit their noise, and an expert that is
+to be divided by another one (`loops / high`) must not differ from it by accident where both have
+learned the same digits."""
 
 from __future__ import annotations
 

@@ -3,13 +3,12 @@ minute or two.
 
 A pixel is 1 where its level is 8 or more. The first 1,437 images are learned, the last 360 held out
 and looked at once. They are by
-other writers, so each image that is learned is drawn anew whenever it is used: turned, slanted,
+other writers, so each training image is distorted at random whenever it is used: turned, slanted,
 stretched, moved, with a thicker or thinner pen. These changes fade away towards the end of the
 training, and the result is an average over its last steps.
 
-All settings were chosen with `--validate`, which learns the first 1,197 images, says how likely the
-next 240 are, and writes nothing.
-"""
+All settings were chosen with `--validate`, which learns the first 1,197 images, reports the
+likelihood of the next 240, and writes nothing."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ contrastive divergence. About a minute.
 
 A pixel is 1 where its level is 8 or more. The first 1,437 images are learned, the last 360 held out
 and looked at once. With 20 hidden units log Z is exact, by a sum over their 2^20 states, and so are
-the log-likelihoods, which contrastive divergence itself never sees.
+the log-likelihoods, which contrastive divergence does not use.
 """
 
 from __future__ import annotations

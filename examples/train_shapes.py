@@ -3,8 +3,9 @@ needed. An hour and a quarter.
 
 Three networks, of 930,000 weights in all, know 13 concepts at all levels of noise from 0.05 to 10:
 three shapes, four colours, left, right, top, bottom, small, large. One learns to denoise pictures,
-another, in a process of its own, to tell the concepts of noised ones. Then a small one learns what
-each concept adds to what was denoised, from features of the first, which goes on learning with it.
+another, in a process of its own, to classify the concepts of noised ones. Then a small one learns
+what each concept adds to the denoised picture, from features of the first, which is trained further
+with it.
 Combinations in `shapes.UNSEEN` never occur. What is kept is the running mean of the weights.
 """
 
@@ -77,15 +78,16 @@ def by_denoising(model: ConceptNetwork) -> Tensor:  # -> ()
 
 
 def by_guides(model: ConceptNetwork) -> Tensor:  # -> ()
-    """Denoising, and what two concepts of each picture save of its error."""
+    """Denoising loss, and how much two concepts of each picture reduce its error."""
     clean, factors, noise, sigma = noised(model, 64, 0.0)
     two = torch.rand(len(clean), len(model.sizes)).argsort(1)[:, :2]
     return sum(concept_denoising(model, clean, noise, sigma, concepts(model, factors, two))).mean()
 
 
 def by_shape(model: ConceptNetwork) -> Tensor:  # -> ()
-    """What guides save, shapes more often than other factors, and with more weight on little noise,
-    where those are told."""
+    """The reduction by guides, shapes more often than other factors, and with more weight on little
+    noise,
+    where shapes can be recognised."""
     clean, factors, noise, sigma = noised(model, 64, 0.2)
     two = torch.stack(
         [

@@ -3,8 +3,8 @@ bound. A few minutes.
 
 A thousand images are few: half of each batch are draws of a mixture with one Gaussian for each
 digit, fitted to the same images, as for the other experts of this space. The encoder then learns
-alone for a while, on images and on draws of the decoder, which have the
-posterior that it is to find: that tightens the bound without changing the model.
+alone for a while, on images and on draws of the decoder, whose
+posterior it has to find: that tightens the bound without changing the model.
 """
 
 from __future__ import annotations

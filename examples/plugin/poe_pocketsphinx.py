@@ -63,13 +63,13 @@ class Trigram(Density):
     """Texts of chosen words, p(x) = Π_t p(x_t | x_{t-1}, x_{t-2}), each factor renormalised over
     the words and the end of the text.
 
-    That is the model told before each word that the next is one of these; it is not the model told
-    so of the whole text, which would weigh a context by how much of what follows it is among the
+    Each word is conditioned on being one of these words. That differs from the model conditioned on
+    the whole text, which would weigh a context by the probability that what follows is among the
     words. Where the words are all of the model's, the two are the same.
 
-    An event is (length,) numbers of words. `</s>` ends a text, and fills what is left with
-    probability 1; a text that has not ended is cut, its probability that of all texts which start
-    so.
+    An event is (length,) numbers of words. `</s>` ends a text, and fills the remaining
+    places with probability 1; a text without it is cut, with the probability of all texts that
+    start with it.
 
     Arguments:
         words: distinct lower-case words that the model knows.

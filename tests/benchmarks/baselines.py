@@ -1,5 +1,6 @@
-"""What `poe.sample` is compared with on noise-conditional energies: the field's usual ways, which
-draw something near the composition.
+"""What `poe.sample` is compared with on noise-conditional energies: the usual methods of the field,
+which
+draw approximately from the composition.
 
 All go down the same levels σ_0 > σ_1 > ... of a composition, whose score at a level is the weighted
 sum of its experts' scores: those that they know best (`poe.smc.scores.scored`), but for tests by

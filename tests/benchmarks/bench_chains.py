@@ -64,8 +64,8 @@ def by_hand(x: Tensor, steps: int) -> Tensor:  # (chains, 2) -> (steps, chains, 
 
 
 class Clock:
-    """Stands where a checkpoint does, is asked after every block of steps whether to save, and
-    notes the time."""
+    """Takes the place of a checkpoint, is called after every block of steps, and records the
+    time."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

@@ -1,5 +1,6 @@
-"""(f) Are standard errors of log Z honest? 200 cheap runs on each of three targets: how often 95 %
-intervals hold the truth.
+"""(f) Coverage of the standard errors of log Z: 200 cheap runs on each of three targets: how often
+95 %
+intervals contain the truth.
 
 Intervals are value ± 1.96 standard errors; the goal is 90 to 99 % over all runs. The three are
 drawn by importance from a part, by annealing from a part, and by annealing from a start that has to

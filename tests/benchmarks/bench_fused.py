@@ -4,8 +4,8 @@ or one call a term; and what drawing costs beside the bare network.
 Unfused over fused is measured on the gradient of the conjunction, and on its score, at 1, 16 and 64
 pictures. The sampler's time is that of populations carried down the noise levels by a frozen
 schedule, over that of as many bare fused scores, one a level, and
-gradients of the same batch, at points where every concept is in doubt: on the way down most are
-settled, and their guides rest.
+gradients of the same batch, at points where every concept is uncertain: on the way down most are
+certain, and their guides are not evaluated.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""(k) What the concepts of `shapes` know of the score: the squared error of D that E[x₀ | x, c]
-saves, c a concept of the picture.
+"""(k) The accuracy of the guides of `shapes`: by how much E[x₀ | x, c] reduces the squared error of
+D, c a concept of the picture.
 
 At each level of noise, the mean of (‖m_c - x₀‖² - ‖D - x₀‖²) / σ² over pictures, in each factor: of
 m_c = D + σ²∇log p(c | x; σ) by the gradient of the classifier, of m_c = D + Δ_c by the guide, and

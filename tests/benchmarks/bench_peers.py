@@ -8,7 +8,7 @@ composed mixture.
 The Gaussian has 100 dimensions and condition number 1000, turned at random; the mixture has four
 modes that chains do not move between. Warm-up and compilation are left out, but for `poe.sample`,
 where everything counts. ESS is the smallest bulk ESS over the coordinates (arviz-stats), of all
-chains together: where they do not agree, R-hat says so and ESS is small.
+chains together: where they do not agree, R-hat is large and ESS is small.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def counted(x: torch.Tensor, gradients: int, seconds: float, warm: int) -> dict[
 
 
 def theirs(library: str, python: str, name: str) -> dict[str, np.ndarray] | None:
-    """None where it does not run; its last words are printed."""
+    """None where it does not run; the end of its output is printed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "draws.npz"
         command = [python, str(Path(__file__).with_name("peers.py")), library, name, str(path)]

@@ -204,7 +204,7 @@ def rows() -> list[Row]:
 
 
 def _walls() -> known.Opaque:
-    """The strip as energy 0 on its support, that draws nothing."""
+    """The strip as energy 0 on its support, which draws no samples."""
     return known.Opaque(lambda x: 0 * x.sum(-1), 2, name="strip", support=known.strip().support)
 
 
@@ -244,7 +244,7 @@ def measure(row: Row, seed: int) -> dict[str, float]:
 
 
 def attempt(do: Callable[[Energy], Any], row: Row) -> tuple[Any, float, known.Tally]:
-    """What comes of it, None where it fails; processor seconds; and points evaluated, by the leaf
+    """The figures, None where it fails; processor seconds; and points evaluated, by the leaf
     that was evaluated most."""
     target, began, result = row.make(), time.process_time(), None
     with warnings.catch_warnings(record=True) as caught:

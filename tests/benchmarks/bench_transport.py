@@ -2,12 +2,11 @@
 dimensions.
 
 The data are eight pairs (u, v), u ~ N(0, 1) and v ~ N(u², s²) scaled by 2^-k in pair k: s = .2 for
-the RealNVP, .5 for the MAF; the classifier tells a positive sum of the u from a negative one. All
-are trained here, in about a minute. `poe.sample(e, method="chains")` then moves in the noise of the
-RealNVP; the same kernel without transport is asked for by `kernel=`. "With warm-up" is a whole run
-of `poe.sample`, "after it" a long run of the tuned kernel. ESS is the smallest bulk ESS over
-coordinates and energy (arviz-stats).
-"""
+the RealNVP, .5 for the MAF; the classifier distinguishes a positive sum of the u from a negative
+one. All are trained here, in about a minute. `poe.sample(e, method="chains")` then moves in the
+noise of the RealNVP; the same kernel without transport is asked for by `kernel=`. "With warm-up" is
+a whole run of `poe.sample`, "after it" a long run of the tuned kernel. ESS is the smallest bulk ESS
+over coordinates and energy (arviz-stats)."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def numpyro_nuts(name: str, seed: int) -> dict[str, Any]:
     )
     before = mcmc.get_extra_fields()["num_steps"].sum()
     seconds = []
-    for draws in (1, 1, DRAWS):  # it compiles anew for each run: what one draw takes is left out
+    for draws in (1, 1, DRAWS):  # it compiles for each run: what one draw takes is left out
         mcmc.num_samples = draws
         began = time.process_time()
         mcmc.run(key, extra_fields=("num_steps",))

@@ -32,7 +32,7 @@ class Tally:
 
 
 class Opaque(Energy):
-    """A function of which nothing is known but that its mass is finite and its density bounded."""
+    """A function of which only finite mass and a bounded density are known."""
 
     proper = bounded = True
 
@@ -48,7 +48,7 @@ class Opaque(Energy):
 
 
 class Mixed(Density):
-    """A mixture of Gaussians that draws, and of which no closed form knows: (k) log weights that
+    """A mixture of Gaussians that draws samples and has no closed form: (k) log weights that
     sum to 1, (k, d) means, and Cholesky factors of covariances, (k, d, d)."""
 
     bounded = True
@@ -101,7 +101,7 @@ class Box(Density):
 
 
 def opaque(density: Density, power: float = 1.0) -> Opaque:
-    """density ** power, with nothing left of it but its energy."""
+    """density ** power, of which only the energy is known."""
     (d,) = density.event_shape
     return Opaque(lambda x: -power * density.log_prob(x), d, name=f"opaque_{density.name}")
 
