@@ -1,5 +1,5 @@
-"""What the laws look at: an expert, its points and draws, its double-precision twin, quadrature and
-states."""
+"""What the laws are checked on: an expert, its points and draws, its copy in double precision,
+quadrature and states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Enumerates, Samples
+from poe.algebra.capabilities import Enumerates, Samples, as_a
 from poe.algebra.energy import Energy
 from poe.algebra.errors import LawError
 from poe.spaces import reals
@@ -24,13 +24,13 @@ from poe.spaces import reals
 MAX_STATES = 2**16
 
 
-class _Skip(Exception):
+class Skip(Exception):
     """A law does not apply; the reason goes into the report."""
 
 
-class _Case:
-    """One expert under test: its points and draws, its double-precision twin, its support as image
-    of R^m."""
+class Case:
+    """One expert under test: its points and draws, its copy in double precision, its support as
+    the image of R^m."""
 
     def __init__(
         self, make: Callable[[], Energy], points: Tensor | None, draws: int, level: float, seed: int
@@ -39,23 +39,31 @@ class _Case:
         self.expert = self.fresh()
 
     def fresh(self) -> Energy:
-        """Another one like it, evaluated as experts are: in eval mode."""
+        """Another instance, in eval mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return self.make().eval()
 
     def generator(self, offset: int = 0) -> torch.Generator:
+        """A random stream of the case."""
         return torch.Generator(self.expert.device).manual_seed(self.seed + offset)
 
     @property
     def discrete(self) -> bool:
+        """Whether the support is discrete."""
         return sets.is_discrete(self.expert.support)
 
     @cached_property
     def draws(self) -> Tensor:  # (n, *event)
-        if not self.expert.can(Samples):
-            raise _Skip("it does not draw")
-        return self.expert.sample(self.n, generator=self.generator())  # type: ignore[operator]
+        """Draws of the expert."""
+        return self.sample(self.n)
+
+    def sample(self, n: int | tuple[int, ...], offset: int = 0) -> Tensor:  # (n, *event)
+        """Fresh draws, from the generator with this offset."""
+        expert = as_a(self.expert, Samples)
+        if expert is None:
+            raise Skip("it does not draw")
+        return expert.sample(n, generator=self.generator(offset))
 
     @cached_property
     def x(self) -> Tensor:  # (24, *event)
@@ -72,7 +80,7 @@ class _Case:
             return x.to(e.dtype if bool((e.support.high == 1).all()) else torch.long)
         if self.discrete:
             raise LawError(
-                f"pass points=, a tensor (n, *event): nobody knows points of {e.support!r}"
+                f"pass points=, a tensor (n, *event): no points of {e.support!r} are known"
             )
         transform = _from_reals(e.support)
         shape = transform.inverse_shape(e.event_shape)
@@ -80,15 +88,25 @@ class _Case:
             e.device, e.dtype
         )
 
+    def differentiable(self) -> Tensor:  # (24, *event)
+        """The points, where the expert has a gradient."""
+        if self.discrete or not self.x.is_floating_point():
+            raise Skip("the support is discrete")
+        try:
+            self.expert.value_and_grad(self.x)
+        except TypeError as error:
+            raise Skip(f"it has no gradient: {error}") from error
+        return self.x
+
     @cached_property
     def twin(self) -> Energy:
         """The expert in double precision, on the CPU."""
         if self.discrete:
-            raise _Skip("the support is discrete")
+            raise Skip("the support is discrete")
         twin = self.fresh()
         twin = (copy.deepcopy(twin) if twin is self.expert else twin).double().cpu()
         if twin(self.x.double().cpu()).dtype != torch.float64:
-            raise _Skip("it does not compute in float64")
+            raise Skip("it does not compute in float64")
         return twin
 
     @cached_property
@@ -121,7 +139,7 @@ class _Case:
         """
         z = self.free(self.x)
         if self.expert.event_shape.numel() > 3 or z[0].numel() > 2:
-            raise _Skip("quadrature needs one or two dimensions")
+            raise Skip("quadrature needs one or two dimensions")
         flat = z.reshape(len(z), -1)
         centre = flat.median(0).values
         scale = (flat.quantile(0.9, 0) - flat.quantile(0.1, 0)).clamp_min(1e-3) / 2
@@ -140,20 +158,21 @@ class _Case:
 
     @cached_property
     def states(self) -> Tensor:
-        """Every point of a small discrete support, (k, *event); of an unbounded one, all that
-        matter."""
+        """Every point of a small discrete support, (k, *event); of an unbounded one, those that
+        hold all but 1e-5 of the mass."""
         e = self.expert
-        if e.can(Enumerates):
-            return e.enumerate()  # type: ignore[operator]
+        known = as_a(e, Enumerates)
+        if known is not None:
+            return known.enumerate()
         if not isinstance(e.support, sets.Box):
-            raise _Skip(f"nobody enumerates {e.support!r}")
+            raise Skip(f"{e.support!r} cannot be enumerated")
         low, high = e.support.low.flatten(), e.support.high.flatten()
         if not bool(low.isfinite().all()):
-            raise _Skip(f"nobody enumerates {e.support!r}")
+            raise Skip(f"{e.support!r} cannot be enumerated")
         bounded = high.isfinite()
         high = torch.where(bounded, high, low + 4 * (self.x.max() - low.min()) + 60)
         if float(((high - low) / e.support.step + 1).log().sum()) > math.log(MAX_STATES):
-            raise _Skip(f"the support has more than {MAX_STATES} points")
+            raise Skip(f"the support has more than {MAX_STATES} points")
         axes = [
             torch.arange(int(a), int(b) + 1, e.support.step) for a, b in zip(low, high, strict=True)
         ]
@@ -162,23 +181,25 @@ class _Case:
         if not bool(bounded.all()):
             far = ((flat > (low + high) / 2) & ~bounded).any(-1)
             if float((-e(states).double()).softmax(0)[far].sum()) > 1e-5:
-                raise _Skip("the tail is too heavy to be enumerated")
+                raise Skip("the tail is too heavy to be enumerated")
         return states
 
 
 def _from_reals(support: sets.Constraint) -> Any:
+    """A bijection from R^m onto a support."""
     try:
         return reals.from_reals(support)
     except NotImplementedError:
-        raise _Skip(f"no map from R^m onto {support!r} is known") from None
+        raise Skip(f"no map from R^m onto {support!r} is known") from None
 
 
-def _require(holds: Any, message: str) -> None:
+def require(holds: Any, message: str) -> None:
+    """Raises LawError with the message unless all of it holds."""
     if not bool(holds):
         raise LawError(message)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
     """Equal up to the rounding of a long computation: √ε relative to the larger value."""
     tolerance = math.sqrt(torch.finfo(a.dtype).eps) if a.is_floating_point() else 0.0
     return bool(
@@ -188,9 +209,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _mean_pvalues(values: Tensor) -> np.ndarray:  # (n, k) -> (k)
-    """Two-sided p-values of the hypotheses that the columns have mean 0; constant columns tell
-    nothing."""
+def mean_pvalues(values: Tensor) -> np.ndarray:  # (n, k) -> (k)
+    """Two-sided p-values of the hypotheses that the columns have mean 0; 1 or 0 for constant
+    columns."""
     mean, error = values.mean(0), values.std(0) / math.sqrt(len(values))
     z = torch.where(
         error > 0, mean / error.clamp_min(1e-300), torch.where(mean == 0, 0.0, math.inf)
@@ -199,7 +220,8 @@ def _mean_pvalues(values: Tensor) -> np.ndarray:  # (n, k) -> (k)
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """The global random generator at a seed, and as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
