@@ -152,7 +152,8 @@ class Distribution(Density):
         if not sets.is_real(
             self.support
         ):  # an open end, such as 0 of a LogNormal, counts as outside
-            inside = dist.support.check(x)  # type: ignore[union-attr]
+            support: Any = dist.support
+            inside = support.check(x)
             outside = ~inside
             anchor = sets.inside_point(self.support, x, self.event_shape)
             if anchor is not None:

@@ -187,13 +187,13 @@ class Posterior(Amortised):
         self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
     ) -> Tensor:
         """n independent draws, (n, *event): those of the estimator that lie in the support."""
-        if self.context is None:
+        if self._log_z is None:
             raise TypeError(
                 f"{self} is conditional: bind an observation of shape {tuple(self._observation)} "
                 "with .given(x)"
             )
         batch = (n,) if isinstance(n, int) else tuple(n)
-        total, kept, count, share = math.prod(batch), [], 0, math.exp(float(self.log_z))  # type: ignore[arg-type]
+        total, kept, count, share = math.prod(batch), [], 0, math.exp(self._log_z.value)
         with _seeded(seed_of(generator), self.device):
             while count < total:
                 kept.append(self._inner(max(100, int(1.1 * (total - count) / share))))

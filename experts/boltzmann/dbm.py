@@ -85,12 +85,12 @@ class DBM(Machine):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch)
         layers = self.layers(x if x.is_floating_point() else x.to(self.dtype))
-        energy = -sum(
-            layer @ bias.to(layer.dtype) for layer, bias in zip(layers, self.biases, strict=True)
-        )
+        energy = x.new_zeros(x.shape[:-1], dtype=layers[0].dtype)
+        for layer, bias in zip(layers, self.biases, strict=True):
+            energy = energy - layer @ bias.to(layer.dtype)
         for (lower, upper), weights in zip(pairwise(layers), self.weights, strict=True):
             energy = energy - (linear(lower, weights.T) * upper).sum(-1)
-        return energy  # type: ignore[return-value]
+        return energy
 
     def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, n), (k) -> (*batch, k)
         """Log-odds b_l + W_{l-1}ᵀ x_{l-1} + W_l x_{l+1} of units of layer l."""

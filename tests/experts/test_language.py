@@ -300,7 +300,7 @@ def test_vocabulary_reads_and_writes_texts():
         Vocabulary(WORDS).events(["ab"], length=3)
     with pytest.raises(ValueError, match="has one twice"):
         Vocabulary(("a", "a"))
-    with pytest.raises(ValueError, match="eos is the number of a token"):
+    with pytest.raises(ValueError, match="eos must be the number of a token"):
         Vocabulary(("a", "b"), eos=2)
 
 
