@@ -47,7 +47,6 @@ class Flow(WrappedFlow):
     """
 
     LIBRARY = "nflows"
-    build = staticmethod(couplings.build)
 
     def __init__(
         self,
@@ -63,6 +62,11 @@ class Flow(WrappedFlow):
         super().__init__(
             flow, event_shape=event_shape, context_shape=context_shape, name=name, **arguments
         )
+
+    @staticmethod
+    def build(features: int, *, context: int = 0, **architecture: Any) -> Nflow:
+        """`experts.couplings.build`."""
+        return couplings.build(features, context=context, **architecture)
 
     @staticmethod
     def _features(flow: Nflow, context_shape: torch.Size | None) -> torch.Size:

@@ -1,5 +1,5 @@
-"""Files of format 1, one for each registered expert that a file can hold: they load, to the energies
-that they had when they were written (`old_files/energies.json`)."""
+"""Files of format 1, one for each registered expert that a file can hold, load to the energies that
+they had when they were written (`old_files/energies.json`)."""
 
 from __future__ import annotations
 
