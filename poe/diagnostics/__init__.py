@@ -1,1 +1,2 @@
-"""What speaks for draws, and what they come with."""
+"""What methods return and how it is judged: raw draws, convergence, weights, the Stein test, the
+verdict. Imports algebra, spaces, io and plotting."""

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-# share of the result outside the bulk of an expert from which on it rests on extrapolated tails
-OUTSIDE = 0.2
-TENSE = 3.0  # sigmas from which on a pair is said to disagree
+MAX_OUTSIDE = 0.2  # share of the draws outside the bulk of a posterior, without a warning
+MIN_TENSION = 3.0  # sigmas from which on a pair is reported
 
 
 class Baseline(NamedTuple):
@@ -57,13 +56,13 @@ class Agreement:
 
     @property
     def tensions(self) -> list[str]:
-        """Pairs that hardly speak of the same parameters."""
+        """Pairs that disagree."""
         return [
             f"{self.names[i]} and {self.names[j]} are in tension by {self._bound}{sigmas:.1f} "
-            "sigmas: they hardly speak of the same "
-            "parameters; try each alone, or look for what one of them leaves out"
+            "sigmas: it is unlikely that they share parameters; try each alone, or look for what "
+            "one of them leaves out"
             for i, j, sigmas in self.tension
-            if sigmas >= TENSE
+            if sigmas >= MIN_TENSION
         ]
 
     @property
@@ -74,7 +73,7 @@ class Agreement:
     def unchecked(self) -> list[str]:
         """Posteriors of which it is unknown whether they agree with the others."""
         return [
-            f"nothing tells whether {name} agrees with the others: it has no draws of its own, or "
+            f"it is unknown whether {name} agrees with the others: it has no draws of its own, or "
             "none with a variance"
             for name in self.unknown
         ]
@@ -87,7 +86,7 @@ class Agreement:
             "the answer rests on its extrapolated "
             "tails; try to retrain it with draws from there"
             for name, share in zip(self.names, self.outside, strict=True)
-            if share > OUTSIDE
+            if share > MAX_OUTSIDE
         ]
 
     @classmethod
@@ -136,7 +135,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _numbers(values: Sequence[float], most: int = 6) -> str:
-    return " ".join(f"{value:.4g}" for value in values[:most]) + (
-        " ..." if len(values) > most else ""
+def _numbers(values: Sequence[float], count: int = 6) -> str:
+    return " ".join(f"{value:.4g}" for value in values[:count]) + (
+        " ..." if len(values) > count else ""
     )

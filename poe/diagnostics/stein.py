@@ -20,8 +20,8 @@ from poe.algebra.energy import Energy
 from poe.algebra.maps import Preimage
 from poe.spaces.transport import Unconstrained
 
-FEWEST = 20  # draws that a test needs
-BLOCKS = 40  # into which chains are cut, about; chains beyond that number are one each
+MIN_DRAWS = 20  # that a test needs
+BLOCKS = 40  # into which chains are cut, about; of more chains each is one
 
 
 class SteinTest(NamedTuple):
@@ -89,7 +89,7 @@ def stein_test(
         )
     generator = torch.Generator().manual_seed(seed)
     chains = _thinned(_chains(energy, x), draws, generator)
-    if chains.shape[:2].numel() < FEWEST or isinstance(
+    if chains.shape[:2].numel() < MIN_DRAWS or isinstance(
         energy.support, sets.Intersection | sets.Union | Preimage
     ):
         return SteinTest(math.nan, math.nan)

@@ -1,1 +1,2 @@
-"""Which way to draw, and drawing: plans, methods, log Z, modes."""
+"""The table of methods, one file each, and what follows it: `sample`, `plan`, `log_z`, `mode`, and
+how combined posteriors agree. Imports all folders of poe but training, testing and cli."""

@@ -54,9 +54,14 @@ class Estimation:
         return self.structure.energy
 
     @cached_property
+    def space(self) -> Space:
+        """The space where particles move."""
+        return Space(self.structure, self.seed)
+
+    @property
     def target(self) -> Energy:
-        """The energy in the space where particles move."""
-        return Space(self.structure, self.seed).target
+        """The energy in that space."""
+        return self.space.target
 
     @cached_property
     def streams(self) -> list[torch.Generator]:

@@ -62,6 +62,14 @@ class Space:
         """The energy in this space."""
         return self.structure.energy if self.unconstrained is None else self.unconstrained
 
+    def x(self, z: Tensor) -> Tensor:
+        """Points of the event from points of this space."""
+        return z if self.unconstrained is None else self.unconstrained.to_x(z)
+
+    def z(self, x: Tensor) -> Tensor:
+        """Points of this space from points of the event."""
+        return x if self.unconstrained is None else self.unconstrained.to_z(x)
+
     @cached_property
     def start(self) -> Start | None:
         """The start nearest to the target (`poe.smc.starts.nearest`); None where none has any
@@ -114,14 +122,6 @@ class Job:
     def start(self) -> Start | None:
         """The start nearest to the target."""
         return self.space.start
-
-    def x(self, z: Tensor) -> Tensor:
-        """Points of the event from points of that space."""
-        return z if self.space.unconstrained is None else self.space.unconstrained.to_x(z)
-
-    def z(self, x: Tensor) -> Tensor:
-        """Points of that space from points of the event."""
-        return x if self.space.unconstrained is None else self.space.unconstrained.to_z(x)
 
     def streams(self, phase: Phase) -> list[torch.Generator]:
         """One random stream for each shard, others for each phase."""

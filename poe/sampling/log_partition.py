@@ -165,8 +165,7 @@ def bracket(
     path, stream = schedule.path, generators[Phase.POPULATIONS]
     start = sampler(path.start, target)
     forward = anneal(schedule, start, [draws], 1, [stream], resample=False)
-    z = x.to(energy._like())
-    z = z if target is energy else target.to_z(z)  # type: ignore[operator]
+    z = job.space.z(x.to(energy._like()))
     z = path.end.to_z(z) if isinstance(path.end, Transported) else z
     back = -schedule.back(z, generators[Phase.REVERSE])
     bounds = (

@@ -22,21 +22,14 @@ from poe.spaces.points import anywhere, energies, enumerable, points
 from poe.spaces.sites import box_of
 from poe.spaces.transport import reals_of
 
-# points from which the search starts: the likeliest of `SEEN` draws, and as many at random among
-# them
-BEGIN = 12
-SEEN = 400
-WALL, STILL = (
-    1e12,
-    1e-12,
-)  # nats, for the search, where the energy fails; units of x a unit of z, at the end of a box
-COLD, SWEEPS, LAST = (
-    20.0,
-    200,
-    10,
-    # temperatures of the search on large discrete spaces: down to 1/COLD in so many sweeps, then to
-    # 0
-)
+DRAWS = 400  # among which the points are chosen from which the search starts
+STARTS = 12  # half of them the likeliest draws, half evenly spaced in energy
+FAILED_ENERGY = 1e12  # nats, for the search, where the energy fails
+BORDER_SLOPE = 1e-12  # of x by z, below which x is at an end of a box
+MIN_SLOPE = 1e-2  # of the energy, above which the search ended before a minimum
+MAX_BETA = 20.0  # of chains that are cooled, reached in so many sweeps
+SWEEPS = 200
+FINAL_BETA, FINAL_SWEEPS = 1e4, 10
 
 
 def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None) -> Tensor:
@@ -62,8 +55,8 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
             return points(energy, energies(energy).argmin().reshape(1))[0]
         if box_of(energy) is None:
             raise ValueError(
-                f"{energy} takes infinitely many values a coordinate: nothing here finds the "
-                "likeliest of them"
+                f"{energy} takes infinitely many values a coordinate: the search for the "
+                "likeliest of them needs finitely many"
             )
         return _cooled(energy, init, seed)
     begin = _begin(energy, seed) if init is None else init
@@ -120,13 +113,14 @@ def _kind(thing: Any) -> str:
 
 
 def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
-    """The best point of chains on E/T, T falling from 1 to 1/`COLD` and then to 0."""
+    """The best point of chains on E/T, T falling from 1 to 1/`MAX_BETA`, and then near 0."""
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     (generator,) = streams(seed, 1, energy.device)
-    x = anywhere(energy, 2 * BEGIN, generator) if init is None else init
+    x = anywhere(energy, 2 * STARTS, generator) if init is None else init
     kernel = default_discrete_kernel(energy)
     kernel = kernel if kernel.ready else Gibbs()
-    for beta in [*torch.logspace(0, math.log10(COLD), SWEEPS).tolist(), *[1e4] * LAST]:
+    rising = torch.logspace(0, math.log10(MAX_BETA), SWEEPS).tolist()
+    for beta in [*rising, *[FINAL_BETA] * FINAL_SWEEPS]:
         cold = energy**beta
         state = kernel.init(cold, x)
         x = kernel.step(cold, state, kernel.noise(state, generator))[0].x
@@ -140,18 +134,18 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
 def _begin(energy: Energy, seed: int | None) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # draws only say where to look
-        draws = sample(energy, SEEN, seed=seed).x
+        draws = sample(energy, DRAWS, seed=seed).x
     with torch.no_grad():
         order = energy(draws).argsort()
-    return draws[
-        torch.cat([order[: BEGIN // 2], order[:: max(1, len(order) // (BEGIN // 2))][: BEGIN // 2]])
-    ]
+    half = STARTS // 2
+    spaced = order[:: max(1, len(order) // half)][:half]
+    return draws[torch.cat([order[:half], spaced])]
 
 
 def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float, bool]:
     """(x, energy, lost) where L-BFGS ends: energy -inf where it falls without bound; lost where NaN
     stopped it on its way down."""
-    from scipy.optimize import minimize  # arviz-stats brings it; loaded when a mode is asked for
+    from scipy.optimize import minimize  # arviz-stats brings scipy; half a second
 
     failed = False
 
@@ -165,12 +159,10 @@ def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float, 
                 x = transform(at)
             level, pull = energy.value_and_grad(x.detach())
             (slope,) = torch.autograd.grad(x, at, pull)
-        if not (
-            bool(level < math.inf) and bool(slope.isfinite().all())
-        ):  # where the energy fails the search turns back
+        if not (bool(level < math.inf) and bool(slope.isfinite().all())):  # the search turns back
             nonlocal failed
-            failed |= bool(level.isnan()) or bool(level.isfinite())  # or its gradient is none
-            return WALL, np.zeros(z.numel())
+            failed |= bool(level.isnan()) or bool(level.isfinite())
+            return FAILED_ENERGY, np.zeros(z.numel())
         return float(level), slope.flatten().double().cpu().numpy()
 
     tiny = float(torch.finfo(z.dtype).eps)
@@ -182,7 +174,7 @@ def _descend(energy: Energy, z: Tensor, transform: Any) -> tuple[Tensor, float, 
         options={"maxiter": 2000, "ftol": tiny, "gtol": 1e-6},
     )
     x = torch.as_tensor(result.x, dtype=z.dtype, device=z.device).reshape(z.shape)
-    falling = np.abs(result.jac) > 1e-2
+    falling = np.abs(result.jac) > MIN_SLOPE
     unbounded = (result.fun < -1e6 and not np.abs(result.x).max() < 1e6) or bool(
         (falling & _at_border(energy, x, transform)).any()
     )
@@ -197,4 +189,4 @@ def _at_border(energy: Energy, z: Tensor, transform: Any) -> np.ndarray:  # (*re
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         (slope,) = torch.autograd.grad(transform(z).sum(), z)
-    return slope.flatten().cpu().numpy() < STILL
+    return slope.flatten().cpu().numpy() < BORDER_SLOPE

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from poe.algebra.capabilities import Moments, Samples
+from poe.algebra.capabilities import Moments, Samples, as_a
 from poe.algebra.combining import is_on, part_on, places
 from poe.algebra.energy import Energy
 from poe.algebra.mixture import mixture
@@ -112,9 +112,10 @@ def _own_draws(inner: Energy, generator: torch.Generator) -> OwnDraws | None:
             moments = mean[order], square[order][:, order]
         return OwnDraws(own.x[:, order], own.size, moments)
     closed = simplify(inner)
-    if closed.can(Samples):
-        x = closed.sample(DRAWS, generator=generator)  # type: ignore[operator]
-        return OwnDraws(flattened(x), DRAWS, closed.moments() if closed.can(Moments) else None)  # type: ignore[operator]
+    exact, known = as_a(closed, Samples), as_a(closed, Moments)
+    if exact is not None:
+        x = flattened(exact.sample(DRAWS, generator=generator))
+        return OwnDraws(x, DRAWS, None if known is None else known.moments())
     members = copies(inner)
     drawn = bool(members) and all(e.can(Samples) and e.log_z is not None for e in members)
     starts = [mixture(members, [1.0] * len(members))] if drawn else candidates(inner)

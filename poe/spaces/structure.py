@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, singledispatch
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Proposes, Samples, Sequential
+from poe.algebra.capabilities import Proposes, Samples, Sequential, as_a
 from poe.algebra.contrast import Contrast
 from poe.algebra.energy import Energy, Estimate
 from poe.algebra.mixture import Mixture, mixture
@@ -140,10 +140,11 @@ def candidates(energy: Energy, closed: Energy | None = None) -> list[Energy]:
         closed = simplify(energy) if energy.parts else energy
     if closed.can(Samples):
         return [closed]
-    if energy.can(Proposes):
-        proposal = energy.proposal()  # type: ignore[operator]
-        return [] if proposal is None else [proposal]
-    return _starts(energy)
+    proposing = as_a(energy, Proposes)
+    if proposing is None:
+        return _starts(energy)
+    proposal = proposing.proposal()
+    return [] if proposal is None else [proposal]
 
 
 @singledispatch

@@ -76,7 +76,7 @@ def draw(job: Job) -> Raw:
     particles = moved.energy.numel()
     raw = population(
         job,
-        job.x(visible(job.energy, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]))),
+        job.space.x(visible(job.energy, tuned.to_x(moved.x[:, job.thin - 1 :: job.thin]))),
         path.start.log_z,
         estimate(moved.log_ratio),
         acceptance=moved.acceptance,
@@ -106,7 +106,7 @@ def _from_fitted(job: Job, tuned: Pilot, started: float) -> Raw | None:
         return None
 
     def to_x(z: Tensor) -> Tensor:
-        return job.x(tuned.to_x(z))
+        return job.space.x(tuned.to_x(z))
 
     raw = resampled(job, near, path.end, to_x, started=started, gradients=tuned.gradients)
     d = evidence_of(raw, job.structure)

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from poe.algebra.capabilities import Samples
+from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.energy import Estimate
 from poe.diagnostics.raw import Raw
 from poe.sampling.job import Job, Method, Phase
@@ -35,8 +35,9 @@ def from_closed_form(job: Job) -> Raw:
     """Independent draws of a closed form."""
     started = time.perf_counter()
     (generator, *_), closed = job.streams(Phase.START), job.structure.closed
-    chains, each = _sizes(job)
-    x = closed.sample((chains, each), generator=generator)  # type: ignore[operator]
+    exact = as_a(closed, Samples)
+    assert exact is not None
+    x = exact.sample(_sizes(job), generator=generator)
     with torch.no_grad():
         energy = closed(x)
     counts = {"seconds": time.perf_counter() - started, "energies": energy.numel()}

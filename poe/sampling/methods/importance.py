@@ -55,7 +55,7 @@ def draw(job: Job) -> Raw:
             0,
             job.weighed,
         )
-    return resampled(job, start, job.target, job.x, started=started)
+    return resampled(job, start, job.target, job.space.x, started=started)
 
 
 def log_z(job: Estimation) -> Estimate | None:

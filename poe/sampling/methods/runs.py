@@ -81,7 +81,7 @@ class Runs:
 
     def x(self, z: Tensor) -> Tensor:
         """Points of the event from points of the chains."""
-        return self.job.x(z if self.noise is None else self.noise.to_x(z))
+        return self.job.space.x(z if self.noise is None else self.noise.to_x(z))
 
     def starts(self) -> Tensor:  # (chains, *reals)
         """Points in the space of the chains: `init`, else draws of the start resampled by
@@ -99,12 +99,12 @@ class Runs:
                     f"{int((~inside).sum())} of {len(x)} points of init lie outside the support "
                     f"{job.energy.support!r}"
                 )
-            return job.z(x)
+            return job.space.z(x)
         if job.annealed is not None:
             x = job.annealed.first
             x = x[torch.randperm(len(x), generator=self.shared, device=x.device)]
             x = x[torch.arange(self.count, device=x.device) % len(x)]
-            return job.z(x)
+            return job.space.z(x)
         if job.start is None:
             return self._from_normal()
         self.energies += job.weighed

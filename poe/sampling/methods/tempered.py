@@ -30,11 +30,13 @@ def draw(job: Job) -> Raw:
     are even."""
     work = Runs(job)
     x = work.starts()
-    kernel: Any = work.kernel
-    if not isinstance(kernel, Tempered):
-        plain = kernel.plain or job.structure.discrete
+    chosen: Any = work.kernel
+    if isinstance(chosen, Tempered):
+        kernel = chosen
+    else:
+        plain = chosen.plain or job.structure.discrete
         ladder = linear_betas(FIRST_RUNGS)
-        kernel = Tempered(work.bottom(x), ladder, kernel if plain else Langevin())
+        kernel = Tempered(work.bottom(x), ladder, chosen if plain else Langevin())
     walkers: Any = x
     for _ in range(2):
         pilot = work.steps(kernel, walkers, LADDER_DRAWS, "ladder", warmup=LADDER_WARMUP)
