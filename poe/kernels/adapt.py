@@ -70,7 +70,7 @@ class Ascent(NamedTuple):
 
     def update(self, slope: float, shortest: float, longest: float) -> Ascent:
         """One step, kept between two lengths; a slope that is 0 or not finite, where no chain
-        moved, teaches nothing."""
+        moved, is ignored."""
         if not math.isfinite(slope) or slope == 0:
             return self
         t = self.count + 1
@@ -129,7 +129,7 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Where warm-up stands: the kernel in use and what has been learned. `update` returns the next
+    """The state of warm-up: the kernel in use and what has been learned. `update` returns the next
     value.
 
     Warm-up of W steps: the step size moves in every one; from 15 % to 60 % the moments of the
@@ -241,7 +241,7 @@ def adaptation_of(
     steps: int,
     generators: Sequence[torch.Generator],
 ) -> Adaptation | JointAdaptation:
-    """The adaptation of a kernel, from the states of all shards, over so many steps of warm-up."""
+    """The adaptation of a kernel, from the states of all shards, over `steps` of warm-up."""
     if kernel.parts:
         parts = tuple(
             adaptation_of(part, energy, states, steps, generators) for part in kernel.parts
@@ -279,7 +279,7 @@ def initial_step_size(
             break
         direction = torch.where(
             direction == 0, new, torch.where(moving, direction, 2.0)
-        )  # 2: found, stands still
+        )  # 2: found
         step = torch.where(moving, step * 2.0**new, step)
     return step
 

@@ -1,5 +1,5 @@
-"""What every kernel has in common: the state of a batch of chains, what a step reports and teaches,
-and the interface."""
+"""The interface of kernels: the state of a batch of chains, the information and the feedback of a
+step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from poe.algebra.energy import Energy
 
 
 class State(NamedTuple):
-    """Chains at rest: positions (*batch, *event), energies (*batch) in nats, gradients (*batch,
-    *event); for kernels that need no gradient the last is empty, of shape (0,)."""
+    """Positions (*batch, *event), energies (*batch) in nats, gradients (*batch, *event); for
+    kernels that need no gradient the last is empty, of shape (0,)."""
 
     x: Tensor
     energy: Tensor
@@ -25,9 +25,9 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a step did, each of shape (*batch): acceptance probability in [0, 1], whether the
-    proposal was taken, whether its energy or gradient was not finite (it is rejected then), whether
-    its energy rose by more than 1000 nats."""
+    """Information on a step, each of shape (*batch): acceptance probability in [0, 1], whether the
+    proposal was accepted, whether its energy or gradient was not finite (it is then rejected),
+    whether its energy rose by more than 1000 nats."""
 
     acceptance: Tensor
     accepted: Tensor
@@ -44,8 +44,8 @@ class Noise(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Where trajectories began and ended, (chains, *event); the whitened velocities at the end,
-    (chains, d); and the times they took, (chains), in units of whitened x over velocity."""
+    """Starts and ends of trajectories, (chains, *event); the whitened velocities at the end,
+    (chains, d); and their durations, (chains), in units of whitened x over velocity."""
 
     start: Tensor
     end: Tensor
@@ -104,31 +104,34 @@ class Kernel(ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether it can step as it is, without a warm-up."""
+        """Whether it can step without a warm-up."""
         return self.step_size is not None or self.target_acceptance is None
 
     def check(self, energy: Energy) -> None:  # noqa: B027 (most have nothing to check)
         """Raises ValueError where the kernel does not apply to this energy."""
 
     @abstractmethod
-    def init(self, energy: Energy, x: Tensor) -> Any: ...
+    def init(self, energy: Energy, x: Tensor) -> Any:  # x: (*batch, *event)
+        """The state at x."""
 
     @abstractmethod
     def noise(
         self, state: Any, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Any: ...
+    ) -> Any:
+        """All randomness of one step, of a fixed size; of `steps` steps, along a leading axis."""
 
     @abstractmethod
-    def step(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info]: ...
+    def step(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info]:
+        """The next state, a pure function of the state and the noise."""
 
     def learn(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info, Feedback]:
-        """A step of warm-up: what `step` returns, and what there is to learn from it."""
+        """A step of warm-up: what `step` returns, and feedback for adaptation."""
         state, info = self.step(energy, state, noise)
         return state, info, Feedback(info.acceptance)
 
     def statistic(self, signal: Tensor) -> Tensor:
-        """A number in [0, 1] that falls with the step size, from the mean signal over the chains,
-        (*rungs)."""
+        """A number in [0, 1] that decreases with the step size, from the mean signal over the
+        chains, (*rungs)."""
         return signal
 
     def target(self, d: int) -> float | None:
@@ -136,8 +139,8 @@ class Kernel(ABC):
         return self.target_acceptance
 
     def guess(self, d: int) -> float:
-        """A step size for a standard normal of d dimensions: where the search goes on after each
-        new preconditioner."""
+        """A step size for a standard normal of d dimensions, at which adaptation restarts after
+        each new preconditioner."""
         raise NotImplementedError(f"{type(self).__name__} has no step size")
 
     def guess_length(self, d: int) -> float:
@@ -145,8 +148,8 @@ class Kernel(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no trajectories")
 
     def slope(self, trajectory: Trajectory, acceptance: Tensor) -> Tensor:
-        """The slope of what the length of trajectories should maximise, by its logarithm, from all
-        chains; a number."""
+        """The derivative, by the logarithm of the length of trajectories, of the criterion that the
+        length maximises; a number, from all chains."""
         raise NotImplementedError(f"{type(self).__name__} has no trajectories")
 
     def tuned(
@@ -164,12 +167,12 @@ class Kernel(ABC):
         return self
 
     def through(self, around: Callable[[Energy], Energy]) -> Self:
-        """The same kernel in other variables: the energies that it holds itself, such as a
-        proposal, are rewritten by `around`."""
+        """The same kernel in other variables: energies that it holds, such as a proposal, are
+        transformed by `around`."""
         return self
 
     def walkers(self, state: Any) -> State:
-        """Everything that moves, (chains, *rungs): what adaptation learns from."""
+        """All positions of a state, (chains, *rungs), from which adaptation learns."""
         return state
 
     def position(self, state: Any) -> tuple[Tensor, Tensor]:

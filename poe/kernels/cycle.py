@@ -1,4 +1,4 @@
-"""Kernels that take turns."""
+"""Kernels run one after another."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Cycle(Kernel):
 
     Each kernel is tuned for itself in warm-up, at its own acceptance; what a step reports is the
     mean acceptance over the kernels, and whether any of them moved or failed. Where one of the
-    kernels needs gradients, those that need none evaluate them as well, so that every step starts
-    from a complete state.
+    kernels needs gradients, the others evaluate them as well, so that every step starts from a
+    complete state.
 
     Raises TypeError for kernels whose states hold more than `State` (replica exchange, unadjusted
-    microcanonical dynamics): they cannot go on from where another kernel stops.
+    microcanonical dynamics): they cannot continue from the state of another kernel.
     """
 
     kernels: Sequence[Kernel]
@@ -37,8 +37,8 @@ class Cycle(Kernel):
         for kernel in self.kernels:
             if not kernel.plain:
                 raise TypeError(
-                    f"{type(kernel).__name__} keeps a state of its own, so that no other kernel "
-                    "can take turns with it"
+                    f"{type(kernel).__name__} keeps a state of its own, so that it cannot be part "
+                    "of a cycle"
                 )
 
     @property

@@ -1,4 +1,4 @@
-"""Which kernel moves chains unless told otherwise."""
+"""The default kernel of a target."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ MAX_BLOCKS = (
 
 
 def default_kernel(energy: Energy, *, compile: bool = False) -> Kernel:
-    """What moves chains unless told otherwise: adjusted microcanonical Langevin; in one dimension,
-    or to be compiled, Langevin. On discrete spaces Gibbs where few blocks of sites can be redrawn
-    together, else discrete Langevin."""
+    """Adjusted microcanonical dynamics; in one dimension, or to be compiled, Langevin. On discrete
+    spaces see `default_discrete_kernel`."""
     if sets.is_discrete(energy.support):
         return default_discrete_kernel(energy)
     return Langevin() if compile or math.prod(energy.event_shape) < 2 else Microcanonical()
 
 
 def default_discrete_kernel(energy: Energy) -> Kernel:
-    """What moves chains on a discrete space: Gibbs where few blocks of sites can be redrawn
-    together, else discrete Langevin."""
+    """Gibbs where the sites form few blocks that can each be redrawn together, else discrete
+    Langevin."""
     if opaque(energy) is not None or not sites_of(energy).binary:
         return Gibbs()
     return (

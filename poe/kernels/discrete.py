@@ -35,8 +35,8 @@ class Neighbourhood(NamedTuple):
 
 
 def neighbourhood(energy: Energy, state: State, sites: Sites) -> Neighbourhood:
-    """What informs proposals at a state. For floating-point x: the slope of E along each site times
-    the change, from one gradient. For whole numbers: the exact change, from the conditionals of the
+    """The energies of neighbours of a state. For floating-point x: the slope of E along each site
+    times the change, from one gradient. For whole numbers: the exact change, from the conditionals of the
     sites."""
     event = state.x.ndim - state.energy.ndim
     place = sites.places(state.x, event)
@@ -62,8 +62,8 @@ def at(values: Tensor, place: Tensor) -> Tensor:  # (*batch, n, values), (*batch
 
 
 class Informed(Kernel):
-    """What both gradient-based kernels share: they evaluate the gradients they need themselves, at
-    x' once a step."""
+    """Base of both gradient-based kernels, which evaluate the gradients that they need themselves,
+    once a step, at x'."""
 
     needs_gradient = False
 
@@ -232,7 +232,7 @@ class Flip(Kernel):
 def _uniforms(
     state: State, shape: tuple[int, ...], generator: torch.Generator | None, steps: int | None
 ) -> SiteNoise:
-    """Uniform numbers (*batch, *shape) and (*batch), of one step or of so many along a leading
+    """Uniform numbers (*batch, *shape) and (*batch), of one step or of `steps` along a leading
     axis."""
     like, lead = state.energy, () if steps is None else (steps,)
     sizes = ((*lead, *like.shape, *shape), (*lead, *like.shape))

@@ -35,19 +35,18 @@ class Gibbs(Kernel):
 
     Sites of one block are independent given all others, so that one pass redraws them together: the
     colours of a checkerboard, the layers of a Boltzmann machine. Where experts sum over hidden
-    units h (an RBM), a sweep begins with h ~ p(h | x), and then x_B ~ p(x_B | x_rest, h): it leaves
-    p(x) invariant too. What blocks there are, and the conditionals, are put together from the
-    experts of a composition (`poe.spaces.conditionals`); any other discrete energy is evaluated
-    with each value of a site in turn: as many energies for each coordinate as it has values.
-    Nothing is rejected and nothing tuned; but where a conditional is NaN, the block stays as it
-    was, and that is counted as not finite.
+    units h (an RBM), a sweep begins with h ~ p(h | x), and then x_B ~ p(x_B | x_rest, h), which
+    leaves p(x) invariant too. Blocks and conditionals are assembled from the experts of a
+    composition (`poe.spaces.conditionals`); any other discrete energy is evaluated with each value
+    of a site in turn: as many energies per coordinate as it has values. Nothing is rejected or
+    tuned; where a conditional is NaN, the block does not change, which is counted as not finite.
 
     Arguments:
         scan: "systematic", always in the same order; or "random", in a new random order each sweep,
             which makes the step reversible.
-        sweeps: over all blocks, a step; the energy is evaluated once a step.
-        hidden: uniforms that a sweep takes beyond one for each coordinate. None: what the energy
-            needs, found by `init`. To be given only within `Cycle`, whose states do not carry it.
+        sweeps: over all blocks, per step; the energy is evaluated once per step.
+        hidden: uniforms that a sweep takes beyond one per coordinate. None: what the energy needs,
+            found by `init`. To be given only in a `Cycle`, whose states do not hold it.
 
     References: Geman and Geman 1984, IEEE PAMI 6(6); Hinton 2002, Neural Computation 14(8) (layers
     of an RBM).
@@ -110,8 +109,8 @@ class Gibbs(Kernel):
         if noise.uniform.shape[-1] != needed:
             raise ValueError(
                 f"a sweep over {energy} takes {needed} uniforms, {how.hidden} of them for hidden "
-                "units, and the noise has "
-                f"{noise.uniform.shape[-1]}: within Cycle give Gibbs(hidden={how.hidden})"
+                f"units, and the noise has {noise.uniform.shape[-1]}: in a Cycle give "
+                f"Gibbs(hidden={how.hidden})"
             )
         failed = torch.zeros(state.energy.shape, dtype=torch.bool, device=x.device)
         with torch.no_grad():
@@ -129,13 +128,13 @@ class Gibbs(Kernel):
 
 
 def _extra(energy: Energy) -> int:
-    """How many uniforms a sweep takes beyond one for each coordinate."""
+    """How many uniforms a sweep takes beyond one per coordinate."""
     own = opaque(energy)
     return _Own(own).hidden if own is not None else Conditionals(energy).hidden
 
 
 class _Own:
-    """Sweeps of an energy that redraws its blocks itself."""
+    """Sweeps of an energy that redraws its own blocks."""
 
     def __init__(self, energy: Any) -> None:
         self.energy, self.blocks = energy, len(energy.blocks)
@@ -153,7 +152,7 @@ class _Own:
 
 
 class _Stated:
-    """Sweeps by conditionals that are stated, or evaluated."""
+    """Sweeps by conditionals that experts state, or that are evaluated."""
 
     def __init__(self, conditionals: Conditionals, device: torch.device) -> None:
         self.conditionals, self.hidden = conditionals, conditionals.hidden
@@ -172,7 +171,7 @@ class _Stated:
             sites = self.sites[block]
             logits = c.logits(x, sites, drawn)
             new = c.sites.redraw(x, sites, logits, pieces[block], event)
-            if not bool(logits.sum().isfinite()):  # a NaN, or infinities that are meant
+            if not bool(logits.sum().isfinite()):  # a NaN, or legitimate infinities
                 wrong = logits.isnan().flatten(batch).any(-1)
                 new, failed = torch.where(per_event(wrong, event), x, new), failed | wrong
             x = new

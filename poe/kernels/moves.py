@@ -1,4 +1,4 @@
-"""What kernels are built from: preconditioning, noise, evaluation, and the decision of each
+"""Parts of kernels: preconditioning, noise, evaluation, Langevin moves, and the acceptance of each
 chain."""
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def langevin_densities(
 
 
 def draw(state: Any, generator: torch.Generator | None, steps: int | None = None) -> Noise:
-    """The noise of one step, or of so many, along a leading axis."""
+    """The noise of one step, or of `steps`, along a leading axis."""
 
     def numbers(sampler: Callable[..., Tensor], like: Tensor) -> Tensor:
         shape = like.shape if steps is None else (steps, *like.shape)
@@ -124,9 +124,10 @@ def decide(
     uniform: Tensor,
     rise: Tensor | None = None,
 ) -> tuple[State, Info]:
-    """Each chain for itself takes its proposal with probability min(1, exp(log_ratio)), (*batch);
-    every finite one where `log_ratio` is None. A proposal with a non-finite energy, gradient or
-    ratio is rejected. `rise` is the energy error in nats that makes it divergent.
+    """Each chain, independent of the others, accepts its proposal with probability min(1,
+    exp(log_ratio)), (*batch); every finite one where `log_ratio` is None. A proposal with a
+    non-finite energy, gradient or ratio is rejected. `rise` is the energy error, in nats, that can
+    make it divergent.
     """
     event = state.x.ndim - state.energy.ndim
     finite = proposed.energy.isfinite()
@@ -146,8 +147,7 @@ def decide(
         if has_gradient(state)
         else state.gradient,
     )
-    # an energy of +inf is what the outside of the support has: rejected like any other, and no
-    # divergence
+    # +inf is the energy outside the support: rejected, and not a divergence
     nonfinite = ~finite & (proposed.energy != math.inf)
     divergent = torch.zeros_like(finite) if rise is None else finite & (rise > DIVERGENT)
     return moved, Info(acceptance, accepted, nonfinite, divergent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import torch
@@ -40,9 +41,8 @@ REFERENCE_PANELS = 8  # panels of the line from the origin, each by the rule wit
 
 
 class ScoreState(NamedTuple):
-    """Chains: positions, energies as they are known, gradients, as `State`; the part of the
-    gradient that experts without an energy have, (*batch, *event); and the energy of the others
-    alone, (*batch), in nats."""
+    """Positions, energies up to a constant and gradients, as `State`; the gradient of the experts
+    without an energy, (*batch, *event); and the energy of the others, (*batch), in nats."""
 
     x: Tensor
     energy: Tensor
@@ -53,16 +53,16 @@ class ScoreState(NamedTuple):
 
 @dataclass(frozen=True)
 class LineIntegral(Preconditioned):
-    """Preconditioned Langevin that is tested without an energy: E = K + S, where K is known and of
-    S only the gradient,
+    """Preconditioned Langevin, accepted without an energy: E = K + S, where K is known and of S
+    only the gradient,
 
         x' = x - h M ∇E(x) + sqrt(2h) L ξ,     ξ ~ N(0, I),     M = L Lᵀ,
         a = -ΔK - ΔS + ½|ξ|² - ½|ξ - sqrt(h/2) Lᵀ(∇E(x) + ∇E(x'))|²,     ΔK = K(x') - K(x),
         ΔS = (x' - x)·Σ_k w_k ∇S(x + τ_k(x' - x)),     accepted with probability min(1, exp a).
 
-    τ and w are a Gauss-Lobatto rule on [0, 1] with both ends and so many `nodes` between, so that
-    ΔS changes sign with the direction and is the difference of S, for a score that is a gradient,
-    but for a derivative of S somewhere along the line, d = |x' - x|:
+    τ and w are a Gauss-Lobatto rule on [0, 1] with both ends and `nodes` interior nodes. ΔS changes
+    sign with the direction. For a score that is a gradient it is the difference of S up to a
+    derivative of S somewhere along the line, d = |x' - x|:
 
     | nodes | rule        | ΔS is too large by  |
     |-------|-------------|---------------------|
@@ -71,17 +71,17 @@ class LineIntegral(Preconditioned):
     | 2     | four points | S⁽⁷⁾ d⁷ / 1512000   |
     | 3     | five points | S⁽⁹⁾ d⁹ / 1422489600 |
 
-    It is never exact: what that error leaves, and what a network's score lacks to be a gradient,
-    biases the law of the chain. Without experts that have only a score it is
+    It is never exact: that error biases the law of the chain, and so does the part of a network's
+    score that is not a gradient. Without experts that have only a score it is
     `Langevin(metropolis=True)`.
 
-    The energy of a state is K plus the line integral of ∇S from the origin to where the chain began
-    and then along its moves: that of the target up to a constant, where the score is a gradient.
-    R-hat of the energies shows where it is not.
+    The energy of a state is K plus the line integral of ∇S from the origin to the start of the
+    chain and then along its moves: that of the target up to a constant, where the score is a
+    gradient. R-hat of the energies is large where it is not.
 
     Arguments:
         step_size: h, as of `Langevin`; None: found in warm-up at the acceptance 0.574.
-        nodes: from 0 to 3, one evaluation each; all that a step needs are one batch for the
+        nodes: from 0 to 3, one evaluation each; all evaluations of a step are one batch for the
             network.
         scale, dense: as of `Langevin`.
 
@@ -189,8 +189,7 @@ class LineIntegral(Preconditioned):
 
 
 def divided(energy: Energy) -> tuple[Energy | None, Energy | None]:
-    """The factors of an energy that have one, and those that have only a score, either None where
-    there are none.
+    """The factors with an energy, and those with only a score; None where there are none.
 
     Raises TypeError where a mixture or contrast rests on an expert that has only a score.
     """
@@ -201,26 +200,34 @@ def divided(energy: Energy) -> tuple[Energy | None, Energy | None]:
         return energy, None
     if energy is lacking[0]:
         return None, energy
-    if isinstance(energy, Product):
-        parts = [(term.power, divided(term.energy)) for term in energy.terms if term.power]
-        known, scored = (
-            [(power, both[side]) for power, both in parts if both[side] is not None]
-            for side in (0, 1)
-        )
-        return _product(known), _product(scored)
+    return _divided(energy, lacking[0])
+
+
+@singledispatch
+def _divided(energy: Energy, lacking: Energy) -> tuple[Energy | None, Energy | None]:
+    """`divided` for a composition in which an expert lacks an energy."""
     if len(energy.parts) == 1:  # a shift or a change of variables
         known, scored = (
             None if part is None else energy.rebuild([part]) for part in divided(energy.parts[0])
         )
         return known, scored
     raise TypeError(
-        f"{energy} weighs its parts by their energies, and {lacking[0]} has only a score: `|` and "
-        "`-` need experts with an energy, "
-        "while `&`, `/` and `**` do not"
+        f"{energy} weighs its parts by their energies, and {lacking} has only a score: `|` and `-` "
+        "need experts with an energy, while `&`, `/` and `**` do not"
     )
 
 
+@_divided.register
+def _(energy: Product, lacking: Energy) -> tuple[Energy | None, Energy | None]:
+    parts = [(term.power, divided(term.energy)) for term in energy.terms if term.power]
+    known, scored = (
+        [(power, both[side]) for power, both in parts if both[side] is not None] for side in (0, 1)
+    )
+    return _product(known), _product(scored)
+
+
 def _product(factors: list[tuple[float, Any]]) -> Energy | None:
+    """The product of (power, energy), None of none."""
     powers, energies = [power for power, _ in factors], [energy for _, energy in factors]
     return product(energies, powers) if energies else None
 

@@ -1,4 +1,4 @@
-"""Replica exchange: copies of the chains along a path swap places, so that the last one crosses
+"""Replica exchange: copies of the chains along a path swap positions, so that the last one crosses
 between modes."""
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Tempered(Kernel):
         return len(self.betas) * (self.moves * self.kernel.gradients_per_step + 1)
 
     def init(self, energy: Energy, x: Tensor) -> LadderState:
-        # (chains, *event): every rung starts there; (chains, rungs, *event): each where it is told
+        # x: (chains, *event) for all rungs, or (chains, rungs, *event)
         event = len(energy.event_shape)
         if x.ndim == event + 1:
             x = x.unsqueeze(1).repeat_interleave(len(self.betas), 1)

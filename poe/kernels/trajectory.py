@@ -1,5 +1,5 @@
-"""How many steps a trajectory takes, one number for all chains of a batch from one jittered length;
-and how long it should be."""
+"""The number of steps of a trajectory, one for all chains of a batch from one jittered length; and
+the criterion for its length."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrajectoryNoise(NamedTuple):
 def draw_jittered(
     state: Any, generator: torch.Generator | None, steps: int | None = None
 ) -> TrajectoryNoise:
-    """The noise of one trajectory, or of so many, along a leading axis."""
+    """The noise of one trajectory, or of `steps`, along a leading axis."""
     shape = () if steps is None else (steps,)
     like = state.energy
     return TrajectoryNoise(
@@ -53,9 +53,9 @@ def mean_step_count(longest: float, most: int) -> float:
 def chees_slope(
     trajectory: Trajectory, acceptance: Tensor, scale: Tensor | None, dense: bool
 ) -> Tensor:
-    """The slope of ChEES over the root of the length, by the logarithm of the length and up to a
-    positive factor; the formula stands at `Hamiltonian`. Trajectories that are surely rejected have
-    no weight, whatever they hold."""
+    """The derivative of ChEES over the root of the length, by the logarithm of the length and up to
+    a positive factor; see `Hamiltonian` for the formula. Trajectories of acceptance probability 0
+    have no weight, even where they are not finite."""
     some = acceptance > 0
     weight = acceptance.reshape(acceptance.shape + (1,) * (trajectory.start.ndim - 1))
     end = torch.where(weight > 0, trajectory.end, 0)
