@@ -36,8 +36,8 @@ class Neighbourhood(NamedTuple):
 
 def neighbourhood(energy: Energy, state: State, sites: Sites) -> Neighbourhood:
     """The energies of neighbours of a state. For floating-point x: the slope of E along each site
-    times the change, from one gradient. For whole numbers: the exact change, from the conditionals of the
-    sites."""
+    times the change, from one gradient. For whole numbers: the exact change, from the conditionals
+    of the sites."""
     event = state.x.ndim - state.energy.ndim
     place = sites.places(state.x, event)
     if state.x.is_floating_point():
