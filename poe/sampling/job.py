@@ -147,7 +147,8 @@ class Method:
     Attributes:
         name: as `method=` takes it.
         words: what it does.
-        applies: why it cannot draw from a target of this structure, in words; None where it can.
+        applies: why it cannot draw from a target of this structure, in words that follow the name
+            of the target; None where it can.
         draw: what it draws. Raises MethodNotApplicable where it measured that it does not apply.
         log_z: its estimate of log Z; None where it measured that another method should follow, and
             where it has none (None in place of the function).

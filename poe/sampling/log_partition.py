@@ -106,7 +106,7 @@ def _first(job: Estimation, method: str | None) -> Estimate:
         names = ["sequential"]
     for name in names:
         if name == "sequential" and (why := METHODS[name].applies(job.structure)) is not None:
-            raise ValueError(why)
+            raise ValueError(f"{job.energy} {why}")
         found = ESTIMATORS[name](job)
         if found is not None:
             return found

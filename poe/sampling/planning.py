@@ -132,7 +132,7 @@ def _named(structure: Structure, method: str, kernel: Kernel | None) -> tuple[st
     why = METHODS[method].applies(structure)
     why = why or (None if method in INDEPENDENT else structure.obstacle)
     if why is not None:
-        raise ValueError(why)
+        raise ValueError(f"{structure.energy} {why}")
     unfit = kernel is not None and not (kernel.exact and kernel.plain and kernel.target_acceptance)
     if method == "annealed" and unfit:
         raise ValueError(
@@ -150,7 +150,7 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
             if METHODS[name].applies(structure) is None and not by_chains:
                 return (name,)
     if structure.obstacle is not None:
-        raise ValueError(structure.obstacle)
+        raise ValueError(f"{structure.energy} {structure.obstacle}")
     if isinstance(kernel, Tempered):
         return ("tempered",)
     if kernel is not None:

@@ -17,8 +17,14 @@ from poe.algebra.rules import simplify
 from poe.algebra.shifted import Shifted
 from poe.spaces.noise import noise_levels
 from poe.spaces.points import enumerable
+from poe.spaces.reals import from_reals
 from poe.spaces.sites import box_of
-from poe.spaces.transport import reals_of
+from poe.spaces.transport import unmapped
+
+UNLISTED = (
+    "is discrete, without a closed form or a finite number of values a coordinate: no method draws "
+    "it; multiply it by a factor over finitely many values, such as a Binomial"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,19 +90,14 @@ class Structure:
 
     @cached_property
     def obstacle(self) -> str | None:
-        """Why no particle can move on the support, in words; None where one can."""
+        """Why no particle can move on the support, in words that follow the name of the target;
+        None where one can."""
         if self.discrete:
-            if box_of(self.energy) is not None:
-                return None
-            return (
-                f"{self.energy} is discrete, without a closed form or a finite number of values a "
-                "coordinate: no method draws it; multiply it by a factor over finitely many "
-                "values, such as a Binomial"
-            )
+            return None if box_of(self.energy) is not None else UNLISTED
         try:
-            reals_of(self.energy)
-        except ValueError as error:
-            return str(error)
+            from_reals(self.energy.support)
+        except NotImplementedError:
+            return unmapped(self.energy.support)
         return None
 
 

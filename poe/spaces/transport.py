@@ -11,6 +11,7 @@ from torch.distributions import Transform
 
 from poe.algebra.capabilities import Samples
 from poe.algebra.energy import Energy, Estimate
+from poe.algebra.support import Constraint
 from poe.spaces import reals
 
 
@@ -18,17 +19,21 @@ def reals_of(energy: Energy) -> Transform:
     """The bijection T from R^m onto the support in whose variables an energy is drawn, or onto a
     larger set.
 
-    Raises ValueError where nobody knows one, as for a simplex that is part of an event.
+    Raises ValueError where none is known, as for a simplex that is part of an event.
     """
     try:
         return reals.from_reals(energy.support)
     except NotImplementedError as error:
-        raise ValueError(
-            f"{energy} cannot be drawn: no map from R^n onto its support {energy.support!r} is "
-            "known. A box has one, and a simplex "
-            "that is the whole event: poe.sample such a part by itself, or write it over free "
-            "numbers"
-        ) from error
+        raise ValueError(f"{energy} {unmapped(energy.support)}") from error
+
+
+def unmapped(support: Constraint) -> str:
+    """What is said of an energy onto whose support no map is known."""
+    return (
+        f"cannot be drawn: no map from R^n onto its support {support!r} is known. A box has one, "
+        "and a simplex that is the whole event: poe.sample such a part by itself, or write it over "
+        "free numbers"
+    )
 
 
 class Unconstrained(Energy):

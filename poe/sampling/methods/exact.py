@@ -28,7 +28,7 @@ def no_closed_form(structure: Structure) -> str | None:
     """Why there are no exact draws; None where there are."""
     if structure.closed.can(Samples):
         return None
-    return f"{structure.energy} has no exact draws: no closed form, or a part that cannot draw"
+    return "has no exact draws: no closed form, or a part that cannot draw"
 
 
 def from_closed_form(job: Job) -> Raw:
@@ -49,8 +49,7 @@ def not_enumerable(structure: Structure) -> str | None:
     if structure.states is not None:
         return None
     return (
-        f"{structure.energy} cannot be enumerated: its support is not a finite set of at most "
-        f"{MOST_STATES:,} points"
+        f"cannot be enumerated: its support is not a finite set of at most {MOST_STATES:,} points"
     )
 
 

@@ -29,10 +29,7 @@ def applies(structure: Structure) -> str | None:
     """Why there is nothing to resample; None where there is."""
     if structure.starts:
         return None
-    return (
-        f"{structure.energy} has no part that draws samples, so there is nothing to resample by "
-        "importance"
-    )
+    return "has no part that draws samples, so there is nothing to resample by importance"
 
 
 def draw(job: Job) -> Raw:

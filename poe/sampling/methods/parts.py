@@ -17,10 +17,7 @@ def applies(structure: Structure) -> str | None:
     """Why the branches cannot be drawn one by one; None where they can."""
     if structure.shares is not None:
         return None
-    return (
-        f"{structure.energy} is no mixture of parts whose log Z are known: poe.normalize gives "
-        "parts that are"
-    )
+    return "is no mixture of parts whose log Z are known: poe.normalize gives parts that are"
 
 
 def draw(job: Job) -> Raw:

@@ -28,10 +28,7 @@ def applies(structure: Structure) -> str | None:
     """Why there is no order to follow; None where there is."""
     if structure.autoregressive:
         return None
-    return (
-        f"{structure.energy} has no autoregressive factor over discrete values: there is no order "
-        "to follow"
-    )
+    return "has no autoregressive factor over discrete values: there is no order to follow"
 
 
 def draw(job: Job) -> Raw:

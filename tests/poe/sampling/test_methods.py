@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -107,8 +108,8 @@ def test_a_method_says_in_words_why_it_does_not_apply(name: str) -> None:
     assert METHODS[name].applies(Structure.of(good())) is None
     energy = bad()
     why = METHODS[name].applies(Structure.of(energy))
-    assert why is not None and words in why and str(energy) in why
-    with pytest.raises(ValueError, match=words):
+    assert why is not None and words in why
+    with pytest.raises(ValueError, match=re.escape(f"{energy} {why}")):
         poe.plan(energy, method=name)
 
 

@@ -61,4 +61,4 @@ def test_what_nothing_moves_on_is_said() -> None:
             return torch.lgamma(x + 1.0)
 
     why = Structure.of(Counts()).obstacle
-    assert why is not None and why.startswith("counts is discrete, without a closed form")
+    assert why is not None and why.startswith("is discrete, without a closed form")
