@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch import distributions as td
 from torch.distributions import constraints
 
@@ -166,9 +166,7 @@ class Distribution(Density):
             logs = logs.masked_fill(outside, -math.inf)
         return logs.flatten(logs.ndim - len(dist.batch_shape)).sum(-1) if dist.batch_shape else logs
 
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event); n an int or a shape."""
         shape = torch.Size([n] if isinstance(n, int) else n)
         if shape.numel() == 0:  # some of torch's distributions cannot draw 0 values

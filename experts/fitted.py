@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from experts.flow import Flow
 from experts.mixture_made import MixtureMADE
@@ -103,9 +103,7 @@ class Fitted(Density):
         return self.base.log_prob(v) + log_det
 
     @torch.no_grad()
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event)."""
         return self.from_base(self.base.sample(n, generator=generator))[0]
 

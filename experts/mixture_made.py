@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from experts.masked import (
@@ -114,9 +114,7 @@ class MixtureMADE(Density):
         return (log_weight - 0.5 * z * z - scale.log() - HALF_LOG_2PI).logsumexp(-1).sum(-1)
 
     @torch.no_grad()
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event), by one pass a position."""
         batch = (n,) if isinstance(n, int) else tuple(n)
         like = self._like()

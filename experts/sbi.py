@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from experts.distribution import Distribution
 from experts.libraries import seed_of, seeded, where_finite
@@ -183,9 +183,7 @@ class Posterior(Amortised):
         return True
 
     @torch.no_grad()
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event): those of the estimator that lie in the support."""
         if self._log_z is None:
             raise TypeError(

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from experts.locked import Locked
@@ -80,9 +80,7 @@ class Autoregressive(Locked, Density):
         return flat.to(self.dtype) if self.levels == 2 else flat.long()
 
     @torch.no_grad()
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event), by one pass a position."""
         batch = (n,) if isinstance(n, int) else tuple(n)
         rows, size = math.prod(batch), len(self.order)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from experts.blackbox import External
 from experts.families import Normal
@@ -171,9 +171,7 @@ class KernelDensity(Density):
         )
 
     @torch.no_grad()
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, d)."""
         batch, d = (n,) if isinstance(n, int) else tuple(n), self.event_shape[0]
         total, like = math.prod(batch), self.points

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from experts.libraries import seed_of, seeded, where_finite
 from experts.locked import Locked
@@ -175,9 +175,7 @@ class WrappedFlow(Locked, Density):
         return where_finite(lambda r: self._log_prob(r, self._bound()), rows).reshape(batch)
 
     @torch.no_grad()
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event), in the flow's own dtype; `generator` decides them
         all."""
         batch, context = (n,) if isinstance(n, int) else tuple(n), self._bound()

@@ -30,15 +30,11 @@ def _dbm(factors: Sequence[Factor]) -> Energy | None:
     machines = [(e, power) for e, power in factors if isinstance(e, DBM)]
     if not machines or len({e.sizes for e, _ in machines}) > 1:
         return None
-    first, offset = machines[0][0], 0.0
+    first = machines[0][0]
     totals = [[w * t.detach().double() for t in (*e.weights, *e.biases)] for e, w in machines]
     summed = [torch.stack(column).sum(0) for column in zip(*totals, strict=True)]
     weights, biases = summed[: len(first.weights)], torch.cat(summed[len(first.weights) :])
-    for energy, power in factors:
-        if isinstance(energy, Bernoulli):
-            logits = energy.exact("logits")
-            biases = biases + power * logits
-            offset += power * float(softplus(logits, threshold=40).sum())
+    biases, offset = _with_fields(biases, factors)
     merged = DBM(weights, biases.split(list(first.sizes)))
     return shift(merged.to(first.device, shared_dtype(factors)), offset)
 
@@ -55,13 +51,9 @@ def _rbm(factors: Sequence[Factor]) -> Energy | None:
     if not machines or not _copies([power for _, power in machines]):
         return None
     weights, hidden = _side_by_side(machines)
-    bias = sum(w * e._visible.detach().double() for e, w in machines)
-    offset = 0.0
-    for energy, power in factors:
-        if isinstance(energy, Bernoulli):
-            logits = energy.exact("logits")
-            bias = bias + power * logits.flatten()
-            offset += power * float(softplus(logits, threshold=40).sum())
+    zero = hidden.new_zeros(())
+    bias = sum((w * e._visible.detach().double() for e, w in machines), zero)
+    bias, offset = _with_fields(bias, factors)
     first = machines[0][0]
     merged = RBM(weights, bias, hidden, event_shape=first.event_shape)
     return shift(merged.to(first.device, shared_dtype(factors)), offset)
@@ -120,3 +112,14 @@ def _side_by_side(machines: Sequence[Factor]) -> tuple[Tensor, Tensor]:
         e.hidden_bias.detach().double().expand(e.hidden).repeat(int(power)) for e, power in machines
     ]
     return weights, torch.cat(biases)
+
+
+def _with_fields(bias: Tensor, factors: Sequence[Factor]) -> tuple[Tensor, float]:
+    """The visible biases with the logits of Bernoulli factors, and w Σ softplus(logit) of these."""
+    offset = 0.0
+    for energy, power in factors:
+        if isinstance(energy, Bernoulli):
+            logits = energy.exact("logits")
+            bias = bias + power * logits.flatten()
+            offset += power * float(softplus(logits, threshold=40).sum())
+    return bias, offset

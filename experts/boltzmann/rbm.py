@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import linear, softplus
 
 from experts.boltzmann.dbm import DBM
@@ -64,7 +64,7 @@ class RBM(Restricted):
         *,
         data: Tensor | None = None,
         scale: float = 0.01,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> RBM:
         """A learnable machine with weights from N(0, scale²), and visible biases from the base
         rates of the data (n, *event), half a count added to each side; 0 without data."""
@@ -93,9 +93,7 @@ class RBM(Restricted):
             return self.hidden <= MAX_DRAWN_UNITS
         return super().can(capability)
 
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """Independent draws of a machine of up to 20 hidden units: h from the table of all its
         states, then v given h. Raises ValueError for more."""
         if not self.can(Samples):

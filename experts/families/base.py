@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributions import constraints
 
 from experts.families import parameters as param
 from poe.algebra.energy import Density
+
+Tensors = Sequence[Tensor]
 
 
 class Natural(NamedTuple):
@@ -57,9 +59,7 @@ class ExponentialFamily(Density):
 
     @classmethod
     @abstractmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         """The member with these natural parameters, in float64.
 
         Raises Improper outside the natural domain. `rounding` bounds their errors: None where it is
@@ -67,12 +67,14 @@ class ExponentialFamily(Density):
         """
 
     @abstractmethod
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    def _draw(self, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
         """Independent draws in float64, (*shape, *event)."""
 
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    @property
+    def bounded(self) -> bool | None:
+        return True
+
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event); n an int or a shape."""
         with torch.no_grad():
             return self._draw((n,) if isinstance(n, int) else tuple(n), generator).to(self.dtype)

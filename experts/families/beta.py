@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from experts.families import parameters as param
-from experts.families.base import ExponentialFamily, Natural, sum_event
+from experts.families.base import ExponentialFamily, Natural, Tensors, sum_event
 from poe.algebra import support as sets
 from poe.registry import register
 
@@ -62,9 +61,7 @@ class Beta(ExponentialFamily):
         )
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         a, b = parameters[0] + 1, parameters[1] + 1
         return cls(a, b) if param.in_domain("a Beta", [a, b], rounding) else None
 
@@ -121,9 +118,7 @@ class Dirichlet(ExponentialFamily):
         return Natural((a - 1,), lambda x: (x.double().log(),), partition, self._no_base)
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         concentration = parameters[0] + 1
         inside = param.in_domain("a Dirichlet", [concentration], rounding)
         return cls(concentration) if inside else None

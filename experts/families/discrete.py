@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from experts.families import parameters as param
-from experts.families.base import ExponentialFamily, Natural
+from experts.families.base import ExponentialFamily, Natural, Tensors
 from poe.algebra import support as sets
 from poe.algebra.closed_forms import Empty
 from poe.registry import register
@@ -70,12 +69,10 @@ class Bernoulli(ExponentialFamily):
         return Natural((logits,), lambda x: (x.double(),), partition, self._no_base)
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         return cls(logits=parameters[0])
 
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    def _draw(self, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
         uniform = param.uniforms(self.exact("logits"), shape, generator)
         return (uniform < self.exact("logits").sigmoid()).double()
 
@@ -148,21 +145,17 @@ class Categorical(ExponentialFamily):
         return (nn.functional.one_hot(x.long(), self.logits.shape[-1]).double(),)
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         if bool((parameters[0] == -math.inf).all(-1).any()):
             raise Empty("no category of a Categorical is left")
         return cls(logits=parameters[0])
 
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    def _draw(self, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
         cumulative = self.logits.double().softmax(-1).cumsum(-1)
         uniform = param.uniforms(cumulative[..., 0], shape, generator) * cumulative[..., -1]
         return (uniform.unsqueeze(-1) >= cumulative).sum(-1)
 
-    def sample(
-        self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event), torch.long; n an int or a shape."""
         with torch.no_grad():
             return self._draw((n,) if isinstance(n, int) else tuple(n), generator)
@@ -187,10 +180,6 @@ class Poisson(ExponentialFamily):
         return self._sum(x * self.rate.log() - self.rate - (x + 1.0).lgamma())
 
     @property
-    def bounded(self) -> bool | None:
-        return True
-
-    @property
     def natural(self) -> Natural:
         rate = self.exact("rate")
         return Natural(
@@ -201,13 +190,11 @@ class Poisson(ExponentialFamily):
         )
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         rate = parameters[0].exp()
         return cls(rate) if bool(((rate > 0) & rate.isfinite()).all()) else None
 
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    def _draw(self, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
         return torch.poisson(
             self.exact("rate").expand((*shape, *self.event_shape)), generator=generator
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from experts.families import parameters as param
-from experts.families.base import ExponentialFamily, Natural
+from experts.families.base import ExponentialFamily, Natural, Tensors
 from poe.algebra import support as sets
 from poe.registry import register
 
@@ -37,18 +36,12 @@ class Exponential(ExponentialFamily):
         return self._sum(self.rate.log() - self.rate * x)
 
     @property
-    def bounded(self) -> bool | None:
-        return True
-
-    @property
     def natural(self) -> Natural:
         rate = self.exact("rate")
         return Natural((-rate,), lambda x: (x.double(),), -rate.log().sum(), self._no_base)
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         rate = -parameters[0]
         return cls(rate) if param.in_domain("an Exponential", [rate], rounding) else None
 
@@ -110,9 +103,7 @@ class Gamma(ExponentialFamily):
         )
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         a, rate = parameters[0] + 1, -parameters[1]
         return cls(a, rate) if param.in_domain("a Gamma", [a, rate], rounding) else None
 

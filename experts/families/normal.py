@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from experts.families import parameters as param
-from experts.families.base import ExponentialFamily, Natural
+from experts.families.base import ExponentialFamily, Natural, Tensors
 from poe.algebra import support as sets
 from poe.registry import register
 
@@ -127,10 +126,6 @@ class Normal(ExponentialFamily):
         return 0.5 * z.square().sum(-1) + (self.scale_tril.diagonal().log().sum() + half_log_2pi)
 
     @property
-    def bounded(self) -> bool | None:
-        return True
-
-    @property
     def natural(self) -> Natural:
         if not self.full:
             loc, precision = self.exact("loc"), self.exact("scale") ** -2
@@ -160,9 +155,7 @@ class Normal(ExponentialFamily):
         return flat, -0.5 * flat.unsqueeze(-1) * flat.unsqueeze(-2)
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         linear, precision = parameters
         slack = torch.zeros_like(precision) if rounding is None else rounding[1]
         if precision.shape == linear.shape:

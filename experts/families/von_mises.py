@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from experts.families import parameters as param
-from experts.families.base import ExponentialFamily, Natural
+from experts.families.base import ExponentialFamily, Natural, Tensors
 from poe.algebra import support as sets
 from poe.registry import register
 
@@ -54,10 +53,6 @@ class VonMises(ExponentialFamily):
         return self._sum(kappa * closeness - torch.special.i0e(kappa).log() - math.log(2 * math.pi))
 
     @property
-    def bounded(self) -> bool | None:
-        return True
-
-    @property
     def natural(self) -> Natural:
         loc, kappa = self.exact("loc"), self.exact("concentration")
         partition = (kappa + torch.special.i0e(kappa).log() + math.log(2 * math.pi)).sum()
@@ -69,9 +64,7 @@ class VonMises(ExponentialFamily):
         )
 
     @classmethod
-    def from_natural(
-        cls, parameters: Sequence[Tensor], rounding: Sequence[Tensor] | None = None
-    ) -> Self | None:
+    def from_natural(cls, parameters: Tensors, rounding: Tensors | None = None) -> Self | None:
         cosine, sine = parameters
         return cls(torch.atan2(sine, cosine), torch.hypot(cosine, sine))
 
