@@ -84,7 +84,7 @@ class Function(Locked, Energy):
             event_shape = getattr(g, "event_shape", None)
         if event_shape is None:
             raise TypeError(
-                "state the shape of one x, such as event_shape=(2,): a function does not tell it"
+                "state the shape of one x, such as event_shape=(2,): a function does not state it"
             )
         super().__init__(event_shape, support=support, name=name)
         self.g, self.link = g, link

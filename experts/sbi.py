@@ -271,7 +271,7 @@ def from_posterior(posterior: Any, *, name: str | None = None) -> Energy:
         ]
         if not found:
             raise TypeError(
-                f"{type(posterior).__name__} rests on neither a posterior, a likelihood nor a "
+                f"{type(posterior).__name__} has neither a posterior, a likelihood nor a "
                 "ratio estimator: give its parts to "
                 'poe.create("sbi-posterior" | "sbi-likelihood" | "sbi-ratio", estimator=...), and '
                 "compose them"

@@ -252,7 +252,7 @@ class PredictProba(External):
         except AttributeError as error:
             raise TypeError(
                 f"{type(model).__name__} has no predict_proba ({error}): wrap it in "
-                "CalibratedClassifierCV, or ask it for probabilities"
+                "CalibratedClassifierCV, or build it with probability=True"
             ) from error
         _check_fitted(model, "classes_")
         features = int(model.n_features_in_)

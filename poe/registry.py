@@ -39,7 +39,7 @@ class RegistryError(PoeError, ValueError):
 
 
 class UnknownExpert(RegistryError, KeyError):
-    """Nobody registered this name; the message lists the near ones."""
+    """This name is not registered; the message lists the near ones."""
 
     def __str__(self) -> str:  # a KeyError would print the repr of its message
         return str(self.args[0])
@@ -62,7 +62,7 @@ def register(name: str) -> Callable[[Owner], Owner]:
     dashes).
 
     Raises:
-        RegistryError: the name has another form, or belongs to somebody else.
+        RegistryError: the name has another form, or is registered already.
     """
     if not NAME.fullmatch(name):
         raise RegistryError(
@@ -86,7 +86,7 @@ def create(name: str, /, **arguments: Any) -> Any:
     """The expert registered as `name`, built with these arguments.
 
     Raises:
-        UnknownExpert: nobody registered the name; the message suggests near ones.
+        UnknownExpert: the name is not registered; the message suggests near ones.
         ImportError: the expert needs a library that is not installed; the message names it, and the
             extra that brings it.
         RegistryError: the plug-in that offers the name is broken; the message names its
@@ -134,9 +134,9 @@ def converter(type_path: str) -> Callable[[Convert], Convert]:
     """Decorator for a function that `as_energy` calls on objects of the class with this qualified
     name.
 
-    It serves subclasses too. The class is given by name ("zuko.flows.core.Flow"), so that nobody
-    needs the library who does not use it. A package may also name its converters in the entry
-    points group `poe.converters`, as qualified class name = function.
+    It serves subclasses too. The class is given by name ("zuko.flows.core.Flow"), so that the
+    library is not imported where it is not used. A package may also name its converters in the
+    entry points group `poe.converters`, as qualified class name = function.
     """
 
     def add(convert: Convert) -> Convert:
@@ -157,7 +157,7 @@ def as_energy(obj: Any, /, **arguments: Any) -> Any:
     (a callable needs `event_shape`, for instance). An energy comes back as it is.
 
     Raises:
-        TypeError: nobody knows how to read such an object.
+        TypeError: no converter is known for such an object.
     """
     if isinstance(obj, type):
         raise TypeError(f"{_path(obj)} is a class: pass an instance of it")
@@ -179,7 +179,7 @@ def as_energy(obj: Any, /, **arguments: Any) -> Any:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x' or 'y'?`, or nothing where no known word is near."""
+    """`; did you mean 'x' or 'y'?`, or an empty text where no known word is near."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
@@ -189,7 +189,7 @@ def entry_points(group: str) -> list[EntryPoint]:
     none."""
     try:
         return list(importlib.metadata.entry_points(group=group))
-    except Exception as error:  # metadata of a stranger's package must not take the host down
+    except Exception as error:  # metadata of a stranger's package must not stop this library
         _warn(f"the entry points of group {group!r} cannot be read: {_reason(error)}")
         return []
 

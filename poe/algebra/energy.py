@@ -84,7 +84,7 @@ class Energy(Refusals, nn.Module, ABC):
 
     @property
     def log_z(self) -> Estimate | None:
-        """log of the integral (or sum) of exp(-E), or None where nobody knows it."""
+        """log of the integral (or sum) of exp(-E), or None where it is unknown."""
         return None
 
     @property
@@ -156,7 +156,7 @@ class Energy(Refusals, nn.Module, ABC):
     @property
     def vocabulary(self) -> Any:
         """What the whole numbers of an event stand for, such as the words of a text; None where
-        nobody says.
+        that is not stated.
 
         Energies whose vocabularies differ (`!=`) do not compose.
         """

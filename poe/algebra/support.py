@@ -250,7 +250,7 @@ def contains(support: Constraint, x: Tensor) -> Tensor:
 
 
 def covers(outer: Constraint, inner: Constraint) -> bool | None:
-    """Whether `outer` contains `inner`: True, False, or None where nobody can tell."""
+    """Whether `outer` contains `inner`: True, False, or None where it is unknown."""
     if outer is inner or is_real(outer):
         return True
     if isinstance(inner, Union):
@@ -362,7 +362,7 @@ def inside_point(support: Constraint, like: Tensor, event_shape: Sequence[int]) 
 
 
 def measure(support: Constraint) -> str | None:
-    """What a density on this support is a density of; None where nobody can tell, as on the
+    """What a density on this support is a density of; None where it is unknown, as on the
     preimage under a map."""
     if isinstance(support, Box):
         return POINTS if support.integer else VOLUME

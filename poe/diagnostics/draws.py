@@ -252,9 +252,7 @@ class Draws:
 
 def _bias(d: Diagnostics) -> str:
     return (
-        "right in the limit of many particles"
-        if d.max_ess < math.inf
-        else "the method has a bias of its own"
+        "right in the limit of many particles" if d.max_ess < math.inf else "the method is biased"
     )
 
 

@@ -159,7 +159,7 @@ def target_warnings(structure: Structure, agreement: Agreement | None) -> dict[s
             found[note] = f"the bound of {leaf} is tight"
     if agreement is not None:
         found |= dict.fromkeys(agreement.extrapolations)
-        condition = "the posteriors speak of the same parameters"
+        condition = "the posteriors are about the same parameters"
         found |= dict.fromkeys([*agreement.tensions, *agreement.unchecked], condition)
     if structure.proper is None:
         found[unknown_mass(energy)] = "the target has finite mass"

@@ -71,7 +71,7 @@ def check_choices(
         )
     if checkpoint is not None and seed is None:
         raise ValueError(
-            "checkpoint= needs a seed=, so that the same call can go on with the same run"
+            "checkpoint= needs a seed=, so that the same call can continue the same run"
         )
 
 

@@ -72,7 +72,7 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
         raise ValueError(f"{energy} has no most likely x: its energy falls without bound")
     if bool(lost[values.argmin()]):
         raise ValueError(
-            f"{energy} is NaN where the search was led by its least energies: an expert fails there"
+            f"{energy} is NaN where the search finds its lowest energies: an expert fails there"
         )
     return x[values.argmin()]
 
@@ -127,7 +127,7 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
     with torch.no_grad():
         values = energy(x)
     if bool(values.isnan().any()):
-        raise ValueError(f"{energy} is NaN where the search came to: an expert fails there")
+        raise ValueError(f"{energy} is NaN where the search ended: an expert fails there")
     return x[values.argmin()]
 
 

@@ -55,7 +55,7 @@ def by_scores(target: Energy) -> bool:
 
 def spread(energy: Energy, sigma: float) -> float | None:
     """s of the energy at level σ, in units of x: noise adds |x|² / 2s² to it. None where it adds
-    none, or where nobody knows how much (a ratio, and an expert at level 0 that does not state its
+    none, or where it is unknown how much (a ratio, and an expert at level 0 that does not state its
     `growth`)."""
     sharpness = _sharpness(energy, sigma)
     return None if sharpness is None or sharpness <= 0 else math.sqrt(0.5 / sharpness)

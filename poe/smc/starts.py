@@ -207,7 +207,7 @@ def pilot(
     top = max(p.log_ratio for p in found)
     if not math.isfinite(top):
         raise ValueError(
-            f"{target} has particles of energy -inf, or runs away: it looks improper, with no "
+            f"{target} has particles of energy -inf, or diverges: it seems improper, with no "
             "finite mass to draw from"
         )
     best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
@@ -337,7 +337,7 @@ def _extent(
     x = trace.x.flatten(0, 1)
     if not bool(x.abs().max() < FAR):
         raise ValueError(
-            f"chains of {target} run away to {FAR:g} and beyond: it looks improper, with no finite "
+            f"chains of {target} diverge beyond {FAR:g}: it seems improper, with no finite "
             "mass to draw from"
         )
     return StandardNormal(x.mean(0), 1.5 * x.std(0).clamp(min=1e-6)), trace.counts.gradients + len(

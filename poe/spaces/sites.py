@@ -70,7 +70,7 @@ _known: weakref.WeakKeyDictionary[sets.Box, Sites] = weakref.WeakKeyDictionary()
 
 
 def sites_of(energy: Energy) -> Sites:
-    """The values of the sites. Raises ValueError where nobody knows finitely many."""
+    """The values of the sites. Raises ValueError where no finite number of them is known."""
     box = box_of(energy)
     if box is None:
         raise ValueError(

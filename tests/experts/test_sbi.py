@@ -157,7 +157,7 @@ def test_nonsense_is_refused():
         expert.given(torch.zeros(4, 3))
     with pytest.raises(TypeError, match=r"works in torch.float32, x is torch.float64"):
         expert.given(OBSERVED)(torch.zeros(2).double())
-    with pytest.raises(TypeError, match="rests on neither a posterior"):
+    with pytest.raises(TypeError, match="has neither a posterior"):
         poe.as_energy(EnsemblePosterior([posterior, posterior]))
     far = poe.algebra.support.box(50.0, 51.0, (2,))
     with pytest.raises(ValueError, match="lies in the support of its prior"):

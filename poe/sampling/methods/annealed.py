@@ -91,7 +91,7 @@ def draw(job: Job) -> Raw:
         raw = replace(raw, method=SCORE_WORDS)
     if not moved.partial:
         return raw
-    note = f"interrupted: {len(moved.x)} of {populations} populations are there"
+    note = f"interrupted: {len(moved.x)} of {populations} populations are complete"
     return replace(raw, partial=True, reasons=(note,))
 
 

@@ -546,7 +546,7 @@ def test_tails_without_a_variance_leave_the_tension_unknown() -> None:
         and not draws.agreement.tension
         and draws.agreement.unknown == ("a", "b")
     )
-    assert "if the posteriors speak of the same parameters" in draws.verdict
+    assert "if the posteriors are about the same parameters" in draws.verdict
 
 
 def test_error_bars_that_no_weights_can_tell_are_nan() -> None:
@@ -571,7 +571,7 @@ def test_discrete_posteriors_say_that_nothing_was_checked() -> None:
         for p in ([0.98, 0.01, 0.01], [1e-4, 1e-4, 0.9998], [1 / 3] * 3)
     )
     draws = poe.sample(poe.combine([a, b], prior=flat), 200, seed=0)
-    assert "if the posteriors speak of the same parameters" in draws.verdict
+    assert "if the posteriors are about the same parameters" in draws.verdict
 
 
 @pytest.mark.parametrize(

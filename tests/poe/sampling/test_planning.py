@@ -226,7 +226,7 @@ def test_the_part_that_fails_is_named() -> None:
 
 def test_what_runs_away_looks_improper() -> None:
     for function in (lambda x: x.sum(-1), lambda x: 0.5 * x.square().sum(-1).log1p()):
-        with pytest.raises(ValueError, match="it looks improper"):
+        with pytest.raises(ValueError, match="it seems improper"):
             poe.sample(Raw(function, proper=True), 100, seed=0)
 
 
