@@ -161,3 +161,8 @@ class Method:
     draw: Callable[[Job], Raw]
     log_z: Callable[[Any], Estimate | None] | None = None
     moves: bool = False
+
+
+def no_moves(structure: Structure) -> str | None:
+    """Why no particle can move, for methods that move them; None where one can."""
+    return structure.obstacle

@@ -88,10 +88,8 @@ def sample(
     if method is None and not (init is None and warmup is None and not compile):
         method = "chains"  # no other method starts from points, warms up or compiles
     chosen = planned(structure, method=method, kernel=kernel)
-    known = {
-        "expression": energy,
+    options: dict[str, Any] = {
         "draws": draws,
-        "method": method,
         "kernel": kernel,
         "chains": chains,
         "warmup": warmup,
@@ -100,23 +98,12 @@ def sample(
         "seed": seed,
         "shards": shards,
         "compile": compile,
-        "device": energy.device.type,
     }
-    run = None if checkpoint is None else Checkpoint(checkpoint, known)
-    job = Job(
-        Space(structure, seed),
-        kernel,
-        draws,
-        chains,
-        warmup,
-        thin,
-        init,
-        seed,
-        progress,
-        shards,
-        compile,
-        run,
-    )
+    run = None
+    if checkpoint is not None:
+        facts = {"expression": energy, "method": method, "device": energy.device.type}
+        run = Checkpoint(checkpoint, facts | options)
+    job = Job(Space(structure, seed), progress=progress, checkpoint=run, **options)
     with frozen(energy):
         result = _follow(chosen, job)
     if run is not None:

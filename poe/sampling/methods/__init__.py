@@ -1,6 +1,5 @@
 """The table of methods, in the order in which they are explained; one file each."""
 
-from poe.sampling.job import Method
 from poe.sampling.methods.annealed import ANNEALED
 from poe.sampling.methods.chains import CHAINS
 from poe.sampling.methods.exact import ENUMERATE, EXACT
@@ -9,16 +8,5 @@ from poe.sampling.methods.parts import PARTS
 from poe.sampling.methods.sequential import SEQUENTIAL
 from poe.sampling.methods.tempered import TEMPERED
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        EXACT,
-        ENUMERATE,
-        PARTS,
-        SEQUENTIAL,
-        IMPORTANCE,
-        ANNEALED,
-        CHAINS,
-        TEMPERED,
-    )
-}
+LISTED = EXACT, ENUMERATE, PARTS, SEQUENTIAL, IMPORTANCE, ANNEALED, CHAINS, TEMPERED
+METHODS = {method.name: method for method in LISTED}

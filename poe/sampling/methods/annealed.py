@@ -12,7 +12,7 @@ from poe.diagnostics.raw import Raw, evidence_of
 from poe.diagnostics.verdict import reasons
 from poe.sampling import estimation
 from poe.sampling.estimation import POPULATIONS, Estimation, checked, total, warn
-from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
+from poe.sampling.job import Job, Method, MethodNotApplicable, Phase, no_moves
 from poe.sampling.methods.importance import MAX_PARETO_K, from_weights
 from poe.sampling.methods.populations import (
     OVERSAMPLING,
@@ -27,7 +27,6 @@ from poe.smc.discrete import visible
 from poe.smc.gaussians import Gaussians
 from poe.smc.resampling import estimate
 from poe.smc.starts import CANDIDATES, pilot, sampler, weigh
-from poe.spaces.structure import Structure
 
 MIN_FITTED_SHARE = 1 / 5  # of effective draws of a fitted start, for it to do without moves
 AIS_REFINEMENT = 4  # levels of annealed importance sampling for each of sequential Monte Carlo
@@ -37,11 +36,6 @@ SCORE_WORDS = (
     "annealed particles that follow scores (log Z: of the densities behind those, as far as they "
     "agree)"
 )
-
-
-def applies(structure: Structure) -> str | None:
-    """Why no particle can move; None where one can."""
-    return structure.obstacle
 
 
 def draw(job: Job) -> Raw:
@@ -166,7 +160,7 @@ def ais(job: Estimation) -> Estimate | None:
 ANNEALED = Method(
     "annealed",
     "annealed particles (sequential Monte Carlo)",
-    applies,
+    no_moves,
     draw,
     log_z,
     moves=True,

@@ -6,14 +6,8 @@ import math
 
 from poe.diagnostics.raw import Raw
 from poe.diagnostics.verdict import RHAT_LIMIT
-from poe.sampling.job import Job, Method, MethodNotApplicable
+from poe.sampling.job import Job, Method, MethodNotApplicable, no_moves
 from poe.sampling.methods.runs import MAX_GAP, PILOT_DRAWS, WARMUP, Runs
-from poe.spaces.structure import Structure
-
-
-def applies(structure: Structure) -> str | None:
-    """Why nothing moves; None where chains can."""
-    return structure.obstacle
 
 
 def draw(job: Job) -> Raw:
@@ -41,4 +35,4 @@ def draw(job: Job) -> Raw:
     return work.finish(trace)
 
 
-CHAINS = Method("chains", "chains", applies, draw, moves=True)
+CHAINS = Method("chains", "chains", no_moves, draw, moves=True)

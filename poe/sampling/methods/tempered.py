@@ -10,19 +10,13 @@ import torch
 from poe.diagnostics.raw import Raw
 from poe.kernels import Langevin, Tempered
 from poe.kernels.tempered import linear_betas
-from poe.sampling.job import Job, Method
+from poe.sampling.job import Job, Method, no_moves
 from poe.sampling.methods.runs import Runs
-from poe.spaces.structure import Structure
 
 FIRST_RUNGS = 8  # of the ladder before it is respaced
 MIN_RUNGS, MAX_RUNGS = 4, 24
 LADDER_DRAWS, LADDER_WARMUP = 20, 40  # of each run that respaces the ladder
 WARMUP = 60  # steps of the ladder in use
-
-
-def applies(structure: Structure) -> str | None:
-    """Why nothing moves; None where chains can."""
-    return structure.obstacle
 
 
 def draw(job: Job) -> Raw:
@@ -53,4 +47,4 @@ def draw(job: Job) -> Raw:
     return work.finish(pilot if pilot.partial else work.run(pilot, gap, "replica exchange"))
 
 
-TEMPERED = Method("tempered", "replica exchange", applies, draw, moves=True)
+TEMPERED = Method("tempered", "replica exchange", no_moves, draw, moves=True)
