@@ -27,14 +27,13 @@ class Agreement:
         names: the posteriors, as they print.
         tension: (i, j, sigmas) of each pair that shares parameters; NaN where the prior decides
             what the pair has in common.
-        at_least: whether that is a lower bound, the prior being unknown but for its density: it
-            draws no samples, and counts as wide.
+        at_least: whether that is a lower bound: the prior draws no samples, and is taken as wide.
         unknown: posteriors that share parameters with others, and of which no tension is known:
-            none was drawn, or none has a variance.
+            they have no draws of their own, or none with a variance.
         outside: the share of the combined draws outside the bulk (99 %) of each posterior's own
             draws; NaN where it cannot draw.
-        pareto_k: of the weights that would turn each posterior's own draws into the result: above
-            0.7 they cannot; NaN likewise.
+        pareto_k: of the weights of each posterior's own draws against the result: above 0.7 they
+            cannot represent it; NaN likewise.
         ensemble: error bar (one sd) of the mean of each number of the event, flattened: its spread
             over retrained copies of posteriors that are geometric ensembles, `poe.product(copies,
             powers=1/n)`; empty where none is. It is not divided by √n: copies on bootstrap samples

@@ -35,11 +35,11 @@ class Draws:
         energy: E of each, (chain, draw), in nats.
         log_z: `Estimate(value, standard_error)` in nats, or None.
         diagnostics: R-hat, ESS, MCSE, Stein test, acceptance, divergences, evaluations, seconds.
-        warnings: what must be known before these draws are used; empty where nothing speaks against
-            them. Each is a reason not to trust them, or rests on a condition that the reader can
-            judge better than the library.
-        conditions: those warnings of the second kind, with the condition under which the draws can
-            be trusted all the same.
+        warnings: what must be known before these draws are used; empty where no check failed. Each
+            is a reason not to trust them, or depends on a condition that the reader can judge
+            better than the library.
+        conditions: the warnings of the second kind, with the condition under which the draws can
+            be trusted.
         method: how they were drawn.
         exact: whether draws have the target's law in the limit (or at once), with no bias of the
             method's own.
@@ -128,8 +128,7 @@ class Draws:
 
     @property
     def trusted(self) -> bool:
-        """Whether there are draws and no reason not to trust them. `conditions` may still say what
-        that rests on."""
+        """Whether there are draws and no reason not to trust them, given the `conditions`."""
         return len(self) > 0 and not self.reasons
 
     @property
@@ -241,9 +240,8 @@ class Draws:
             ) from error
 
     def warned(self, *warnings: str, given: str | None = None) -> Draws:
-        """The same draws with more warnings: reasons not to trust them or, with `given`, what trust
-        in them rests on: a condition that reads well after "trusted if", such as "the target has
-            finite mass"."""
+        """The same draws with more warnings: reasons not to trust them or, with `given`, conditions
+        of trust, which are read after "trusted if", such as "the target has finite mass"."""
         conditions = {} if given is None else dict.fromkeys(warnings, given)
         return replace(
             self, warnings=(*self.warnings, *warnings), conditions=self.conditions | conditions

@@ -122,8 +122,8 @@ def _of_steps(d: Diagnostics) -> list[str]:
 
 
 def log_z_reasons(known: Estimate | None, found: Estimate | None) -> list[str]:
-    """A reason where log Z is known and the estimate of the draws is another: they have missed
-    mass, or are of mass that is not there."""
+    """A reason where log Z is known and the draws' own estimate differs from it: they have missed
+    mass, or have too much in some place."""
     if known is None or found is None:
         return []
     error = math.hypot(known.standard_error, found.standard_error)

@@ -12,8 +12,8 @@ prior widens, or is flat). The tension is that of Q = (μ_i - μ_j)ᵀ V⁻¹ (�
 degrees of freedom as V has directions, in sigmas of a normal: P(|z| > t) = P(χ² > Q). Angles count
 as numbers on a line, cut where their support ends.
 
-Where the product lies outside the bulk of an expert's own draws, it rests on tails that the expert
-never saw. The bulk is its region of highest density that holds 99 % of its draws.
+Where the product lies outside the bulk of an expert's own draws, it depends on tails in which the
+expert had no data. The bulk is its region of highest density that holds 99 % of its draws.
 
 References: Raveri and Hu 2019, Phys. Rev. D 99 (tension by parameter differences); Scott et al.
 2016, Int. J. Manag. Sci. Eng. Manag. 11(2) (consensus Monte Carlo).

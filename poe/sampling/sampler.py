@@ -50,14 +50,14 @@ def sample(
     Arguments:
         draws: how many in all, over all chains.
         method: "exact", "enumerate", "parts", "sequential", "importance", "annealed", "chains" or
-            "tempered"; by default those of `poe.plan`, in turn, until one gives draws that nothing
-            speaks against (chains start from annealed particles where there are any); and "chains"
+            "tempered"; by default those of `poe.plan`, in turn, until one gives draws that can
+            be trusted (chains start from annealed particles where there are any); and "chains"
             where `kernel`, `init`, `warmup` or `compile` is given.
         kernel: a kernel for the chains; `Langevin()` tuned in warm-up by default.
         chains: independent chains, by default up to 32, or independent populations, by default 16.
         warmup: steps in which the kernel is tuned, not kept; 0 needs a kernel with a step size.
         thin: every thin-th draw is kept; between two draws lie as many steps as a pilot found
-            useful. So many times more annealed particles are carried.
+            useful. Of annealed particles there are as many times more.
         init: (chains, *event) points to start from, of finite energy.
         seed: of all randomness; drawn from torch's global generator by default.
         progress: show a bar on standard error.
