@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Feedback, Kernel, State, Trajectory
+from poe.kernels.base import Kernel
+from poe.kernels.state import Feedback, State, Trajectory
 
 MAX_DENSE_DIM = 128  # dimensions up to which the preconditioner may be dense
 

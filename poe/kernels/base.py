@@ -1,74 +1,27 @@
-"""The interface of kernels: the state of a batch of chains, the information and the feedback of a
-step."""
+"""The interface of kernels."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-
-
-class State(NamedTuple):
-    """Positions (*batch, *event), energies (*batch) in nats, gradients (*batch, *event); for
-    kernels that need no gradient the last is empty, of shape (0,)."""
-
-    x: Tensor
-    energy: Tensor
-    gradient: Tensor
-
-
-class Info(NamedTuple):
-    """Information on a step, each of shape (*batch): acceptance probability in [0, 1], whether the
-    proposal was accepted, whether its energy or gradient was not finite (it is then rejected),
-    whether its energy rose by more than 1000 nats."""
-
-    acceptance: Tensor
-    accepted: Tensor
-    nonfinite: Tensor
-    divergent: Tensor
-
-
-class Noise(NamedTuple):
-    """Standard normal numbers (*batch, *event) and uniform ones (*batch): all randomness of one
-    step."""
-
-    normal: Tensor
-    uniform: Tensor
-
-
-class Trajectory(NamedTuple):
-    """Starts and ends of trajectories, (chains, *event); the whitened velocities at the end,
-    (chains, d); and their durations, (chains), in units of whitened x over velocity."""
-
-    start: Tensor
-    end: Tensor
-    velocity: Tensor
-    time: Tensor
-
-
-class Feedback(NamedTuple):
-    """What adaptation learns from one step: a number for each walker (*batch), whose mean over the
-    chains goes to `Kernel.statistic`; the trajectories, for a kernel that learns their length; and
-    the feedback of the kernel's parts."""
-
-    signal: Tensor
-    trajectory: Trajectory | None = None
-    parts: tuple[Feedback, ...] = ()
+from poe.kernels.moves import close, draw, evaluate
+from poe.kernels.state import Feedback, Info, State, Trajectory
 
 
 class Kernel(ABC):
     """One Markov transition on a batch of chains; a frozen value. All randomness is drawn before
     the step, with a fixed size.
 
-    A new kernel subclasses this and has `init`, `noise`, `step` and, where it has a step size,
-    `tuned` and `guess`; the rest has defaults. What is fixed for a kernel is a class attribute, and
+    A new kernel subclasses this and has `step` and, where it has a step size, `tuned` and `guess`;
+    `init` and `noise` where its states or its randomness are others than `State` and `Noise`. The
+    rest has defaults. What is fixed for a kernel is a class attribute, and
     a property where it depends on the kernel's fields.
 
     Attributes:
@@ -110,15 +63,16 @@ class Kernel(ABC):
     def check(self, energy: Energy) -> None:  # noqa: B027 (most have nothing to check)
         """Raises ValueError where the kernel does not apply to this energy."""
 
-    @abstractmethod
     def init(self, energy: Energy, x: Tensor) -> Any:  # x: (*batch, *event)
-        """The state at x."""
+        """The state at x. Raises ValueError where the kernel does not apply to this energy."""
+        self.check(energy)
+        return evaluate(energy, x.detach(), self.needs_gradient)
 
-    @abstractmethod
     def noise(
         self, state: Any, generator: torch.Generator | None = None, steps: int | None = None
     ) -> Any:
         """All randomness of one step, of a fixed size; of `steps` steps, along a leading axis."""
+        return draw(state, generator, steps)
 
     @abstractmethod
     def step(self, energy: Energy, state: Any, noise: Any) -> tuple[Any, Info]:
@@ -185,12 +139,6 @@ class Kernel(ABC):
         x, held = self.position(state)
         with torch.no_grad():
             return close(energy(x), held)
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal up to √ε, absolute and relative."""
-    tolerance = math.sqrt(torch.finfo(b.dtype).eps)
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 class Preconditioned(Kernel):

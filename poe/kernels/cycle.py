@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Feedback, Info, Kernel, State
-from poe.kernels.moves import evaluate
+from poe.kernels.base import Kernel
+from poe.kernels.state import Feedback, Info, State
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,6 @@ class Cycle(Kernel):
     def check(self, energy: Energy) -> None:
         for kernel in self.kernels:
             kernel.check(energy)
-
-    def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
-        self.check(energy)
-        return evaluate(energy, x.detach(), self.needs_gradient)
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None

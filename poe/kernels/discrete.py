@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel, State
+from poe.kernels.base import Kernel
 from poe.kernels.moves import check_positive, decide, evaluate, has_gradient, per_event, steps_of
+from poe.kernels.state import Info, State
 from poe.spaces.conditionals import Conditionals
 from poe.spaces.sites import Sites, pick, sites_of, vectors
 
@@ -205,10 +206,6 @@ class Flip(Kernel):
     def check(self, energy: Energy) -> None:
         """Raises ValueError where a coordinate has no finite number of whole values."""
         sites_of(energy)
-
-    def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
-        self.check(energy)
-        return evaluate(energy, x.detach(), False)
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from poe.algebra.capabilities import TakesUniforms
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel, State
+from poe.kernels.base import Kernel
 from poe.kernels.moves import evaluate, has_gradient, per_event
+from poe.kernels.state import Info, State
 from poe.spaces.conditionals import Conditionals, opaque
 
 SCANS = ("systematic", "random")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Feedback, Info, Preconditioned, State, Trajectory
+from poe.kernels.base import Preconditioned
 from poe.kernels.moves import (
     DIVERGENT,
     check_positive,
@@ -22,6 +22,7 @@ from poe.kernels.moves import (
     steps_of,
     transposed,
 )
+from poe.kernels.state import Feedback, Info, State, Trajectory
 from poe.kernels.trajectory import (
     NORMAL_LENGTH,
     TrajectoryNoise,
@@ -111,9 +112,6 @@ class Hamiltonian(Preconditioned):
 
     def guess_length(self, d: int) -> float:
         return NORMAL_LENGTH
-
-    def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
-        return evaluate(energy, x.detach(), True)
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None

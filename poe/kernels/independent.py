@@ -12,8 +12,9 @@ from torch import Tensor
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel, State
+from poe.kernels.base import Kernel
 from poe.kernels.moves import decide, evaluate, has_gradient
+from poe.kernels.state import Info, State
 
 
 class ProposalNoise(NamedTuple):
@@ -67,10 +68,6 @@ class IndependentMetropolis(Kernel):
                 f"the proposal {self.proposal} draws from {self.proposal.support!r} only, and "
                 f"{energy} lives on {energy.support!r}"
             )
-
-    def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
-        self.check(energy)
-        return evaluate(energy, x.detach(), False)
 
     def noise(
         self, state: State, generator: torch.Generator | None = None, steps: int | None = None

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Feedback, Info, Noise, Preconditioned, State
+from poe.kernels.base import Preconditioned
 from poe.kernels.moves import (
     check_positive,
     decide,
-    draw,
     evaluate,
     langevin_densities,
     langevin_move,
     steps_of,
 )
+from poe.kernels.state import Feedback, Info, Noise, State
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,6 @@ class Langevin(Preconditioned):
 
     def guess(self, d: int) -> float:
         return 1.36 * d ** (-1 / 3)
-
-    def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
-        return evaluate(energy, x.detach(), True)
-
-    def noise(
-        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
-        return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         h = steps_of(self.step_size, state, "Langevin", "x squared")

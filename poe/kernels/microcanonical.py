@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Feedback, Info, Preconditioned, State, Trajectory
+from poe.kernels.base import Preconditioned
 from poe.kernels.moves import (
     check_positive,
     decide,
@@ -22,6 +22,7 @@ from poe.kernels.moves import (
     steps_of,
     transposed,
 )
+from poe.kernels.state import Feedback, Info, State, Trajectory
 from poe.kernels.trajectory import (
     NORMAL_LENGTH,
     TrajectoryNoise,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Noise, State
+from poe.kernels.state import Info, Noise, State
 
 DIVERGENT = 1000.0  # nats: a proposal whose energy rises by more is counted as divergent
 
@@ -151,3 +151,9 @@ def decide(
     nonfinite = ~finite & (proposed.energy != math.inf)
     divergent = torch.zeros_like(finite) if rise is None else finite & (rise > DIVERGENT)
     return moved, Info(acceptance, accepted, nonfinite, divergent)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal up to √ε, absolute and relative."""
+    tolerance = math.sqrt(torch.finfo(b.dtype).eps)
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Noise, Preconditioned, State
+from poe.kernels.base import Preconditioned
 from poe.kernels.moves import (
     check_positive,
     decide,
-    draw,
     evaluate,
     has_gradient,
     per_event,
     scaled,
     steps_of,
 )
+from poe.kernels.state import Info, Noise, State
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,6 @@ class RandomWalk(Preconditioned):
 
     def guess(self, d: int) -> float:
         return 2.38 * d**-0.5
-
-    def init(self, energy: Energy, x: Tensor) -> State:  # x: (*batch, *event)
-        return evaluate(energy, x.detach(), False)
-
-    def noise(
-        self, state: State, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
-        return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         event = state.x.ndim - state.energy.ndim

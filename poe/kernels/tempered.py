@@ -12,10 +12,11 @@ from torch import Tensor
 
 from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.energy import Energy
-from poe.kernels.base import Feedback, Info, Kernel, State
+from poe.kernels.base import Kernel
 from poe.kernels.cycle import joined
 from poe.kernels.langevin import Langevin
 from poe.kernels.moves import has_gradient
+from poe.kernels.state import Feedback, Info, State
 from poe.spaces.path import Geometric, mix, take
 
 

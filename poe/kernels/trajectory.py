@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poe.kernels.base import Trajectory
 from poe.kernels.moves import draw, flat
+from poe.kernels.state import Trajectory
 
 NORMAL_LENGTH = (
     1.9283  # the length at unit frequency that `chees_slope` leads to for a standard normal

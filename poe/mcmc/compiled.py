@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Info, Kernel
+from poe.kernels.base import Kernel
+from poe.kernels.state import Info
 
 BLOCK = 10  # steps of a compiled block
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
-from poe.kernels.base import Feedback, Kernel
+from poe.kernels.base import Kernel
+from poe.kernels.state import Feedback
 from poe.mcmc.compiled import BLOCK, sums
 
 

@@ -37,7 +37,7 @@ from poe.kernels import (
     RandomWalk,
     Tempered,
 )
-from poe.kernels.base import Info
+from poe.kernels.state import Info
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.compiled import BLOCK, compiled, sums
 from poe.mcmc.run import run, streams

@@ -10,7 +10,7 @@ import poe
 from poe.diagnostics.evidence import diagnose
 from poe.kernels import Hamiltonian, Langevin, Tempered
 from poe.kernels.adapt import Ascent
-from poe.kernels.base import State, Trajectory
+from poe.kernels.state import State, Trajectory
 from poe.kernels.trajectory import NORMAL_LENGTH, chees_slope, mean_step_count, step_count
 from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, but_not

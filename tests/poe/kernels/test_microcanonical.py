@@ -7,8 +7,8 @@ import torch
 
 import poe
 from poe.kernels import Microcanonical
-from poe.kernels.base import State
 from poe.kernels.microcanonical import ENERGY_ERROR, turn
+from poe.kernels.state import State
 from poe.mcmc.run import BLOCK, run, streams
 from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import poe
 from experts import RBM, Bernoulli, GaussianRBM, Ising, MLPEnergy, Normal
-from poe.kernels.base import Info, Kernel, State
+from poe.kernels.base import Kernel
+from poe.kernels.state import Info, State
 from poe.spaces import points
 from poe.training.divergence import mover
 from poe.training.losses import ContrastiveDivergence, PersistentContrastiveDivergence

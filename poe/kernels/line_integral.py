@@ -14,17 +14,18 @@ from poe.algebra.capabilities import Counts, ScoreOnly, Watched, as_a
 from poe.algebra.energy import Energy
 from poe.algebra.product import Product, product
 from poe.algebra.text import leaves
-from poe.kernels.base import Info, Noise, Preconditioned, State, close
+from poe.kernels.base import Preconditioned
 from poe.kernels.moves import (
     check_positive,
+    close,
     decide,
-    draw,
     flat,
     langevin_densities,
     langevin_move,
     per_event,
     steps_of,
 )
+from poe.kernels.state import Info, Noise, State
 
 # interior nodes on [0, 1] with their weights, and the weight of either end: Gauss-Lobatto rules,
 # exact to degree 2·interior + 1
@@ -145,11 +146,6 @@ class LineIntegral(Preconditioned):
             at = score if i == panels else scored.value_and_grad(i / panels * x)[1]
             line = line + weight * flat(at * x, event).sum(-1)
         return ScoreState(x, value + line, slope + score, score, value)
-
-    def noise(
-        self, state: ScoreState, generator: torch.Generator | None = None, steps: int | None = None
-    ) -> Noise:
-        return draw(state, generator, steps)
 
     def step(self, energy: Energy, state: ScoreState, noise: Noise) -> tuple[ScoreState, Info]:
         event, metric = state.x.ndim - state.energy.ndim, (self.scale, self.dense)

@@ -12,7 +12,7 @@ from torch import Tensor
 import poe
 from poe.algebra.capabilities import ScoreOnly
 from poe.kernels import Langevin, LineIntegral
-from poe.kernels.score import divided
+from poe.kernels.line_integral import divided
 from poe.mcmc.run import run, streams
 from tests.poe.targets import Gauss, Raw, Score, Skewed, ks_pvalue, paired_pvalue
 
