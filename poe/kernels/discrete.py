@@ -133,7 +133,7 @@ class DiscreteLangevin(Informed):
         """log q_i(v | x)."""
         x, like = local.state.x, local.rise
         h = steps_of(self.step_size, local.state, "DiscreteLangevin", "x squared", like.dtype)
-        gap = torch.arange(sites.most, device=x.device) - local.place.unsqueeze(-1)
+        gap = torch.arange(sites.max_count, device=x.device) - local.place.unsqueeze(-1)
         distance = (
             (sites.step * gap).square() / 2 if x.is_floating_point() else (gap != 0).to(like.dtype)
         )
@@ -169,11 +169,11 @@ class GibbsWithGradients(Informed):
         chosen = pick(
             forward.unsqueeze(-2), noise.proposal
         )  # one number for each pair (site, value)
-        site, value = chosen // sites.most, chosen % sites.most
+        site, value = chosen // sites.max_count, chosen % sites.max_count
         place = here.place.scatter(-1, site, value)
         x = sites.put(state.x, torch.arange(place.shape[-1], device=place.device), place, event)
         there = neighbourhood(energy, evaluate(energy, x, x.is_floating_point()), sites)
-        back = site * sites.most + here.place.gather(-1, site)
+        back = site * sites.max_count + here.place.gather(-1, site)
         log_q = (self.log_proposal(there).gather(-1, back) - forward.gather(-1, chosen)).squeeze(-1)
         return decide(
             here.state, there.state, here.state.energy - there.state.energy + log_q, noise.decision

@@ -18,7 +18,7 @@ from poe.kernels.defaults import default_discrete_kernel
 from poe.mcmc.run import streams
 from poe.sampling.sampler import sample
 from poe.spaces import reals
-from poe.spaces.points import anywhere, energies, enumerable, points
+from poe.spaces.points import energies, enumerable, points, uniform_points
 from poe.spaces.sites import box_of
 from poe.spaces.transport import reals_of
 
@@ -116,7 +116,7 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
     """The best point of chains on E/T, T falling from 1 to 1/`MAX_BETA`, and then near 0."""
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     (generator,) = streams(seed, 1, energy.device)
-    x = anywhere(energy, 2 * STARTS, generator) if init is None else init
+    x = uniform_points(energy, 2 * STARTS, generator) if init is None else init
     kernel = default_discrete_kernel(energy)
     kernel = kernel if kernel.ready else Gibbs()
     rising = torch.logspace(0, math.log10(MAX_BETA), SWEEPS).tolist()

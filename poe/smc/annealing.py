@@ -36,8 +36,7 @@ from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.registry import PoeError
 from poe.smc.resampling import correlation, resampled, systematic
-from poe.spaces.path import Level as PathLevel
-from poe.spaces.path import Pair, Path, take
+from poe.spaces.path import Pair, Path, PathEnergy, take
 from poe.spaces.transport import Transported
 
 KEEP = 0.7  # of the effective particles, from one level to the next
@@ -124,7 +123,7 @@ class Schedule:
         for index, (beta, level) in enumerate(self.steps):
             if segment is not self.path.segments[level.segment]:
                 segment = self.path.segments[level.segment]
-                pair = segment.pair(x) if pair is None else segment.beyond(x, pair)
+                pair = segment.pair(x) if pair is None else segment.next_pair(x, pair)
             assert segment is not None and pair is not None
             logs = logs + (level.beta - beta) * pair.drop()
             if resample:
@@ -261,7 +260,7 @@ def tune(
     )
     with bar:
         for index, segment in enumerate(path.segments):
-            beta, pair = 0.0, segment.pair(x) if pair is None else segment.beyond(x, pair)
+            beta, pair = 0.0, segment.pair(x) if pair is None else segment.next_pair(x, pair)
             while beta < 1:
                 drop = pair.drop()
                 if not bool((drop > -math.inf).any()):
@@ -396,7 +395,7 @@ def _next(drop: Tensor, beta: float) -> float:
 
 def _settle(
     kernel: Kernel,
-    here: PathLevel,
+    here: PathEnergy,
     beta: float,
     generator: torch.Generator,
     *,
@@ -405,7 +404,7 @@ def _settle(
 ) -> tuple[Level, Tensor, Pair]:
     """The kernel for this level, tuned while it moves the particles until the energy has forgotten
     its value: (level, x, pair)."""
-    x, root = here.known[0], (None, False)
+    x, root = here.x, (None, False)
     tunes = kernel.target_acceptance is not None
     if x.is_floating_point() and here.path.gradients:
         flat = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)

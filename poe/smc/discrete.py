@@ -17,7 +17,7 @@ from poe.kernels.defaults import default_discrete_kernel
 from poe.smc.annealing import Pilot
 from poe.spaces.path import Geometric
 from poe.spaces.points import point_dtype
-from poe.spaces.sites import Sites, pick, sites_of
+from poe.spaces.sites import pick, sites_of
 
 PARTICLES, NUMBERS = (
     1024,
@@ -49,15 +49,15 @@ class Independent(Density):
     @classmethod
     def even(cls, like: Energy) -> Independent:
         """Every value of a site is as likely as any other."""
-        return cls(like, _inside(sites_of(like), like.device).double().log())
+        return cls(like, sites_of(like).mask(like.device).double().log())
 
     @classmethod
     def fitted(cls, like: Energy, x: Tensor) -> Independent:  # x (n, *event)
         """The base rates of x, half a count added to each value."""
         sites = sites_of(like)
         places = sites.places(x, len(like.event_shape))
-        counts = torch.nn.functional.one_hot(places, sites.most).sum(0).double() + 0.5
-        return cls(like, counts.log().masked_fill(~_inside(sites, x.device), -math.inf))
+        counts = torch.nn.functional.one_hot(places, sites.max_count).sum(0).double() + 0.5
+        return cls(like, counts.log().masked_fill(~sites.mask(x.device), -math.inf))
 
     @property
     def bounded(self) -> bool:
@@ -136,7 +136,3 @@ def pilot(
         "energies": first.energies + second.energies,
     }
     return best._replace(schedule=best.schedule.refined(FINER), **spent)
-
-
-def _inside(sites: Sites, device: torch.device) -> Tensor:  # -> (n, values)
-    return torch.arange(sites.most, device=device) < sites.counts.to(device).unsqueeze(-1)

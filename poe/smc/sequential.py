@@ -164,7 +164,7 @@ def carry(
 def twists(of: Line, generator: torch.Generator) -> bool:
     """Whether the rest should twist the way, by the spread of the estimates of Z of small
     populations either way."""
-    if of.rest is None or (of.sites.most > MOST_VALUES and not of.rest.can(SiteLogits)):
+    if of.rest is None or (of.sites.max_count > MOST_VALUES and not of.rest.can(SiteLogits)):
         return False
     spread = []
     for twisted in (False, True):
@@ -177,16 +177,13 @@ def twists(of: Line, generator: torch.Generator) -> bool:
 def _local(of: Line, prefix: Tensor, flat: Tensor, site: Tensor) -> Tensor:  # -> (*batch, values)
     """Log weights of the values of the next site: Σ_k w_k log p_k(v | x_<t), with those of the
     fields; in double precision."""
-    total = flat.new_zeros(*prefix.shape[:-1], of.sites.most, dtype=torch.float64)
+    total = flat.new_zeros(*prefix.shape[:-1], of.sites.max_count, dtype=torch.float64)
     for part, power in of.factors:
         total = total + _scaled(power, part.next_logits(prefix).double())
     x = _event(of, flat)
     for part, power in of.fields:
         total = total + _scaled(power, _wide(part.site_logits(x, site).double(), x, of).squeeze(-2))
-    return total.masked_fill(
-        torch.arange(of.sites.most, device=flat.device) >= of.sites.counts.to(flat.device)[site],
-        -math.inf,
-    )
+    return total.masked_fill(~of.sites.mask(flat.device)[site], -math.inf)
 
 
 def _twist(of: Line, flat: Tensor, site: Tensor) -> Tensor:  # -> (*batch, values)

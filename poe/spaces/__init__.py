@@ -1,6 +1,7 @@
-"""In which variables one draws: sites and their conditionals, points of small spaces, unconstrained
-and noise spaces, paths between energies."""
+"""The variables in which a target is drawn: sites of discrete events and their conditionals,
+points of small spaces, unconstrained coordinates, transports, noise levels, paths between energies,
+and the structure of a target. Uses poe.algebra only."""
 
-from poe.spaces.points import MOST_STATES, anywhere, energies, enumerable, point_dtype, points
+from poe.spaces.points import MAX_STATES, energies, enumerable, point_dtype, points, uniform_points
 
-__all__ = ["MOST_STATES", "anywhere", "energies", "enumerable", "point_dtype", "points"]
+__all__ = ["MAX_STATES", "energies", "enumerable", "point_dtype", "points", "uniform_points"]

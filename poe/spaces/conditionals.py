@@ -1,12 +1,12 @@
-"""Single-site conditionals of discrete compositions: what block Gibbs and locally informed
-proposals are made of.
+"""Single-site conditionals of discrete compositions, for block Gibbs and locally informed
+proposals.
 
 Given all other sites, site i of p ∝ exp(-E) has log weights ℓ_i(v) = -E(x with x_i = v), up to a
 constant. They add up in a product, so an expert states its own
 (`poe.algebra.capabilities.SiteLogits`) and a composition assembles them: powers weigh them, `@
 poe.fill` and `poe.on` renumber the sites. An expert that sums over hidden units (`Hidden`) is first
-given a draw of these, which leaves the joint law of sites and hidden units invariant. What states
-nothing is evaluated with each value of a site in turn.
+given a draw of these, which leaves the joint law of sites and hidden units invariant. An energy
+that states none is evaluated with each value of a site in turn.
 
 Where a site has two values, ℓ is one number, the log-odds of the upper one.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from poe.algebra.maps import Fill, Select
 from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback
 from poe.algebra.shifted import Shifted
-from poe.spaces.path import Level
-from poe.spaces.sites import Sites, box_of, inner, sites_of, vectors
+from poe.spaces.path import PathEnergy
+from poe.spaces.sites import Sites, box_of, sites_of, unwatched, vectors
 
 
 class Conditionals:
@@ -40,51 +41,49 @@ class Conditionals:
     """
 
     def __init__(self, energy: Energy) -> None:
-        self.sites, self.node = sites_of(energy), _node(energy)
-        self.hidden, self.event = self.node.hidden, len(energy.event_shape)
+        self.sites, self.part = sites_of(energy), _part(energy)
+        self.hidden, self.event = self.part.hidden, len(energy.event_shape)
 
     def blocks(self, device: torch.device) -> list[Tensor]:
         """Index tensors into the flattened event: sites of one block are independent given all
         others and the hidden units."""
-        energy = self.node.energy
+        energy = self.part.energy
         if energy not in _blocks or _blocks[energy][0].device != device:
-            _blocks[energy] = [block.to(device) for block in self.node.blocks()]
+            _blocks[energy] = [block.to(device) for block in self.part.blocks()]
         return _blocks[energy]
 
     def draw(self, x: Tensor, uniforms: Tensor) -> Any:  # (*batch, *event), (*batch, hidden)
-        """The hidden units of every expert that has some, in the form that `logits` takes."""
-        return self.node.draw(x, uniforms)
+        """The hidden units of all experts that have some, in the form that `logits` takes."""
+        return self.part.draw(x, uniforms)
 
     def logits(self, x: Tensor, sites: Tensor, drawn: Any = None) -> Tensor:
         # (*batch, *event), (k) -> (*batch, k) or (*batch, k, values)
         """ℓ of these sites: log-odds where every site has two values, else log weights, -inf past a
         site's own values."""
-        logits = self.node.logits(x, sites, drawn)
+        logits = self.part.logits(x, sites, drawn)
         wide = logits.ndim > x.ndim - self.event + 1
         if self.sites.binary:
             return logits[..., 1] - logits[..., 0] if wide else logits
         logits = logits if wide else _widened(logits)
-        inside = torch.arange(self.sites.most, device=x.device) < self.sites.counts.to(x.device)[
-            sites
-        ].unsqueeze(-1)
-        return logits[..., : self.sites.most].masked_fill(~inside, -torch.inf)
+        inside = self.sites.mask(x.device)[sites]
+        return logits[..., : self.sites.max_count].masked_fill(~inside, -torch.inf)
 
 
 _blocks: weakref.WeakKeyDictionary[Energy, list[Tensor]] = weakref.WeakKeyDictionary()
 
 
 def opaque(energy: Energy) -> Any:
-    """The energy itself where it redraws its blocks but does not state how (a stranger's, or one on
-    continuous coordinates)."""
-    plain = inner(energy)
+    """The energy itself where it redraws its blocks without stating their conditionals (a third
+    party's, or one on continuous coordinates); else None."""
+    plain = unwatched(energy)
     states = plain.can(SiteLogits) or plain.can(Hidden)
     return plain if plain.can(BlockGibbs) and not states else None
 
 
-# ---------------------------------------------------------------- the nodes of a composition
+# ---------------------------------------------------------------- the parts of a composition
 
 
-class _Node(ABC):
+class _Part(ABC):
     """Conditionals of one part of an expression."""
 
     hidden = 0
@@ -93,16 +92,19 @@ class _Node(ABC):
         self.energy = energy
 
     @abstractmethod
-    def blocks(self) -> Sequence[Tensor]: ...
+    def blocks(self) -> Sequence[Tensor]:
+        """Sites that are independent given all others and the hidden units."""
 
     def draw(self, x: Tensor, uniforms: Tensor) -> Any:
+        """The hidden units given x; None where there are none."""
         return None
 
     @abstractmethod
-    def logits(self, x: Tensor, sites: Tensor, drawn: Any) -> Tensor: ...
+    def logits(self, x: Tensor, sites: Tensor, drawn: Any) -> Tensor:
+        """ℓ of these sites, log-odds or log weights, given the hidden units."""
 
 
-class _Stated(_Node):
+class _Stated(_Part):
     """An expert that states its conditionals."""
 
     energy: Any
@@ -133,9 +135,9 @@ class _Latent(_Stated):
         )
 
 
-class _Evaluated(_Node):
-    """Anything: each site by itself, the energy evaluated with each of its values, by default those
-    of its own support."""
+class _Evaluated(_Part):
+    """Any energy, evaluated with each value of a site, by default those of its own support; each
+    site is a block."""
 
     def __init__(self, energy: Energy, sites: Sites | None = None) -> None:
         super().__init__(energy)
@@ -155,12 +157,12 @@ class _Evaluated(_Node):
         return torch.stack(found, -2)
 
 
-class _Sum(_Node):
-    """A weighted sum of energies: log weights add up, and blocks are cut until no part has an edge
-    inside one."""
+class _Sum(_Part):
+    """A weighted sum of energies: log weights add up, and blocks are split until the sites of each
+    are independent in every part."""
 
     def __init__(
-        self, energy: Energy, weights: Sequence[float | Tensor], parts: Sequence[_Node]
+        self, energy: Energy, weights: Sequence[float | Tensor], parts: Sequence[_Part]
     ) -> None:
         super().__init__(energy)
         self.weights, self.parts = weights, parts
@@ -197,11 +199,11 @@ class _Sum(_Node):
         )
 
 
-class _Renumbered(_Node):
-    """`@ poe.fill` and `poe.on`: a part that sees the sites of a larger or smaller event. `places`:
-    of each site, its number there, or -1."""
+class _Renumbered(_Part):
+    """`@ poe.fill` and `poe.on`: a part over the sites of a larger or smaller event. `places` has
+    the number of each site there, or -1."""
 
-    def __init__(self, energy: Pullback, part: _Node, places: Tensor) -> None:
+    def __init__(self, energy: Pullback, part: _Part, places: Tensor) -> None:
         super().__init__(energy)
         self.function, self.part, self.places = energy.function, part, places
         self.hidden = part.hidden
@@ -229,59 +231,92 @@ class _Renumbered(_Node):
         return logits.new_zeros(shape).index_copy(axis, seen.nonzero().squeeze(-1), logits)
 
 
-def _node(energy: Energy) -> _Node:
-    """The node of an expression: the structure that states conditionals where there is one, else
-    the energy to be evaluated."""
-    plain = inner(energy)
+def _part(energy: Energy) -> _Part:
+    """The conditionals of an expression: stated, assembled from those of its parts, or else from
+    evaluations of the energy."""
+    plain = unwatched(energy)
     if plain.can(Hidden):
         return _Latent(plain)
     if plain.can(SiteLogits):
         return _Stated(plain)
-    if isinstance(plain, Level):
-        return _sum(plain, [1 - plain.beta, plain.beta], [plain.path.start, plain.path.end])
-    if isinstance(plain, Product):
-        terms = [term for term in plain.terms if term.coefficient]
-        return _sum(plain, [term.power for term in terms], [term.energy for term in terms])
-    if isinstance(plain, Shifted):
-        return _node(plain.energy)
-    if isinstance(plain, Pullback) and box_of(plain.energy) is not None:
-        if isinstance(plain.function, Fill):
-            return _Renumbered(plain, _node(plain.energy), plain.function.free)
-        if isinstance(plain.function, Select):
-            index = plain.function.index
-            places = torch.full((plain.event_shape.numel(),), -1, device=index.device)
-            places[index] = torch.arange(len(index), device=index.device)
-            return _Renumbered(plain, _node(plain.energy), places)
-    return _Evaluated(energy)
+    return _assembled(plain) or _Evaluated(energy)
+
+
+@singledispatch
+def _assembled(energy: Energy) -> _Part | None:
+    """The conditionals that a part assembles from those of its parts; None where it does not."""
+    return None
+
+
+@_assembled.register
+def _(energy: PathEnergy) -> _Part:
+    weights = [1 - energy.beta, energy.beta]
+    return _sum(energy, weights, [energy.path.start, energy.path.end])
+
+
+@_assembled.register
+def _(energy: Product) -> _Part:
+    terms = [term for term in energy.terms if term.coefficient]
+    return _sum(energy, [term.power for term in terms], [term.energy for term in terms])
+
+
+@_assembled.register
+def _(energy: Shifted) -> _Part:
+    return _part(energy.energy)
+
+
+@_assembled.register
+def _(energy: Pullback) -> _Part | None:
+    places = None if box_of(energy.energy) is None else _places(energy.function, energy)
+    return None if places is None else _Renumbered(energy, _part(energy.energy), places)
+
+
+@singledispatch
+def _places(function: Any, energy: Energy) -> Tensor | None:
+    """The number that each site of the event of `energy` has in the value of a function, or -1;
+    None where the function does more than renumber sites."""
+    return None
+
+
+@_places.register
+def _(function: Fill, energy: Energy) -> Tensor:
+    return function.free
+
+
+@_places.register
+def _(function: Select, energy: Energy) -> Tensor:
+    index = function.index
+    places = torch.full((energy.event_shape.numel(),), -1, device=index.device)
+    places[index] = torch.arange(len(index), device=index.device)
+    return places
 
 
 def _sum(energy: Energy, weights: Sequence[float | Tensor], parts: Sequence[Energy]) -> _Sum:
-    """The sum of these parts. Hidden units belong to an expert itself, not to its powers: those are
+    """The sum of these parts. Hidden units are those of an expert, not of its powers, which are
     evaluated."""
-    sites, nodes = sites_of(energy), []
-    for weight, part in zip(weights, parts, strict=True):
-        node = _node(part)
-        whole = not node.hidden or (isinstance(weight, float) and weight == 1)
-        nodes.append(node if whole and _aligned(node, sites) else _Evaluated(part, sites))
-    return _Sum(energy, weights, nodes)
+    sites, found = sites_of(energy), []
+    for weight, each in zip(weights, parts, strict=True):
+        part = _part(each)
+        whole = not part.hidden or (isinstance(weight, float) and weight == 1)
+        found.append(part if whole and _aligned(part, sites) else _Evaluated(each, sites))
+    return _Sum(energy, weights, found)
 
 
-def _aligned(node: _Node, sites: Sites) -> bool:
-    """Whether the values of a part begin where those of the whole do, so that their log weights can
-    be added."""
-    renumbered = isinstance(node, _Renumbered)
-    box = box_of(node.part.energy if renumbered else node.energy)
-    if box is None or box.step != sites.step or isinstance(node, _Evaluated):
+def _aligned(part: _Part, sites: Sites) -> bool:
+    """Whether the values of a part begin where those of the sum do, so that log weights add up."""
+    renumbered = isinstance(part, _Renumbered)
+    box = box_of(part.part.energy if renumbered else part.energy)
+    if box is None or box.step != sites.step or isinstance(part, _Evaluated):
         return False
     low, own = sites.low, box.low.flatten().to(sites.low)
     if renumbered:
-        places = node.places.to(low.device)
+        places = part.places.to(low.device)
         low, own = low[places >= 0], own[places[places >= 0]]
     return torch.equal(low, own)
 
 
 def _weighed(weight: float | Tensor, logits: Tensor, trailing: int) -> Tensor:
-    """weight·ℓ; what is excluded stays so, whatever the power, but for a weight of 0."""
+    """weight·ℓ; an excluded value stays excluded at every weight but 0."""
     if isinstance(weight, Tensor):
         weight = weight.to(logits).reshape(weight.shape + (1,) * trailing)
         return torch.where(weight == 0, 0, torch.where(logits.isinf(), logits, weight * logits))
@@ -289,8 +324,8 @@ def _weighed(weight: float | Tensor, logits: Tensor, trailing: int) -> Tensor:
 
 
 def _plus(a: Tensor, b: Tensor, single: int) -> Tensor:
-    """The sum of log-odds (`single` axes) or log weights; of two lists of values the shorter one
-    counts."""
+    """The sum of log-odds (`single` axes) or log weights; of two numbers of values the lower one
+    holds."""
     if a.ndim <= single and b.ndim <= single:
         return a + b
     a, b = (v if v.ndim > single else _widened(v) for v in (a, b))

@@ -1,4 +1,4 @@
-"""Paths: sequences of energies from one that is easy to draw from to the one that is wanted."""
+"""Paths of energies from one that draws exactly to the target."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Pair(NamedTuple):
         return mix(beta, self.start, self.end), mix(wide, self.start_gradient, self.end_gradient)
 
     def drop(self) -> Tensor:
-        """U = E_0 - E_1 in double precision, what log weights grow by; -inf where the end has no
-        mass or fails."""
+        """U = E_0 - E_1 in double precision, the increment of the log weights; -inf where the end
+        has no mass or is NaN."""
         drop = self.start.double() - self.end.double()
         return torch.where(drop.isnan(), -torch.inf, drop)
 
@@ -39,15 +39,14 @@ class Pair(NamedTuple):
 
 
 def mix(beta: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """(1 - beta)·start + beta·end, where an end that has weight 0 does not count even if
-    infinite."""
+    """(1 - beta)·start + beta·end; an end of weight 0 is ignored even where it is infinite."""
     a = torch.where(beta == 1, 0, (1 - beta) * torch.where(beta == 1, 0, start))
     return a + torch.where(beta == 0, 0, beta * torch.where(beta == 0, 0, end))
 
 
 def take(values: Tensor, order: Tensor) -> Tensor:
     # (chains, rungs, ...), (chains, n) -> (chains, n, ...)
-    """The values at these places of axis 1, for each chain its own."""
+    """The values at these indices of axis 1, for each chain its own."""
     index = order.reshape(order.shape + (1,) * (values.ndim - 2)).expand(
         *order.shape, *values.shape[2:]
     )
@@ -56,43 +55,44 @@ def take(values: Tensor, order: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Geometric:
-    """p_β ∝ p_0^(1-β) p_1^β: energies E_β = (1 - β) E_0 + β E_1, from a start that draws exactly (β
-    = 0) to the end (β = 1)."""
+    """p_β ∝ p_0^(1-β) p_1^β: energies E_β = (1 - β) E_0 + β E_1, from a start that draws exactly
+    (β = 0) to the end (β = 1)."""
 
     start: Energy
     end: Energy
-    gradients: bool = True  # whether `pair` has them, (*batch, 0) otherwise
+    gradients: bool = True  # whether `pair` computes them; they are (*batch, 0) otherwise
 
     @property
     def segments(self) -> tuple[Geometric, ...]:
-        """The path itself, in one piece."""
+        """The path itself, as one segment."""
         return (self,)
 
     def pair(self, x: Tensor) -> Pair:  # (*batch, *event)
-        return Pair(*self._known(self.start, x), *self._known(self.end, x))
+        """Energies and gradients of both ends at x."""
+        return Pair(*self._evaluated(self.start, x), *self._evaluated(self.end, x))
 
-    def beyond(self, x: Tensor, before: Pair) -> Pair:
-        """`pair` where the segment before this one has ended: its end is the start of this one."""
-        return Pair(before.end, before.end_gradient, *self._known(self.end, x))
+    def next_pair(self, x: Tensor, before: Pair) -> Pair:
+        """`pair` at x, from that of the segment before, whose end is the start of this one."""
+        return Pair(before.end, before.end_gradient, *self._evaluated(self.end, x))
 
-    def _known(self, energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluated(self, energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.gradients:
             return energy.value_and_grad(x)
         with torch.no_grad():
             value = energy(x)
         return value, value.new_empty(*value.shape, 0)
 
-    def level(self, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None) -> Level:
-        """The energy at β; `pair` of the points x where they are known already, so that a kernel
-        starts there for nothing."""
-        return Level(self, beta, x, pair)
+    def level(self, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None) -> PathEnergy:
+        """The energy at β. With points x and their `pair`, a kernel that starts at x evaluates
+        nothing."""
+        return PathEnergy(self, beta, x, pair)
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """Geometric paths one after the other, each from where the last one ends. Weights of the way
-    are exp(E_prev(x) - E_next(x)), so that what is between the two ends decides how well particles
-    move, and not what they stand for."""
+    """Geometric paths in sequence, each from the end of the one before. Weights between segments
+    are exp(E_prev(x) - E_next(x)), so that the energies between the two ends affect how well
+    particles move, and not their law."""
 
     segments: tuple[Geometric, ...]
 
@@ -103,54 +103,41 @@ class Stepped:
 
     @property
     def start(self) -> Energy:
+        """The first energy."""
         return self.segments[0].start
 
     @property
     def end(self) -> Energy:
+        """The target."""
         return self.segments[-1].end
 
 
 Path = Geometric | Stepped
 
 
-class Level(Energy):
-    """The path's energy at fixed inverse temperatures: a tensor over the trailing batch axes, so
-    that a whole ladder is one batch."""
+class PathEnergy(Energy):
+    """The energy of a path at fixed inverse temperatures: a tensor over the trailing batch axes, so
+    that all rungs of a ladder are one batch."""
 
     def __init__(
         self, path: Geometric, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None
     ) -> None:
         super().__init__(path.end.event_shape)
-        self.path, self.beta = path, beta
-        self._known = x, pair
-
-    @property
-    def known(self) -> tuple[Tensor, Pair]:
-        """Points whose pair is known, and that pair."""
-        x, pair = self._known
-        if x is None or pair is None:
-            raise ValueError("no pair was given with this level")
-        return x, pair
+        self.path, self.beta, self.x, self.pair = path, beta, x, pair
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return mix(self.beta, self.path.start(x), self.path.end(x))
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        known, pair = self._known
         if not getattr(self.path, "gradients", True):
             return super()._value_and_grad(x)
-        if (
-            pair is None
-            or known is None
-            or known.data_ptr() != x.data_ptr()
-            or known.shape != x.shape
-        ):  # never written in place
-            pair = self.path.pair(x)
+        known = self.pair if self.x is not None and self.x.is_set_to(x) else None
+        pair = self.path.pair(x) if known is None else known
         return pair.at(self.beta, len(self.event_shape))
 
 
 class StandardNormal(Density):
-    """N(loc, diag(scale²)) over an event: where annealing starts when no factor draws samples."""
+    """N(loc, diag(scale²)) over an event: the start of annealing where no factor draws samples."""
 
     loc: Tensor
     scale: Tensor

@@ -11,24 +11,24 @@ from poe.algebra.capabilities import Enumerates
 from poe.algebra.energy import Energy
 from poe.spaces.sites import box_of, sites_of
 
-MOST_STATES = 1 << 20  # discrete spaces up to this many points are enumerated
-CHUNK = 1 << 15  # points whose energies are worked out at a time
+MAX_STATES = 1 << 20  # points of the largest discrete space that is enumerated
+CHUNK_SIZE = 1 << 15  # points whose energies are computed at a time
 
 
 def enumerable(energy: Energy) -> int | None:
-    """How many points the integer box has in which a discrete support lies, where that is known and
-    small enough."""
+    """The number of points of the integer box that contains a discrete support; None where it is
+    unknown or above `MAX_STATES`."""
     box = box_of(energy)
     if box is None:
         return None
     bits = ((box.high - box.low) / box.step + 1).double().log2().sum().item()
-    return round(2**bits) if bits <= math.log2(MOST_STATES) else None
+    return round(2**bits) if bits <= math.log2(MAX_STATES) else None
 
 
 def points(energy: Energy, index: Tensor | None = None) -> Tensor:  # (k) -> (k, *event)
-    """Points of the small box in which a discrete support lies, in the type that the energy takes:
-    binary experts work on floats, categorical ones on whole numbers. All of them by default, else
-    those of these numbers, the last site varying fastest."""
+    """Points of the small box that contains a discrete support, in the dtype that the energy takes:
+    binary experts take floats, categorical ones whole numbers. All points by default, else those of
+    these indices, the last site varying fastest."""
     if energy.can(Enumerates):
         states = energy.enumerate()  # type: ignore[operator]
         return states if index is None else states[index.to(states.device)]
@@ -54,7 +54,7 @@ def energies(energy: Energy) -> Tensor:  # -> (states)
     assert count is not None
     found = []
     with torch.no_grad():
-        for numbers in torch.arange(count).split(CHUNK):
+        for numbers in torch.arange(count).split(CHUNK_SIZE):
             found.append(
                 energy(
                     points(energy, numbers) if states is None else states[numbers.to(states.device)]
@@ -63,12 +63,12 @@ def energies(energy: Energy) -> Tensor:  # -> (states)
     values = torch.cat(found)
     if bool(values.isnan().any()):
         raise ValueError(
-            f"{energy} is NaN at {int(values.isnan().sum())} of {count} points; an expert fails "
+            f"{energy} is NaN at {int(values.isnan().sum())} of {count} points: an expert fails "
             "there"
         )
     if bool((values == -math.inf).any()):
         raise ValueError(
-            f"{energy} has energy -inf, a density without bound, at "
+            f"{energy} has energy -inf, an unbounded density, at "
             f"{int((values == -math.inf).sum())} of {count} points"
         )
     if not bool((values < math.inf).any()):
@@ -77,15 +77,15 @@ def energies(energy: Energy) -> Tensor:  # -> (states)
 
 
 def point_dtype(energy: Energy) -> torch.dtype:
-    """The type of the points that the energy takes."""
+    """The dtype of the points that the energy takes."""
     box = box_of(energy)
     assert box is not None
     return _typed(energy, box.low.unsqueeze(0).long()).dtype
 
 
-def anywhere(energy: Energy, n: int, generator: torch.Generator) -> Tensor:
-    """n points (n, *event) of the box in which a discrete support lies, each site drawn evenly from
-    its values."""
+def uniform_points(energy: Energy, n: int, generator: torch.Generator) -> Tensor:
+    """n points (n, *event) of the box that contains a discrete support, each site uniform over its
+    values."""
     box = box_of(energy)
     assert box is not None
     uniform = (
@@ -98,7 +98,7 @@ def anywhere(energy: Energy, n: int, generator: torch.Generator) -> Tensor:
 
 
 def _typed(energy: Energy, whole: Tensor) -> Tensor:  # (n, *event) -> (n, *event)
-    """Points in the type that the energy takes: binary ones as floats, others as whole numbers,
+    """Points in the dtype that the energy takes: binary ones as floats, others as whole numbers,
     unless the energy fails on these."""
     box, whole = box_of(energy), whole.to(energy.device)
     assert box is not None

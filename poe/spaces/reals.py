@@ -1,4 +1,4 @@
-"""The reals in place of a support: bijections from R^n onto boxes, and onto whatever torch
+"""The reals in place of a support: bijections from R^n onto boxes, and onto the supports that torch
 knows."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def from_reals(support: Constraint) -> Transform:
     """A bijection from R^m onto the support, or onto a larger set where the support has none of its
     own.
 
-    Drawing then happens in R^m; a point outside the support has energy +inf and is rejected there.
+    Chains then move in R^m; a point outside the support has energy +inf and is rejected.
     """
     whole = image(support)
     if isinstance(whole, Box):
@@ -74,8 +74,8 @@ def from_reals(support: Constraint) -> Transform:
 
 
 def image(support: Constraint) -> Constraint:
-    """What `from_reals` maps onto: the support, or a larger set. A union that is returned stands
-    for all of R^n."""
+    """What `from_reals` maps onto: the support, or a larger set. A union as the result means all of
+    R^n."""
     if isinstance(support, Intersection):
         curved = [part for part in support.parts if not isinstance(part, (Box, Union))]
         return image(curved[0] if curved else support.parts[0])

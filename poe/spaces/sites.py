@@ -1,47 +1,52 @@
-"""The sites of a discrete event: which values each takes, and moves from value to value."""
+"""The sites of a discrete event: the values of each, and how they are read, set and redrawn."""
 
 from __future__ import annotations
 
 import weakref
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Watched
+from poe.algebra.capabilities import Watched, as_a
 from poe.algebra.energy import Energy
-from poe.spaces.path import Level
+from poe.spaces.path import PathEnergy
 
 
 class Sites:
     """The values that each of n sites may take, from a finite integer box: low, low + step, ...,
-    `counts` of them; `most` at most."""
+    `counts` of them (n); `max_count` is the largest of these."""
 
     def __init__(self, box: sets.Box) -> None:
         self.low, self.step = box.low.flatten(), box.step
         self.counts = ((box.high - box.low) / box.step + 1).floor().long().flatten()
-        self.most = int(self.counts.max()) if len(self.counts) else 0
+        self.max_count = int(self.counts.max()) if len(self.counts) else 0
         self.binary = bool((self.counts == 2).all())
         self.base = (
             float(self.low[0]) if len(self.low) and bool((self.low == self.low[0]).all()) else None
         )
 
     def values(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """All values (n, most) in the type of `like`, and which of them belong to their site."""
-        place = torch.arange(self.most, device=like.device)
+        """All values (n, max_count) in the dtype of `like`, and which of them belong to their
+        site."""
+        place = torch.arange(self.max_count, device=like.device)
         low = self.low.to(like.device).unsqueeze(-1)
-        return (low + self.step * place).to(like.dtype), place < self.counts.to(
-            like.device
-        ).unsqueeze(-1)
+        return (low + self.step * place).to(like.dtype), self.mask(like.device)
+
+    def mask(self, device: torch.device) -> Tensor:  # -> (n, max_count)
+        """True for the indices below the count of each site."""
+        counts = self.counts.to(device).unsqueeze(-1)
+        return torch.arange(self.max_count, device=device) < counts
 
     def places(self, x: Tensor, event: int) -> Tensor:  # (*batch, *event) -> (*batch, n)
-        """Which of its values each site has, counted from 0."""
+        """The index of each site's value among its values, from 0."""
         low = self.low.to(x.device) if self.base is None else self.base
         return ((vectors(x, event) - low) / self.step).round().long()
 
     def put(self, x: Tensor, sites: Tensor, places: Tensor, event: int) -> Tensor:
         # (*batch, *event), (k), (*batch, k) -> (*batch, *event)
-        """x with some sites set to the values at these places."""
+        """x with some sites set to the values at these indices."""
         value = places.to(x.dtype)
         if self.step != 1:
             value = value * self.step
@@ -66,28 +71,29 @@ class Sites:
         return self.put(x, sites, places, event)
 
 
-_known: weakref.WeakKeyDictionary[sets.Box, Sites] = weakref.WeakKeyDictionary()
-
-
 def sites_of(energy: Energy) -> Sites:
-    """The values of the sites. Raises ValueError where no finite number of them is known."""
+    """The sites of an energy. Raises ValueError where no finite number of values is known."""
     box = box_of(energy)
     if box is None:
         raise ValueError(
-            f"{energy} lives on {energy.support!r}: moves from value to value need a finite number "
-            "of whole values a coordinate"
+            f"{energy} lives on {energy.support!r}: moves between values need a finite number of "
+            "whole values per coordinate"
         )
-    if box not in _known:
-        _known[box] = Sites(box)
-    return _known[box]
+    if box not in _sites:
+        _sites[box] = Sites(box)
+    return _sites[box]
+
+
+_sites: weakref.WeakKeyDictionary[sets.Box, Sites] = weakref.WeakKeyDictionary()
 
 
 def box_of(energy: Energy) -> sets.Box | None:
-    """The finite integer box in which the support lies, where one is known."""
-    energy = inner(energy)
-    if isinstance(energy, Level):
-        boxes = [box_of(energy.path.end), box_of(energy.path.start)]
-        return next((box for box in boxes if box is not None), None)
+    """The finite integer box that contains the support, where one is known."""
+    return _box(unwatched(energy))
+
+
+@singledispatch
+def _box(energy: Energy) -> sets.Box | None:
     support = energy.support
     parts = support.parts if isinstance(support, sets.Intersection) else [support]
     found = [
@@ -96,17 +102,23 @@ def box_of(energy: Energy) -> sets.Box | None:
     return min(found, key=lambda box: -box.step, default=None)
 
 
-def inner(energy: Energy) -> Energy:
-    """The energy itself, where another one only watches it."""
-    while energy.can(Watched):
-        energy = energy.watched  # type: ignore[attr-defined]
+@_box.register
+def _(energy: PathEnergy) -> sets.Box | None:
+    box = box_of(energy.path.end)
+    return box_of(energy.path.start) if box is None else box
+
+
+def unwatched(energy: Energy) -> Energy:
+    """The energy without those that only watch it."""
+    while (watcher := as_a(energy, Watched)) is not None:
+        energy = watcher.watched
     return energy
 
 
 def toss(logits: Tensor, uniforms: Tensor, dtype: torch.dtype) -> Tensor:
     # (*batch, k), (*batch, k) -> (*batch, k)
-    """1 where u < 1/(1 + e^-ℓ), else 0, written at once in the wanted type: converting from truth
-    values takes longer than the rest."""
+    """1 where u < 1/(1 + e^-ℓ), else 0, written directly in the given dtype: a conversion from bool
+    takes longer than all else here."""
     return torch.lt(
         uniforms,
         logits.sigmoid(),
@@ -116,7 +128,7 @@ def toss(logits: Tensor, uniforms: Tensor, dtype: torch.dtype) -> Tensor:
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
     # (*batch, k, values), (*batch, k) -> (*batch, k)
-    """Places drawn with probabilities softmax(ℓ), by inversion; a value of weight 0 is never
+    """Indices drawn with probabilities softmax(ℓ), by inversion; a value of weight 0 is never
     drawn."""
     cumulative = logits.softmax(-1).double().cumsum(-1)
     return (

@@ -1,23 +1,24 @@
-"""Drawing in other variables: the reals in place of a constrained support, with the
-log-determinant."""
+"""Energies in other variables: the reals in place of a constrained support, or the noise of a
+transport, with the log-determinant."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform
 
-from poe.algebra.capabilities import Samples
+from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.energy import Energy, Estimate
 from poe.algebra.support import Constraint
 from poe.spaces import reals
 
 
 def reals_of(energy: Energy) -> Transform:
-    """The bijection T from R^m onto the support in whose variables an energy is drawn, or onto a
-    larger set.
+    """The bijection T from R^m onto the support of an energy, or onto a larger set, in whose
+    variables it is drawn.
 
     Raises ValueError where none is known, as for a simplex that is part of an event.
     """
@@ -32,37 +33,34 @@ def unmapped(support: Constraint) -> str:
     return (
         f"cannot be drawn: no map from R^n onto its support {support!r} is known. A box has one, "
         "and a simplex that is the whole event: poe.sample such a part by itself, or write it over "
-        "free numbers"
+        "unconstrained numbers"
     )
 
 
-class Unconstrained(Energy):
-    """E(z) = E_x(T(z)) - log|det dT/dz|: the same law over z in R^m, x = T(z), T a bijection of
-    `torch.distributions`.
+class ChangeOfVariables(Energy):
+    """E(z) = E_x(T(z)) - log|det dT/dz|: the law of an energy over z, x = T(z)."""
 
-    A simplex of k parts has m = k - 1 and densities with respect to its first k - 1 coordinates, as
-    torch's Dirichlet.
-    """
-
-    def __init__(self, energy: Energy, transform: Transform | None = None) -> None:
-        transform = reals_of(energy) if transform is None else transform
-        super().__init__(transform.inverse_shape(energy.event_shape))
+    def __init__(self, energy: Energy, event_shape: torch.Size) -> None:
+        super().__init__(event_shape)
         self.energy = energy
-        self.transform: Any = transform  # torch types what a transform returns as optional
 
-    def forward(self, z: Tensor) -> Tensor:  # (*batch, *reals) -> (*batch)
-        x = self.transform(z)
-        return self.energy(x) - self._log_det(z, x)
+    @abstractmethod
+    def image(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        # (*batch, *variables) -> (*batch, *event), (*batch)
+        """x = T(z) and log|det dT/dz|."""
+
+    def forward(self, z: Tensor) -> Tensor:  # (*batch, *variables) -> (*batch)
+        x, log_det = self.image(z)
+        return self.energy(x) - log_det
 
     def _value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            x = self.transform(z)
-            log_det = self._log_det(z, x)
+            x, log_det = self.image(z)
         energy, slope = self.energy.value_and_grad(x.detach())
         outputs, slopes = [x, log_det], [slope, -torch.ones_like(log_det)]
-        if not log_det.requires_grad:  # the identity's is constant
-            outputs, slopes = [x], [slope]
+        if not log_det.requires_grad:  # constant: a map that preserves volume
+            outputs, slopes = outputs[:1], slopes[:1]
         (gradient,) = torch.autograd.grad(outputs, z, slopes, materialize_grads=True)
         return energy - log_det.detach(), gradient
 
@@ -73,6 +71,24 @@ class Unconstrained(Energy):
     @property
     def proper(self) -> bool | None:
         return self.energy.proper
+
+
+class Unconstrained(ChangeOfVariables):
+    """An energy over z in R^m, T a bijection of `torch.distributions` onto its support.
+
+    A simplex of k parts has m = k - 1 and densities with respect to its first k - 1 coordinates, as
+    torch's Dirichlet.
+    """
+
+    def __init__(self, energy: Energy, transform: Transform | None = None) -> None:
+        transform = reals_of(energy) if transform is None else transform
+        super().__init__(energy, transform.inverse_shape(energy.event_shape))
+        self.transform: Any = transform  # torch types what a transform returns as optional
+
+    def image(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x, batch = self.transform(z), z.ndim - len(self.event_shape)
+        log_det = self.transform.log_abs_det_jacobian(z, x)
+        return x, log_det if log_det.ndim == batch else log_det.flatten(batch).sum(-1)
 
     def at(self, sigma: float) -> Energy:
         return self.around(self.energy.at(sigma))
@@ -88,7 +104,9 @@ class Unconstrained(Energy):
         self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Exact draws of z, where the energy draws x."""
-        return self.to_z(self.energy.sample(n, generator=generator))  # type: ignore[operator]
+        source = as_a(self.energy, Samples)
+        assert source is not None
+        return self.to_z(source.sample(n, generator=generator))
 
     def to_x(self, z: Tensor) -> Tensor:
         """x = T(z)."""
@@ -98,46 +116,17 @@ class Unconstrained(Energy):
         """z with T(z) = x."""
         return self.transform.inv(x)
 
-    def _log_det(self, z: Tensor, x: Tensor) -> Tensor:
-        batch = z.ndim - len(self.event_shape)
-        log_det = self.transform.log_abs_det_jacobian(z, x)
-        return log_det if log_det.ndim == batch else log_det.flatten(batch).sum(-1)
 
-
-class Transported(Energy):
-    """E(z) = E_x(T(z)) - log|det dT/dz|: the same law over the noise z of a map that tells its
-    log-determinant.
-
-    `map` has the methods of the capability Transport: a flow, or a map fitted to particles
-    (`poe.smc.triangular`).
-    """
+class Transported(ChangeOfVariables):
+    """An energy over the noise z of a map with the methods of the capability Transport: a flow, or
+    a map fitted to particles (`poe.smc.triangular`)."""
 
     def __init__(self, energy: Energy, map: Any) -> None:
-        super().__init__(energy.event_shape)
-        self.energy, self.map = energy, map
+        super().__init__(energy, energy.event_shape)
+        self.map = map
 
-    def forward(self, z: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        x, log_det = self.map.from_noise(z)
-        return self.energy(x) - log_det
-
-    def _value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            x, log_det = self.map.from_noise(z)
-        energy, slope = self.energy.value_and_grad(x.detach())
-        outputs, slopes = [x, log_det], [slope, -torch.ones_like(log_det)]
-        if not log_det.requires_grad:  # a map that keeps volumes
-            outputs, slopes = outputs[:1], slopes[:1]
-        (gradient,) = torch.autograd.grad(outputs, z, slopes, materialize_grads=True)
-        return energy - log_det.detach(), gradient
-
-    @property
-    def log_z(self) -> Estimate | None:
-        return self.energy.log_z
-
-    @property
-    def proper(self) -> bool | None:
-        return self.energy.proper
+    def image(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.map.from_noise(z)
 
     def to_x(self, z: Tensor) -> Tensor:
         """x = T(z)."""

@@ -180,7 +180,7 @@ def _(kernel: GibbsWithGradients, energy: poe.Energy, states: Tensor) -> tuple[T
     for i, j in itertools.product(range(n), repeat=2):
         changed = (place[i] != place[j]).nonzero().flatten()
         if len(changed) == 1:
-            k = int(changed * sites.most + place[j, changed])
+            k = int(changed * sites.max_count + place[j, changed])
             q[i, j] = log_q[i, k].exp()
             noise[i, j] = log_q[i, :k].exp().sum() + 0.5 * q[i, j]
     return q, noise

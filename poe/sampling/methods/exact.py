@@ -11,7 +11,7 @@ from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.energy import Estimate
 from poe.diagnostics.raw import Raw
 from poe.sampling.job import Job, Method, Phase
-from poe.spaces.points import MOST_STATES, energies, points
+from poe.spaces.points import MAX_STATES, energies, points
 from poe.spaces.structure import Structure, shares
 
 WORDS = "closed form, independent draws"
@@ -48,9 +48,7 @@ def not_enumerable(structure: Structure) -> str | None:
     """Why the points cannot be listed; None where they can."""
     if structure.states is not None:
         return None
-    return (
-        f"cannot be enumerated: its support is not a finite set of at most {MOST_STATES:,} points"
-    )
+    return f"cannot be enumerated: its support is not a finite set of at most {MAX_STATES:,} points"
 
 
 def from_all_points(job: Job) -> Raw:

@@ -22,7 +22,7 @@ from poe.sampling.job import Job, Phase
 from poe.smc import discrete
 from poe.smc.starts import nowhere
 from poe.spaces.path import StandardNormal
-from poe.spaces.points import anywhere
+from poe.spaces.points import uniform_points
 from poe.spaces.transport import Transported
 
 WARMUP = 400  # steps
@@ -115,7 +115,7 @@ class Runs:
 
     def _from_normal(self) -> Tensor:
         if self.job.structure.discrete:
-            return anywhere(self.job.energy, self.count, self.shared)
+            return uniform_points(self.job.energy, self.count, self.shared)
         job, like = self.job, self.job.energy._like()
         z = torch.randn(
             CANDIDATES * self.count,

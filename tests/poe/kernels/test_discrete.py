@@ -78,7 +78,7 @@ def test_first_order_changes_are_exact_where_the_energy_is_linear_in_each_site()
         local = neighbourhood(energy, DiscreteLangevin(1.0).init(energy, x), sites)
         values = sites.values(x)[0]
         for site in range(6):
-            for k in range(sites.most):
+            for k in range(sites.max_count):
                 other = x.flatten(1).clone()
                 other[:, site] = values[site, k]
                 change = energy(other.reshape(x.shape)) - energy(x)

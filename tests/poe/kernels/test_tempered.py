@@ -9,7 +9,7 @@ import poe
 from poe.kernels import Langevin, Tempered
 from poe.kernels.tempered import linear_betas
 from poe.mcmc.run import run, streams
-from poe.spaces.path import Geometric, Level
+from poe.spaces.path import Geometric, PathEnergy
 from tests.poe.targets import Gauss, paired_pvalue
 
 LEVEL = 1e-4
@@ -97,7 +97,7 @@ class Bridge:
         return Geometric(self.start, self.end).pair(x)
 
     def level(self, beta):
-        return Level(self, beta)  # type: ignore[arg-type]
+        return PathEnergy(self, beta)  # type: ignore[arg-type]
 
 
 def test_a_path_of_ones_own_is_followed() -> None:
