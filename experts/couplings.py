@@ -3,8 +3,6 @@ the layers of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow as Nflow
@@ -75,46 +73,33 @@ def build(
             dropout_probability=dropout,
         )
 
+    def layer() -> Transform:
+        if kind == "maf":
+            return MaskedAffineAutoregressiveTransform(
+                features,
+                hidden,
+                context_features=context or None,
+                num_blocks=blocks,
+                activation=F.silu,
+                dropout_probability=dropout,
+            )
+        mask = torch.arange(features) % 2 * 2 - 1  # nflows transforms where the mask is positive
+        if kind == "realnvp":
+            return BoundedAffineCoupling(mask, network)
+        return PiecewiseRationalQuadraticCouplingTransform(
+            mask, network, num_bins=bins, tails="linear", tail_bound=tail_bound
+        )
+
     generator = torch.Generator().manual_seed(seed)
     transforms: list[Transform] = [Mixing(torch.eye(features))] if mixing == "linear" else []
-    for layer in range(layers):
-        if layer:
+    for index in range(layers):
+        if index:
             order = torch.randperm(features, generator=generator)
             transforms.append(
                 Mixing(torch.eye(features)[order]) if mixing == "linear" else Permutation(order)
             )
-        transforms.append(
-            _layer(kind, features, network, hidden, blocks, bins, tail_bound, dropout, context)
-        )
+        transforms.append(layer())
     return Nflow(CompositeTransform(transforms), StandardNormal([features]))
-
-
-def _layer(
-    kind: str,
-    features: int,
-    network: Callable[[int, int], nn.Module],
-    hidden: int,
-    blocks: int,
-    bins: int,
-    tail_bound: float,
-    dropout: float,
-    context: int,
-) -> Transform:
-    if kind == "maf":
-        return MaskedAffineAutoregressiveTransform(
-            features,
-            hidden,
-            context_features=context or None,
-            num_blocks=blocks,
-            activation=F.silu,
-            dropout_probability=dropout,
-        )
-    mask = torch.arange(features) % 2 * 2 - 1  # nflows transforms where the mask is positive
-    if kind == "realnvp":
-        return BoundedAffineCoupling(mask, network)
-    return PiecewiseRationalQuadraticCouplingTransform(
-        mask, network, num_bins=bins, tails="linear", tail_bound=tail_bound
-    )
 
 
 class Mixing(Transform):

@@ -154,14 +154,14 @@ class Zuko(WrappedFlow):
             distributions.DiagNormal,
             distributions.BoxUniform,
         )
-        return True if simple and _tame(self.flow.transform) else None
+        return True if simple and _bounds_volume(self.flow.transform) else None
 
 
-def _tame(transform: nn.Module) -> bool:
+def _bounds_volume(transform: nn.Module) -> bool:
     """Whether log|det| of a lazy transformation is bounded over all x, by its kind alone."""
     match transform:
         case lazy.LazyComposedTransform():
-            return all(map(_tame, transform.transforms))
+            return all(map(_bounds_volume, transform.transforms))
         case lazy.UnconditionalTransform():
             return transform.f in _VOLUME
         case (

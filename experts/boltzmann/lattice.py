@@ -99,7 +99,7 @@ class Strip(NamedTuple):
         states = columns * (2 if self.closed else 1)
         return float(q**states) * rows * (columns + 1) if states < 500 else math.inf
 
-    def turned(self) -> Strip:
+    def transposed(self) -> Strip:
         """The same grid with rows and columns exchanged."""
         return Strip(self.sites.transpose(0, 1), self.right.T, self.down.T, self.pair)
 

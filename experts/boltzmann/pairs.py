@@ -196,7 +196,7 @@ class PairModel(Machine):
             torus = self._torus(strip)
             if torus is not None:
                 return torus
-            best = min(strip, strip.turned(), key=lambda s: s.updates)
+            best = min(strip, strip.transposed(), key=lambda s: s.updates)
             if best.updates <= MAX_UPDATES and (value := best.log_z()) is not None:
                 return value
         return self._enumerated()

@@ -76,17 +76,17 @@ def _gaussian_rbm(factors: Sequence[Factor]) -> Energy | None:
     first, offset = machines[0][0], 0.0
     n = first.event_shape.numel()
     precision = torch.zeros(n, dtype=torch.float64, device=first.device)
-    slope, rest = torch.zeros_like(precision), torch.zeros_like(precision)
+    slope, square = torch.zeros_like(precision), torch.zeros_like(precision)
     for energy, power in factors:
         loc, scale = (getattr(energy, key).detach().double() for key in ("loc", "scale"))
         if isinstance(energy, Normal):
             loc, scale = (value.expand(first.event_shape).flatten() for value in (loc, scale))
             offset += power * float((scale.log() + 0.5 * math.log(2 * math.pi)).sum())
         weight = power / scale.square()
-        precision, slope, rest = (
+        precision, slope, square = (
             precision + weight,
             slope + weight * loc,
-            rest + weight * loc.square(),
+            square + weight * loc.square(),
         )
     if not bool((precision > 0).all()):
         return None
@@ -95,7 +95,7 @@ def _gaussian_rbm(factors: Sequence[Factor]) -> Energy | None:
     merged = GaussianRBM(weights, loc, precision.rsqrt(), hidden, event_shape=first.event_shape)
     return shift(
         merged.to(first.device, shared_dtype(factors)),
-        offset + 0.5 * float((rest - slope * loc).sum()),
+        offset + 0.5 * float((square - slope * loc).sum()),
     )
 
 

@@ -201,7 +201,7 @@ def test_the_transfer_matrix_agrees_with_kaufmans_formula(length: int) -> None:
     down, right = (torch.full((length, length), float(c), dtype=F64) for c in couplings)
     strip = Strip(torch.zeros(length, length, 2, dtype=F64), down, right, torch.outer(s, s))
     assert strip.log_z() == pytest.approx(closed, abs=1e-9)
-    assert strip.turned().log_z() == pytest.approx(closed, abs=1e-9)
+    assert strip.transposed().log_z() == pytest.approx(closed, abs=1e-9)
 
 
 SHAPES = [
