@@ -23,6 +23,7 @@ from experts.masked import (
     hidden_layers,
     run_hidden,
 )
+from experts.neural import GaussianBase
 from poe.algebra.energy import Density
 from poe.registry import register
 
@@ -99,7 +100,7 @@ class MixtureMADE(Density):
         degree, self.first, self.inner = hidden_layers(position, hidden, layers)
         self.last = MaskedLinear(position.repeat_interleave(3 * components)[:, None] > degree)
         self.dropout = nn.Dropout(dropout)
-        self.base = _Gaussians(n, components) if base else None
+        self.base = _Conditionals(n, components) if base else None
         with torch.no_grad():
             self.last.weight.mul_(0.0 if base else 0.3)
             self.last.bias.copy_(
@@ -163,7 +164,9 @@ class MixtureMADE(Density):
         weight, mean, scale = out.reshape(*out.shape[:-1], *shape, 3, self.components).unbind(-2)
         if self.base is not None:
             at = self.order.argsort() if position is None else self.order.argsort()[position]
-            weight_0, mean_0, scale_0 = (part[..., at, :] for part in self.base(x[..., self.order]))
+            weight_0, mean_0, scale_0 = (
+                part[..., at, :] for part in self.base.conditionals(x[..., self.order])
+            )
             free = (scale_0 - self.min_scale).clamp(min=1e-3 * self.min_scale)
             weight, mean, scale = (
                 weight_0 + weight,
@@ -190,31 +193,10 @@ class MixtureMADE(Density):
         self.base.set(weights, means[:, self.order], covariances[:, self.order][:, :, self.order])
 
 
-class _Gaussians(nn.Module):
-    """The conditionals of a mixture of K Gaussians along the order of its coordinates; it starts as
-    K standard normals."""
+class _Conditionals(GaussianBase):
+    """A mixture of Gaussians along the order of its coordinates."""
 
-    mean: Tensor
-    whiten: Tensor
-    log_weight: Tensor
-
-    def __init__(self, n: int, components: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(components, n))
-        self.register_buffer(
-            "whiten", torch.eye(n).repeat(components, 1, 1)
-        )  # L⁻¹, lower triangular
-        self.register_buffer("log_weight", torch.full((components,), -math.log(components)))
-
-    def set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        lower = torch.linalg.cholesky(covariances.double())
-        self.mean.copy_(means)
-        self.whiten.copy_(
-            torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False)
-        )
-        self.log_weight.copy_((weights / weights.sum()).log())
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def conditionals(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # (*batch, n) -> (*batch, n, K), thrice
         """Log-weights (up to a constant), means and scales of each conditional."""
         diagonal = self.whiten.diagonal(dim1=-2, dim2=-1)  # (K, n)
@@ -222,10 +204,8 @@ class _Gaussians(nn.Module):
         earlier = torch.einsum("kij,...kj->...ki", self.whiten.tril(-1), centred)
         z = earlier + diagonal * centred
         terms = diagonal.log() - 0.5 * z * z
-        before = F.pad(
-            terms.cumsum(-1)[..., :-1], (1, 0)
-        )  # what the earlier coordinates say about the component
-        log_weight = self.log_weight[:, None] + before
+        # plus what the earlier coordinates say about the component
+        log_weight = self.log_weight[:, None] + F.pad(terms.cumsum(-1)[..., :-1], (1, 0))
         mean = self.mean - earlier / diagonal
         return log_weight.mT, mean.mT, (1 / diagonal).expand(z.shape).mT
 
