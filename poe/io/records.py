@@ -77,6 +77,7 @@ class Codec:
         )
 
     def unpack(self, message: bytes) -> Any:
+        """The tree of a message."""
         named = safetensors.torch.load(message)
         return self.decode(
             json.loads(named["form"].numpy().tobytes()), lambda number: named[str(number)]
