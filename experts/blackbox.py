@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from poe.algebra.energy import Energy, Estimate
+from poe.algebra.points import batch_shape
 from poe.registry import register
 
 Batched = Callable[[np.ndarray], Any]
@@ -52,7 +53,7 @@ class External(Energy):
         # (*batch, *event) -> (*batch, *each)
         """A numpy function of rows, at x, its results checked and brought to the precision and
         device of x."""
-        batch = self._batch_shape(x)
+        batch = batch_shape(self, x)
         rows = x.detach().double().cpu().numpy().reshape(batch.numel(), *self.event_shape)
         found = np.asarray(function(rows.copy())) if len(rows) else np.zeros((0, *each))
         if found.shape != (len(rows), *each):

@@ -46,6 +46,7 @@ from torch import Tensor
 from poe.algebra.bindings import Bindings
 from poe.algebra.capabilities import Conditional, NoiseConditional, ScoreOnly
 from poe.algebra.energy import Energy, checked_level
+from poe.algebra.points import batch_shape
 from poe.registry import near, register
 
 PREDICTIONS = ("noise", "score", "denoised", "velocity")
@@ -329,11 +330,11 @@ class Denoiser(Energy):
                 slope = -c.alpha * out
             else:
                 slope = self.noise(x) / self.sigma
-        return x.new_full(self._batch_shape(x), math.nan), slope
+        return x.new_full(batch_shape(self, x), math.nan), slope
 
     def _call(self, x: Tensor) -> tuple[Tensor, Coefficients]:
         """What the network returns, and the coefficients."""
-        self._batch_shape(x)
+        batch_shape(self, x)
         c, rows = self.schedule.coefficients(self.sigma), x.reshape(-1, *self.event_shape)
         if not len(rows):
             return x, c

@@ -12,6 +12,7 @@ from experts.noise.layers import Features
 from experts.noise.network import ConceptNetwork
 from poe.algebra.capabilities import Conditional
 from poe.algebra.energy import Energy, checked_level
+from poe.algebra.points import batch_shape
 from poe.registry import near, register
 
 MIN_ABSENCE = 1e-5  # 1 - p(c | x), below which Δ_c is taken to be 0
@@ -153,7 +154,7 @@ class NoiseConditional(Energy):
         # (*batch, *event) -> (k, *batch)
         """The energies of k terms that share this network: one evaluation of it for each level of
         noise among them."""
-        rows, shape = x.reshape(-1, *self.event_shape), (len(energies), *self._batch_shape(x))
+        rows, shape = x.reshape(-1, *self.event_shape), (len(energies), *batch_shape(self, x))
         if not len(rows):
             return x.new_zeros(shape)
         if not torch.is_grad_enabled() and len(rows) > MAX_PICTURES:
@@ -176,7 +177,7 @@ class NoiseConditional(Energy):
         """`value_and_grad` of k terms, in calls of at most `MAX_PICTURES` pictures: for each of
         their levels of noise a gradient of the denoising network, and of the classifier for each
         concept; by scores a call of both, and of the guide for each concept."""
-        shape, slope_shape = (len(energies), *self._batch_shape(x)), (len(energies), *x.shape)
+        shape, slope_shape = (len(energies), *batch_shape(self, x)), (len(energies), *x.shape)
         if not x.numel():
             return x.new_zeros(shape), x.new_zeros(slope_shape)
         values, slopes = [], []

@@ -1,6 +1,8 @@
 """Energies and how they combine: supports, capabilities, the nodes, their printing and their closed
 forms. Nothing here draws or reads files."""
 
+from poe.algebra import node_facts as node_facts
+from poe.algebra import node_text as node_text
 from poe.algebra.combination import Combination, combined
 from poe.algebra.combining import combine, conjunction, is_on, part_on, places
 from poe.algebra.contrast import Contrast, contrast
@@ -9,16 +11,16 @@ from poe.algebra.energy import (
     Energy,
     Estimate,
     checked_level,
-    together,
-    together_with_gradients,
 )
 from poe.algebra.errors import ImproperError, ImproperWarning, LawError
+from poe.algebra.evaluation import together, together_with_gradients
 from poe.algebra.maps import Fill, Preimage, Select, fill
 from poe.algebra.mixture import Mixture, mixture
-from poe.algebra.product import Product, product, simplify
+from poe.algebra.product import Product, product
 from poe.algebra.pullback import Pullback, on, pullback
 from poe.algebra.rules import closed_form
 from poe.algebra.shifted import Shifted, shift
+from poe.algebra.simplification import simplify
 from poe.algebra.text import bracketed, caveats, leaves, names
 
 __all__ = [

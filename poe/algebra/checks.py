@@ -50,26 +50,27 @@ def known_log_z(energy: Energy) -> Estimate:
 
 
 def checked_power(power: Any, energy: Energy) -> float:
-    written = f"({energy}) ** {shown(power)}"
+    """A power as a plain number. Raises TypeError or ValueError for what is not a finite one."""
+    number = power
     if isinstance(power, Tensor):
         if power.requires_grad:
             raise TypeError(
-                f"{written}: a power that is learned is an nn.Parameter, and any other one is a "
-                "plain number"
+                f"({energy}) ** {shown(power)}: a power that is learned is an nn.Parameter, and "
+                "any other one is a plain number"
             )
         if power.ndim == 0:
-            power = power.item()
-    if isinstance(power, bool) or not isinstance(power, Real):
+            number = power.item()
+    if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(
-            f"{written}: a power is a number or an nn.Parameter; for a product of energies write "
-            "`a & b`"
+            f"({energy}) ** {shown(power)}: a power is a number or an nn.Parameter; for a product "
+            "of energies write `a & b`"
         )
     try:
-        number = float(power)
+        number = float(number)
     except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{written}: a power must be finite")
+        raise ValueError(f"({energy}) ** {shown(power)}: a power must be finite")
     return number
 
 

@@ -4,6 +4,8 @@ counts."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import singledispatch
+from operator import is_
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -22,7 +24,7 @@ class Combination(NamedTuple):
     def is_whole(self, energy: Energy) -> bool:
         """Whether an energy is this combination, up to a constant, and nothing was multiplied with
         it afterwards."""
-        return alike(self.product(), unshifted(energy))
+        return powers_by_factor(self.product()) == powers_by_factor(unshifted(energy))
 
     def product(self) -> Energy:
         """The combination itself."""
@@ -35,44 +37,67 @@ class Combination(NamedTuple):
         return whole
 
     def mapped(self, change: Callable[[Energy], Energy]) -> Combination:
-        """The same of energies that were changed, as by a context."""
+        """The same of energies that were changed, as by a context or a level of noise."""
         priors = tuple((change(factor), count) for factor, count in self.priors)
         return Combination(tuple(map(change, self.posteriors)), priors)
 
+    def replaced(self, old: Sequence[Energy], new: Sequence[Energy]) -> Combination:
+        """The same over other parts: `new` for `old`, one by one."""
+        known = dict(zip(map(id, old), new, strict=True))
+
+        def change(energy: Energy) -> Energy:
+            if id(energy) in known or not energy.parts:
+                return known.get(id(energy), energy)
+            parts = [change(part) for part in energy.parts]
+            same = all(map(is_, parts, energy.parts))
+            return energy if same else energy.rebuild(parts)
+
+        return self.mapped(change)
+
     def has_priors(self, factors: Sequence[Energy]) -> bool:
         return len(factors) == len(self.priors) and all(
-            alike(a, b) for (a, _), b in zip(self.priors, factors, strict=True)
+            powers_by_factor(a) == powers_by_factor(b)
+            for (a, _), b in zip(self.priors, factors, strict=True)
         )
 
 
+@singledispatch
+def powers_by_factor(energy: Energy) -> set[tuple[int, float]]:
+    """The identity of each factor of a product, with its power."""
+    return {(id(energy), 1.0)}
+
+
+@singledispatch
 def combined(energy: Energy) -> Combination | None:
     """What `combine` put together in an energy, which may be shifted, or multiplied by more
     factors; None where it did not."""
-    known: Combination | None = vars(energy).get("combination")
-    return combined(energy.energy) if known is None and isinstance(energy, Shifted) else known
+    return None
 
 
-def alike(a: Energy, b: Energy) -> bool:
-    """Whether two energies are the same product of the same factors."""
-    terms = [
-        {(id(t.energy), t.power) for t in e.terms} if hasattr(e, "terms") else {(id(e), 1.0)}
-        for e in (a, b)
-    ]
-    return terms[0] == terms[1]
+@combined.register
+def _(energy: Shifted) -> Combination | None:
+    return combined(energy.energy)
 
 
-def carry(result: Energy, energies: Sequence[Energy], powers: Sequence[Any]) -> None:
-    """What was combined in factors is known of their product, but for posteriors that are divided
-    out again."""
+@singledispatch
+def combined_as(energy: Energy, combination: Combination) -> Energy:
+    """A product that is known to be this combination; other energies as they are."""
+    return energy
+
+
+def kept(energies: Sequence[Energy], powers: Sequence[Any]) -> Combination | None:
+    """What was combined in the factors of a product, which is known of the product too, but for
+    posteriors that are divided out again."""
     signs = [1.0 if isinstance(power, Tensor) else power for power in powers]
     known = [combined(energy) for energy, sign in zip(energies, signs, strict=True) if sign == 1]
     found = [combination for combination in known if combination is not None]
+    if not found:
+        return None
     divided = {id(energy) for energy, sign in zip(energies, signs, strict=True) if sign < 0}
-    if not found or not hasattr(result, "terms") or any(result is energy for energy in energies):
-        return
     priors = [factor for factor, _ in found[0].priors]
     posteriors = [
         p for combination in found if combination.has_priors(priors) for p in combination.posteriors
     ]
-    if not divided & set(map(id, posteriors)):
-        vars(result)["combination"] = Combination(tuple(posteriors), found[0].priors)
+    if divided & set(map(id, posteriors)):
+        return None
+    return Combination(tuple(posteriors), found[0].priors)

@@ -8,14 +8,14 @@ from typing import TypeGuard
 
 from poe.algebra import support as sets
 from poe.algebra.checks import energies_of
-from poe.algebra.combination import Combination
+from poe.algebra.combination import Combination, combined, combined_as
 from poe.algebra.contrast import Contrast
 from poe.algebra.energy import Energy
 from poe.algebra.maps import Select
 from poe.algebra.mixture import Mixture
 from poe.algebra.product import Product, Term, product
 from poe.algebra.pullback import Pullback, on
-from poe.algebra.shifted import Shifted
+from poe.algebra.shifted import Shifted, unshifted
 from poe.algebra.text import ATOM, bracketed
 
 
@@ -65,14 +65,13 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
                 )
             count += bool(shared)
         counts.append(count)
-    result = product(
-        [*posteriors, *factors], [1.0] * len(posteriors) + [1.0 - count for count in counts]
+    powers = [1.0] * len(posteriors) + [1.0 - count for count in counts]
+    result = product([*posteriors, *factors], powers)
+    if len(posteriors) == 1 or any(result is energy for energy in (*posteriors, *factors)):
+        return result
+    return combined_as(
+        result, Combination(tuple(posteriors), tuple(zip(factors, counts, strict=True)))
     )
-    if len(posteriors) > 1 and not any(result is energy for energy in (*posteriors, *factors)):
-        vars(result)["combination"] = Combination(
-            tuple(posteriors), tuple(zip(factors, counts, strict=True))
-        )
-    return result
 
 
 def conjunction(prior: Energy, concepts: Sequence[Energy]) -> Energy:
@@ -149,7 +148,7 @@ def part_on(energy: Energy, index: Sequence[int]) -> Energy:
 def _opened(posterior: Energy, factors: Sequence[Energy]) -> Sequence[Energy]:
     """The posteriors that were combined before, with the same prior and nothing else; else the
     one."""
-    known: Combination | None = vars(posterior).get("combination")
+    known = combined(posterior) if unshifted(posterior) is posterior else None
     if known is None or not known.has_priors(factors) or not known.is_whole(posterior):
         return (posterior,)
     return known.posteriors

@@ -4,81 +4,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from poe.algebra import support as sets
 from poe.algebra.checks import energies_of, one_measure, right_side
-from poe.algebra.energy import Energy, together, together_with_gradients
+from poe.algebra.energy import Energy
+from poe.algebra.evaluation import (
+    Group,
+    inner,
+    inner_with_gradient,
+    masked,
+    masked_with_gradient,
+    sharing,
+    together,
+    together_with_gradients,
+)
 from poe.algebra.operators import BUILDERS
-from poe.algebra.text import ATOM, MINUS, child, number, wrap
 
 
 class Contrast(Energy):
     """a but not b: E = E_a + s·softplus(E_a - E_b), density p_a (p_a / (p_a + p_b))^s <= p_a. Built
-    by `-` and `contrast`."""
+    by `-` and `contrast`.
 
-    def __init__(self, wanted: Energy, unwanted: Energy, strength: float) -> None:
+    `a - b - c` is one node: E_a is the energy of `a - b` there, and so on for each of `unwanted`,
+    from the left, with its strength.
+    """
+
+    def __init__(
+        self, wanted: Energy, unwanted: Sequence[Energy], strengths: Sequence[float]
+    ) -> None:
         super().__init__(wanted.event_shape, support=wanted.support)
-        self.wanted, self.unwanted, self.strength = wanted, unwanted, strength
+        self.wanted, self.unwanted = wanted, nn.ModuleList(unwanted)
+        self.strengths = tuple(strengths)
 
     @property
     def parts(self) -> tuple[Energy, ...]:
-        return self.wanted, self.unwanted
-
-    @property
-    def weighs(self) -> str:
-        return "-"
-
-    @property
-    def roles(self) -> list[str]:
-        return [
-            "wanted",
-            "unwanted" if self.strength == 1 else f"unwanted, strength {self.strength:g}",
-        ]
+        return self.wanted, *self.unwanted  # type: ignore[return-value]
 
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
-        return contrast(parts[0], parts[1], self.strength)
+        whole = parts[0]
+        for part, strength in zip(parts[1:], self.strengths, strict=True):
+            whole = contrast(whole, part, strength)
+        return whole
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        wanted, unwanted = together(self.parts, x)
-        void, gap = self._gap(wanted, unwanted)
-        return wanted + torch.where(void, 0, self.strength * softplus(gap, threshold=40))
-
-    def _gap(self, wanted: Tensor, unwanted: Tensor) -> tuple[Tensor, Tensor]:
-        """E_a - E_b, and where it decides nothing: p_a = 0, strength 0, or both densities infinite.
-        No inf - inf arises."""
-        void = (wanted == math.inf) | ((wanted == -math.inf) & (unwanted == -math.inf))
-        if self.strength == 0:
-            void = torch.ones_like(void)
-        return void, torch.where(void, 0, wanted) - torch.where(void, 0, unwanted)
+        energy, *unwanted = together(self.parts, x, self._groups, self._evaluate)
+        for other, strength in zip(unwanted, self.strengths, strict=True):
+            energy = contrasted(energy, other, strength)[0]
+        return energy
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        (wanted, slope_a), (unwanted, slope_b) = together_with_gradients(self.parts, x)
-        void, gap = self._gap(wanted, unwanted)
-        energy = wanted + torch.where(void, 0, self.strength * softplus(gap, threshold=40))
-        pull = torch.where(void, 0, self.strength * gap.sigmoid()).reshape(
-            gap.shape + (1,) * len(self.event_shape)
-        )
-        return energy, slope_a + torch.where(pull == 0, 0, pull * (slope_a - slope_b))
+        known = together_with_gradients(self.parts, x, self._groups, self._differentiate)
+        energy, gradient = next(known)
+        for strength, (other, slope) in zip(self.strengths, known, strict=True):
+            energy, pull = contrasted(energy, other, strength)
+            pull = pull.reshape(pull.shape + (1,) * len(self._event_shape))
+            gradient = gradient + torch.where(pull == 0, 0, pull * (gradient - slope))
+        return energy, gradient
 
-    @property
-    def proper(self) -> bool | None:
-        return (
-            False if sets.is_empty(self.support) else True if self.wanted.proper else super().proper
-        )
+    def _evaluate(self, part: Energy, x: Tensor) -> Tensor:
+        """The support of the wanted part is that of the whole; others may have another one."""
+        return inner(part, x) if part is self.wanted else masked(part, x)
 
-    @property
-    def bounded(self) -> bool | None:
-        return True if self.wanted.bounded else super().bounded
+    def _differentiate(self, part: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+        whole = part is self.wanted
+        return inner_with_gradient(part, x) if whole else masked_with_gradient(part, x)
 
-    def _format(self, label: dict[int, str]) -> tuple[str, int]:
-        wanted, unwanted = child(self.wanted, label), child(self.unwanted, label)
-        if self.strength == 1:
-            return f"{wrap(wanted, MINUS)} - {wrap(unwanted, MINUS + 1)}", MINUS
-        return f"poe.contrast({wanted[0]}, {unwanted[0]}, strength={number(self.strength)})", ATOM
+    @cached_property
+    def _groups(self) -> tuple[Group, ...]:
+        return sharing(self.parts)
+
+
+def contrasted(wanted: Tensor, unwanted: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """E_a + s·softplus(E_a - E_b), and its slope in E_a less 1, s·sigmoid(E_a - E_b). The second
+    term is 0 where it decides nothing: p_a = 0, strength 0, or both densities infinite. No inf -
+    inf arises."""
+    void = (wanted == math.inf) | ((wanted == -math.inf) & (unwanted == -math.inf))
+    if strength == 0:
+        void = torch.ones_like(void)
+    gap = torch.where(void, 0, wanted) - torch.where(void, 0, unwanted)
+    energy = wanted + torch.where(void, 0, strength * softplus(gap, threshold=40))
+    return energy, torch.where(void, 0, strength * gap.sigmoid())
 
 
 def contrast(a: Energy, b: Energy, strength: float = 1.0) -> Energy:
@@ -91,7 +100,9 @@ def contrast(a: Energy, b: Energy, strength: float = 1.0) -> Energy:
         or not 0 <= strength < math.inf
     ):
         raise ValueError(f"the strength of a contrast is a finite number >= 0, got {strength!r}")
-    return Contrast(a, b, float(strength))
+    if isinstance(a, Contrast) and a.name is None:
+        return Contrast(a.wanted, [*a.parts[1:], b], [*a.strengths, float(strength)])
+    return Contrast(a, [b], [float(strength)])
 
 
 BUILDERS["-"] = lambda a, b: contrast(a, right_side(b, a, "-"))

@@ -7,19 +7,19 @@ import keyword
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from poe.algebra import notebook, outline
+from poe.algebra import facts, notebook, outline, points
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Conditional, SharesNetwork
+from poe.algebra.capabilities import Conditional
 from poe.algebra.operators import BUILDERS, Power, Refusals
 from poe.algebra.support import shape_of
-from poe.algebra.text import ATOM, leaves, names
+from poe.algebra.text import leaves, names, written
 
 
 class Estimate(NamedTuple):
@@ -85,30 +85,30 @@ class Energy(Refusals, nn.Module, ABC):
     @property
     def log_z(self) -> Estimate | None:
         """log of the integral (or sum) of exp(-E), or None where it is unknown."""
-        return None
+        return facts.log_z(self)
 
     @property
     def proper(self) -> bool | None:
         """Whether 0 < Z < infinity; None where unknown."""
-        return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
+        return facts.proper(self)
 
     @property
     def bounded(self) -> bool | None:
         """Whether the density is bounded above (the energy below); None where unknown."""
-        return True if sets.is_discrete(self.support) and sets.is_bounded(self.support) else None
+        return facts.bounded(self)
 
     @property
     def flat(self) -> bool | None:
         """Whether the density is one finite number above 0 all over its support; None where
         unknown. To multiply or divide by it only cuts the support."""
-        return None
+        return facts.flat(self)
 
     @property
     def growth(self) -> float | None:
         """The c for which E(x) = c‖x‖² + O(‖x‖) far out, E finite everywhere; None where unknown.
         Of a product it is the weighted sum, and decides whether it is proper and bounded, whatever
         the signs of the powers."""
-        return None
+        return facts.growth(self)
 
     @property
     def name(self) -> str | None:
@@ -135,23 +135,6 @@ class Energy(Refusals, nn.Module, ABC):
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         """The same composition over other parts."""
         return self
-
-    @property
-    def _written(self) -> Any:
-        """The function that it names beside its parts, as `a @ f` does f; None where there is
-        none."""
-        return None
-
-    @property
-    def weighs(self) -> str | None:
-        """The sign of a composition in which the constants of its parts decide, `|` or `-`; None
-        for others."""
-        return None
-
-    @property
-    def roles(self) -> list[str]:
-        """What each part is to this composition, in words."""
-        return [""] * len(self.parts)
 
     @property
     def vocabulary(self) -> Any:
@@ -182,22 +165,19 @@ class Energy(Refusals, nn.Module, ABC):
     # ---- evaluation
 
     def __call__(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        batch = self._batch_shape(x)
+        batch = points.batch_shape(self, x)
         try:
             if sets.is_real(self._support):
                 energy = super().__call__(x)
             else:
-                inside, safe = self._inside(x)
+                inside, safe = points.moved_inside(self._support, self._event_shape, x)
                 energy = torch.where(inside, super().__call__(safe), math.inf)
-        except RuntimeError as error:
-            self._check_precision(x, error)
-            raise
-        if energy.shape != batch:
-            raise ValueError(
-                f"the energy {self} returned shape {tuple(energy.shape)} for x of shape "
-                f"{tuple(x.shape)}: forward must give one "
-                f"number for each event of shape {tuple(self.event_shape)}, here {tuple(batch)}"
-            )
+            points.check_energies(self, energy, x, batch)
+        except Exception as error:
+            found = points.at_fault(self, x, error, Energy.__call__)
+            if found is error:
+                raise
+            raise found from found.__cause__
         return energy
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +186,7 @@ class Energy(Refusals, nn.Module, ABC):
 
         Raises TypeError where E does not depend on x through differentiable operations.
         """
-        self._batch_shape(x)
+        batch = points.batch_shape(self, x)
         if not x.is_floating_point():
             raise TypeError(
                 f"the energy {self} has no gradient on {x.dtype} points; x.float() gives points "
@@ -217,13 +197,16 @@ class Energy(Refusals, nn.Module, ABC):
             if sets.is_real(self._support):
                 energy, gradient = self._value_and_grad(x)
             else:
-                inside, safe = self._inside(x)
+                inside, safe = points.moved_inside(self._support, self._event_shape, x)
                 energy, gradient = self._value_and_grad(safe)
                 energy = torch.where(inside, energy, math.inf)
-        except RuntimeError as error:
-            self._check_precision(x, error)
-            raise
-        void = (energy == math.inf).reshape(energy.shape + (1,) * len(self.event_shape))
+            points.check_energies(self, energy, x, batch)
+        except Exception as error:
+            found = points.at_fault(self, x, error, Energy.value_and_grad)
+            if found is error:
+                raise
+            raise found from found.__cause__
+        void = (energy == math.inf).reshape(batch + (1,) * len(self._event_shape))
         return energy, torch.where(void, 0, gradient)
 
     def score(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, *event)
@@ -250,38 +233,9 @@ class Energy(Refusals, nn.Module, ABC):
             (gradient,) = torch.autograd.grad(energy.sum(), x, materialize_grads=True)
         return energy.detach(), gradient
 
-    def _batch_shape(self, x: Tensor) -> torch.Size:
-        k = len(self._event_shape)
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"the energy {self} takes a torch tensor, not {type(x).__name__}; "
-                "torch.as_tensor(x) makes one"
-            )
-        if x.ndim < k or x.shape[x.ndim - k :] != self._event_shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, but {self} takes (*batch, *event) with event shape "
-                f"{tuple(self._event_shape)}"
-            )
-        return x.shape[: x.ndim - k]
-
-    def _check_precision(self, x: Tensor, error: RuntimeError) -> None:
-        """Raises TypeError where an evaluation failed on x of another precision than the
-        energy's."""
-        if x.is_floating_point() and x.dtype != self.dtype:
-            raise TypeError(
-                f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or "
-                f".to({x.dtype}) the energy ({error})"
-            ) from error
-
-    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Which points lie in the support, and x with the others moved to a point of it, so that no
-        NaN arises."""
-        inside = sets.contains(self._support, x)
-        anchor = sets.inside_point(self._support, x, self._event_shape)
-        if anchor is None:
-            return inside, x
-        mask = inside.reshape(inside.shape + (1,) * len(self._event_shape))
-        return inside, torch.where(mask, x, anchor)
+    def _seen_by_parts(self, x: Tensor) -> Tensor:
+        """The points at which the parts are evaluated for x."""
+        return x
 
     # ---- capabilities and bindings
 
@@ -292,23 +246,11 @@ class Energy(Refusals, nn.Module, ABC):
     def given(self, context: Any) -> Energy:
         """Binds a context: a composition binds it in every part that takes one. Raises TypeError
         where none does."""
-        if not any(leaf.can(Conditional) for leaf in leaves(self)):
+        if not takes_context(self):
             raise TypeError(
                 f"no expert in {self} takes a context; .given() needs a conditional expert"
             )
-
-        def bind(part):
-            return (
-                part.given(context) if any(leaf.can(Conditional) for leaf in leaves(part)) else part
-            )
-
-        bound, known = (
-            self.rebuild([bind(part) for part in self.parts]),
-            vars(self).get("combination"),
-        )
-        if known is not None:
-            vars(bound)["combination"] = known.mapped(bind)
-        return bound
+        return self.rebuild([bound(part, context) for part in self.parts])
 
     def at(self, sigma: float) -> Energy:
         """The energy at noise level sigma (units of x). Unnoised experts are the same at every
@@ -363,18 +305,24 @@ class Energy(Refusals, nn.Module, ABC):
 
     # ---- printing: str is the algebra, repr the facts
 
-    def _format(self, label: dict[int, str]) -> tuple[str, int]:
-        """(text, precedence) with the given labels of leaves."""
-        return label[id(self)], ATOM
-
     def __str__(self) -> str:
-        return self._format({id(leaf): label for label, leaf in names(self).items()})[0]
+        return written(self, {id(leaf): label for label, leaf in names(self).items()})[0]
 
     def __repr__(self) -> str:
         return outline.page(self)
 
     def _repr_html_(self) -> str:
         return notebook.of_energy(self)
+
+
+def takes_context(energy: Energy) -> bool:
+    """Whether an expert of the expression does."""
+    return any(leaf.can(Conditional) for leaf in leaves(energy))
+
+
+def bound(energy: Energy, context: Any) -> Energy:
+    """The energy with a context, where it takes one."""
+    return energy.given(context) if takes_context(energy) else energy
 
 
 def checked_level(energy: Energy, sigma: Any) -> float:
@@ -416,36 +364,3 @@ class Density(Energy):
     @property
     def proper(self) -> bool | None:
         return True
-
-
-def together(energies: Sequence[Energy], x: Tensor) -> list[Tensor]:
-    # (*batch, *event) -> k times (*batch)
-    """The energy of each at x; those that share a network in one call of it."""
-    known: dict[int, Tensor] = {}
-    for group in _sharing(energies):
-        known |= zip(map(id, group), group[0].fused(group, x), strict=True)  # type: ignore[operator]
-    return [known[id(energy)] if id(energy) in known else energy(x) for energy in energies]
-
-
-def together_with_gradients(
-    energies: Sequence[Energy], x: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    # (*batch, *event) -> k times (*batch), (*batch, *event)
-    """`value_and_grad` of each at x, one after the other; those that share a network in one call of
-    it."""
-    known: dict[int, tuple[Tensor, Tensor]] = {}
-    for group in _sharing(energies):
-        known |= zip(
-            map(id, group), zip(*group[0].fused_value_and_grad(group, x), strict=True), strict=True
-        )  # type: ignore[operator]
-    for energy in energies:
-        yield known[id(energy)] if id(energy) in known else energy.value_and_grad(x)
-
-
-def _sharing(energies: Sequence[Energy]) -> list[list[Energy]]:
-    """Those of the energies that share a network, each once, where two or more do."""
-    groups: dict[int, dict[int, Energy]] = {}
-    for energy in energies:
-        if energy.can(SharesNetwork):
-            groups.setdefault(id(energy.network), {})[id(energy)] = energy
-    return [list(group.values()) for group in groups.values() if len(group) > 1]

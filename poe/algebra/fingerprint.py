@@ -31,14 +31,14 @@ class Fingerprint:
     def matches(self, tensors: Iterable[Tensor]) -> bool:
         """Whether these are the same tensors, unchanged."""
         now = list(tensors)
-        return (
-            len(now) == len(self._seen)
-            and all(
-                tensor is old and version == tensor._version and memory.is_set_to(tensor.detach())
-                for tensor, (old, memory, version) in zip(now, self._seen, strict=True)
-            )
-            and all(map(torch.equal, self._numbers, now))
-        )
+        if len(now) != len(self._seen):
+            return False
+        for tensor, (old, memory, version) in zip(now, self._seen, strict=True):
+            if tensor is not old or version != tensor._version:
+                return False
+            if not memory.is_set_to(tensor.detach()):
+                return False
+        return all(map(torch.equal, self._numbers, now))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fingerprint:
         return Fingerprint()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,17 @@ from torch import Tensor, nn
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples
 from poe.algebra.checks import energies_of, known_log_z, one_measure, right_side
-from poe.algebra.energy import Energy, Estimate, together, together_with_gradients
+from poe.algebra.energy import Energy
+from poe.algebra.evaluation import (
+    Group,
+    masked,
+    masked_with_gradient,
+    sharing,
+    together,
+    together_with_gradients,
+)
 from poe.algebra.operators import BUILDERS
 from poe.algebra.shifted import shift
-from poe.algebra.text import ATOM, OR, child, wrap
 
 
 class Mixture(Energy):
@@ -32,18 +40,6 @@ class Mixture(Energy):
     @property
     def parts(self) -> tuple[Energy, ...]:
         return tuple(self.energies)  # type: ignore[return-value]
-
-    @property
-    def weighs(self) -> str:
-        return "|"
-
-    @property
-    def roles(self) -> list[str]:
-        return (
-            super().roles
-            if self.weights is None
-            else [f"{100 * weight:.4g} %" for weight in self.weights]
-        )
 
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         return mixture(parts, self.weights)
@@ -77,23 +73,25 @@ class Mixture(Energy):
         """(log weight, part) of each part that weighs anything."""
         return [(w, e) for w, e in zip(self.log_weights, self.parts, strict=True) if w > -math.inf]
 
+    @cached_property
+    def _groups(self) -> tuple[Group, ...]:
+        return sharing([part for _, part in self._weighted])
+
     @property
     def shares(self) -> tuple[float, ...] | None:
         """The probability of each part, summing to 1; None where a log Z is unknown."""
         if self.weights is not None:
             return self.weights
-        known = [part.log_z for part in self.parts]
-        if any(z is None for z in known):
+        found = [part.log_z for part in self.parts]
+        known = [float(log_z) for log_z in found if log_z is not None]
+        if len(known) < len(found):
             return None
-        return tuple(
-            torch.tensor([float(z) for z in known], dtype=torch.float64).softmax(0).tolist()
-        )  # type: ignore[arg-type]
+        return tuple(torch.tensor(known, dtype=torch.float64).softmax(0).tolist())
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        parts = together([part for _, part in self._weighted], x)
-        logs = torch.stack(
-            [w - energy for (w, _), energy in zip(self._weighted, parts, strict=True)]
-        )
+        weighted = self._weighted
+        found = together([part for _, part in weighted], x, self._groups, masked)
+        logs = torch.stack([w - energy for (w, _), energy in zip(weighted, found, strict=True)])
         top = logs.detach().amax(0)
         top = torch.where(
             top.isfinite(), top, 0
@@ -109,8 +107,11 @@ class Mixture(Energy):
         axes = (1,) * len(self.event_shape)
         log_p: Tensor | None = None
         gradient = torch.zeros_like(x)
-        known = together_with_gradients([part for _, part in self._weighted], x)
-        for (weight, _), (energy, slope) in zip(self._weighted, known, strict=True):
+        weighted = self._weighted
+        known = together_with_gradients(
+            [part for _, part in weighted], x, self._groups, masked_with_gradient
+        )
+        for (weight, _), (energy, slope) in zip(weighted, known, strict=True):
             new = weight - energy
             log_p = torch.full_like(new, -math.inf) if log_p is None else log_p
             odds = torch.where(
@@ -128,34 +129,6 @@ class Mixture(Energy):
             log_p = torch.logaddexp(log_p, new)
         assert log_p is not None
         return -log_p, gradient
-
-    @property
-    def log_z(self) -> Estimate | None:
-        known = [part.log_z for part in self.parts]
-        shares = self.shares
-        if shares is None or any(z is None for z in known):
-            return None
-        errors: dict[int, float] = {}  # a part that stands twice errs twice the same way
-        for part, share, z in zip(self.parts, shares, known, strict=True):
-            errors[id(part)] = errors.get(id(part), 0.0) + share * z.standard_error  # type: ignore[union-attr]
-        error = math.hypot(*errors.values())
-        if self.weights is not None:
-            return Estimate(0.0, error)
-        return Estimate(
-            torch.tensor([float(z) for z in known], dtype=torch.float64).logsumexp(0).item(), error
-        )  # type: ignore[arg-type]
-
-    @property
-    def proper(self) -> bool | None:
-        if sets.is_empty(self.support):
-            return False
-        return _all(
-            part.proper for part in self.parts if not sets.is_empty(part.support)
-        )  # an empty part adds no mass
-
-    @property
-    def bounded(self) -> bool | None:
-        return True if all(part.bounded for part in self.parts) else super().bounded
 
     def can(self, capability: type) -> bool:
         if capability is Samples:
@@ -187,19 +160,6 @@ class Mixture(Energy):
         order = which.argsort(stable=True).argsort()
         return torch.cat(drawn)[order].reshape(shape + self.event_shape)
 
-    def _format(self, label: dict[int, str]) -> tuple[str, int]:
-        texts = [child(part, label) for part in self.parts]
-        if self.weights is None and len(texts) > 1:
-            wrapped = [wrap(texts[0], OR)] + [wrap(text, OR + 1) for text in texts[1:]]
-            return " | ".join(wrapped), OR
-        inner = ", ".join(text for text, _ in texts)
-        weights = (
-            ""
-            if self.weights is None
-            else f", weights=[{', '.join(repr(w) for w in self.weights)}]"
-        )
-        return f"poe.mixture([{inner}]{weights})", ATOM
-
 
 def mixture(energies: Sequence[Energy], weights: Sequence[float] | None = None) -> Energy:
     """Without weights, Σ exp(-E_i), as `|`. With weights, Σ w_i p_i / Z_i over the normalised
@@ -229,11 +189,6 @@ def mixture(energies: Sequence[Energy], weights: Sequence[float] | None = None) 
         known_log_z(energy)
     scaled = numbers if math.isclose(total, 1.0, rel_tol=1e-15) else [w / total for w in numbers]
     return Mixture(energies, scaled)
-
-
-def _all(answers: Iterable[bool | None]) -> bool | None:
-    answers = list(answers)
-    return False if False in answers else None if None in answers else True
 
 
 BUILDERS["|"] = lambda a, b: mixture([a, right_side(b, a, "|")])

@@ -9,7 +9,7 @@ from typing import Any
 
 from poe import registry
 from poe.algebra.capabilities import NoiseConditional
-from poe.algebra.text import caveats, child, names
+from poe.algebra.text import caveats, child, names, roles
 
 # what upper floors know of an energy, by its title: the plan to draw it
 FURTHER: dict[str, Callable[[Any], str]] = {}
@@ -42,7 +42,7 @@ def outline(energy: Any) -> Node:
         if id(node) in seen:
             return Node(role, text, kind, {}, again=True)
         seen.add(id(node))
-        parts = tuple(visit(part, its) for part, its in zip(node.parts, node.roles, strict=True))
+        parts = tuple(visit(part, its) for part, its in zip(node.parts, roles(node), strict=True))
         return Node(role, text, kind, facts(node), parts)
 
     return visit(energy, "")

@@ -1,12 +1,12 @@
 """Products of powers: `&`, `**`, `/` and `~` are one node, a flat sum Σ powerᵢ·Eᵢ merged by
-identity; and their closed forms."""
+identity."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
+from operator import is_
 from typing import Any
 
 import torch
@@ -14,19 +14,22 @@ from torch import Tensor, nn
 
 from poe.algebra import support as sets
 from poe.algebra.checks import check_parameter, checked_power, energies_of, right_side
-from poe.algebra.closed_forms import TABLE, Empty, Factor, Improper, Rule, count
-from poe.algebra.combination import carry
-from poe.algebra.energy import Energy, Estimate, together, together_with_gradients
-from poe.algebra.mass import dominating, falls_off, is_proper, shaping
-from poe.algebra.mixture import Mixture, mixture
+from poe.algebra.combination import Combination, combined, combined_as, kept, powers_by_factor
+from poe.algebra.energy import Energy, bound
+from poe.algebra.evaluation import (
+    Group,
+    inner,
+    inner_with_gradient,
+    masked,
+    masked_with_gradient,
+    sharing,
+    together,
+    together_with_gradients,
+)
+from poe.algebra.fingerprint import Fingerprint
 from poe.algebra.operators import BUILDERS, Power
-from poe.algebra.shifted import Shifted, shift
-from poe.algebra.term import Same, Term, add, summed
-from poe.algebra.text import AND, POWER, SLASH, child, number, wrap
-
-# numbers in the tensors of a product that are compared before a cached closed form is used again
-MOST_COMPARED = 4096
-MOST_PARTS = 4096  # a mixture is distributed over a product only up to this many parts
+from poe.algebra.points import all_move_inside
+from poe.algebra.term import Term, add, summed
 
 
 class Product(Energy):
@@ -38,25 +41,38 @@ class Product(Energy):
     and is not evaluated. Where some factor has energy +inf the product has too (0/0 counts as 0).
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
-        super().__init__(
-            terms[0].energy.event_shape, support=sets.intersect([t.energy.support for t in terms])
-        )
-        self.energies = nn.ModuleList([term.energy for term in terms])
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        *,
+        support: sets.Constraint | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        if support is None:
+            support = sets.intersect([term.energy.support for term in terms])
+        super().__init__(terms[0].energy.event_shape, support=support)
+        self.energies = nn.ModuleList()
+        self.energies._modules.update(
+            (str(i), term.energy) for i, term in enumerate(terms)
+        )  # as ModuleList(...) does, which takes far longer
         self.coefficients = tuple(term.coefficient for term in terms)
         self.learnable = nn.ParameterList(
             [term.parameter for term in terms if term.parameter is not None]
         )
-        slots = iter(range(len(self.learnable)))
+        slots = itertools.count()
         self._slots = tuple(None if term.parameter is None else next(slots) for term in terms)
-        self._known: tuple[list[Any], list[Tensor], Energy] | None = None
+        self.combination = combination
+        # what `poe.algebra.simplification` found of the factors as they are now
+        self.reduced: tuple[Fingerprint, int, Any] | None = None
 
     @property
     def terms(self) -> tuple[Term, ...]:
         """(energy, coefficient, parameter or None) of each factor; the power is coefficient times
         parameter."""
-        parameters = (None if slot is None else self.learnable[slot] for slot in self._slots)
-        return tuple(map(Term, self.parts, self.coefficients, parameters))
+        parameters: Iterable[nn.Parameter | None] = itertools.repeat(None)
+        if len(self.learnable):
+            parameters = [None if slot is None else self.learnable[slot] for slot in self._slots]
+        return tuple(map(Term, self.energies, self.coefficients, parameters))  # type: ignore[arg-type]
 
     @property
     def powers(self) -> tuple[float, ...]:
@@ -68,38 +84,44 @@ class Product(Energy):
 
     @property
     def parts(self) -> tuple[Energy, ...]:
-        return tuple(self.energies)  # type: ignore[return-value]
+        return tuple(self.energies._modules.values())  # type: ignore[arg-type]
 
-    @property
-    def roles(self) -> list[str]:
-        return ["" if power == 1 else f"** {number(power)}" for power in self.powers]
+    def given(self, context: Any) -> Energy:
+        """The product with a context bound in every factor that takes one, and in what was
+        combined."""
+        whole, known = super().given(context), self.combination
+        if known is None:
+            return whole
+        return combined_as(whole, known.mapped(partial(bound, context=context)))
 
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
-        return flat(
-            [
-                Term(part, t.coefficient, t.parameter)
-                for part, t in zip(parts, self.terms, strict=True)
-            ]
-        )
+        terms = [t._replace(energy=part) for part, t in zip(parts, self.terms, strict=True)]
+        known = self.combination
+        return flat(terms, None if known is None else known.replaced(self.parts, parts))
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        batch = x.shape[: x.ndim - len(self._event_shape)]
         total = x.new_zeros((), dtype=x.dtype if x.is_floating_point() else self.dtype)
-        for term, energy in zip(
-            self._evaluated, together([term.energy for term in self._evaluated], x), strict=True
-        ):
+        terms = self._evaluated
+        energies = [term.energy for term in terms]
+        found = together(energies, x, self._groups, inner if self._moves_inside else masked)
+        for term, energy in zip(terms, found, strict=True):
             total = add(total, term.weigh(energy))
-        if self._evaluated or not x.is_floating_point():
-            return total.expand(self._batch_shape(x))
+        if terms or not x.is_floating_point():
+            return total.expand(batch)
         none = torch.where(
             torch.zeros((), dtype=torch.bool, device=x.device), x, 0
         )  # 0 at each x, with a graph of slope 0
-        return none.reshape(*self._batch_shape(x), self.event_shape.numel()).sum(-1)
+        return none.reshape(*batch, self.event_shape.numel()).sum(-1)
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total, gradient = x.new_zeros(self._batch_shape(x)), torch.zeros_like(x)
-        known = together_with_gradients([term.energy for term in self._evaluated], x)
+        total = x.new_zeros(x.shape[: x.ndim - len(self._event_shape)])
+        gradient = torch.zeros_like(x)
+        terms = self._evaluated
+        evaluate = inner_with_gradient if self._moves_inside else masked_with_gradient
+        known = together_with_gradients([t.energy for t in terms], x, self._groups, evaluate)
         for term, (energy, slope) in zip(
-            self._evaluated, known, strict=True
+            terms, known, strict=True
         ):  # one expert's graph alive at a time
             total = add(total, term.weigh(energy).detach())
             gradient = gradient.add_(slope.to(gradient), alpha=term.power)
@@ -109,109 +131,28 @@ class Product(Energy):
     def _evaluated(self) -> list[Term]:
         return [term for term in self.terms if term.coefficient]
 
-    @property
-    def log_z(self) -> Estimate | None:
-        return None if isinstance(self._closed, Product) else self._closed.log_z
+    @cached_property
+    def _groups(self) -> tuple[Group, ...]:
+        return sharing([term.energy for term in self._evaluated])
 
-    @property
-    def _closed(self) -> Energy:
-        """The simplified product, worked out again only after a tensor of the expression has
-        changed, or the rules.
+    @cached_property
+    def _moves_inside(self) -> bool:
+        return all_move_inside(self._support, self._event_shape)
 
-        A change in place through `.data` leaves no trace in torch's version counters, so the
-        numbers themselves are compared where there are at most `MOST_COMPARED`.
-        """
-        tensors = [*self.parameters(), *self.buffers()]
-        version: list[Any] = [count()]
-        for tensor in tensors:
-            version += [
-                Same(tensor),
-                tensor._version,
-                tensor.data_ptr(),
-                tensor.dtype,
-                tensor.device,
-            ]
-        compared = tensors if sum(tensor.numel() for tensor in tensors) <= MOST_COMPARED else []
-        if (
-            self._known is None
-            or self._known[0] != version
-            or not all(map(torch.equal, self._known[1], compared))
-        ):
-            self._known = version, [tensor.detach().clone() for tensor in compared], simplify(self)
-        return self._known[2]
 
-    @property
-    def proper(self) -> bool | None:
-        """What a closed form says, or else what `poe.algebra.mass` proves of its factors."""
-        if sets.is_empty(self.support):
-            return False
-        if self.growth:
-            return self.growth > 0
-        if falls_off(self):
-            return True
-        if not isinstance(self._closed, Product):
-            return self._closed.proper
-        if is_improper(self):
-            return False
-        if any(term.parameter is not None for term in self.terms):
-            return super().proper
-        known = is_proper(self)
-        return super().proper if known is None else known
+@combined.register
+def _(energy: Product) -> Combination | None:
+    return energy.combination
 
-    @property
-    def flat(self) -> bool | None:
-        return (
-            True
-            if all(term.energy.flat or not term.coefficient for term in self.terms)
-            else super().flat
-        )
 
-    @property
-    def growth(self) -> float | None:
-        known = [term.energy.growth for term in self.terms]
-        return (
-            None
-            if None in known
-            else math.fsum(p * g for p, g in zip(self.powers, known, strict=True))
-        )  # type: ignore[operator]
+@combined_as.register
+def _(energy: Product, combination: Combination) -> Energy:
+    return Product(energy.terms, support=energy.support, combination=combination)
 
-    @property
-    def bounded(self) -> bool | None:
-        if self.growth:
-            return self.growth > 0
-        if falls_off(self):
-            return True
-        if all(t.parameter is None for t in self.terms):
-            known = dominating(shaping(self))
-            if all(power > 0 and e.bounded for power, e in known):
-                return True
-        return super().bounded if isinstance(self._closed, Product) else self._closed.bounded
 
-    def _format(self, label: dict[int, str]) -> tuple[str, int]:
-        chunks: list[tuple[str, int]] = []
-        for term in self.terms:
-            negative = term.coefficient < 0
-            if negative and chunks:
-                left, right = (
-                    wrap(chunks[-1], SLASH),
-                    wrap(term.format(label, divided=True), SLASH + 1),
-                )
-                chunks[-1] = (f"{left} / {right}", SLASH)
-            else:
-                chunks.append(term.format(label))
-        if len(chunks) == 1:
-            return chunks[0]
-        joined = " & ".join(wrap(chunk, AND) for chunk in chunks)
-        shared = {term.coefficient for term in self.terms}
-        if len(shared) == 1 and not self.learnable and joined.count("(") > 1:
-            power = shared.pop()
-            factored = (
-                f"({' & '.join(wrap(child(t.energy, label), AND) for t in self.terms)}) ** "
-                f"{number(power)}"
-            )
-            if factored.count("(") <= joined.count("("):
-                return factored, POWER
-        return joined, AND
+@powers_by_factor.register
+def _(energy: Product) -> set[tuple[int, float]]:
+    return {(id(term.energy), term.power) for term in energy.terms}
 
 
 def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None = None) -> Energy:
@@ -239,27 +180,20 @@ def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None =
         return energies[0]
     if len(powers) != len(energies):
         raise ValueError(f"{len(energies)} energies need as many powers, not {len(powers)}")
-    terms: list[Term] = []
-    for energy, power in zip(energies, powers, strict=True):
-        if isinstance(power, nn.Parameter):
-            check_parameter(power, energy)
-            nested = (
-                energy.terms
-                if isinstance(energy, Product) and not energy.learnable
-                else (Term(energy, 1.0),)
-            )
-            terms += [term._replace(parameter=power) for term in nested]
-        else:
-            inner = energy.terms if isinstance(energy, Product) else (Term(energy, 1.0),)
-            terms += [term.scaled(checked_power(power, energy)) for term in inner]
-    result = flat(terms)
-    carry(result, energies, powers)
-    return result
+    return flat(list(map(raised, energies, powers)), kept(energies, powers))
 
 
-def flat(terms: Sequence[Term]) -> Energy:
+def raised(energy: Energy, power: Power) -> Term:
+    """The factor energy ** power; a parameter is kept as such."""
+    if isinstance(power, nn.Parameter):
+        check_parameter(power, energy)
+        return Term(energy, 1.0, power)
+    return Term(energy, checked_power(power, energy))
+
+
+def flat(terms: Sequence[Term], combination: Combination | None = None) -> Energy:
     """The product of these terms: nested products opened, equal experts merged, cancelled ones
-    dropped where nothing is lost."""
+    dropped where nothing is lost. `combination` is what `combine` put together in it."""
     opened: list[Term] = []
     for term in terms:
         if isinstance(term.energy, Product) and (
@@ -275,146 +209,40 @@ def flat(terms: Sequence[Term]) -> Energy:
         merged.setdefault(
             (id(term.energy), None if term.parameter is None else id(term.parameter)), []
         ).append(term)
-    kept = [
+    left = [
         same[-1]._replace(coefficient=summed([term.coefficient for term in same]))
         for same in merged.values()
     ]
-    for term in [t for t in kept if t.coefficient == 0]:
-        rest = [t for t in kept if t is not term]
+    for term in [t for t in left if t.coefficient == 0]:
+        rest = [t for t in left if t is not term]
         if rest and sets.covers(
             term.energy.support, sets.intersect([t.energy.support for t in rest])
         ):
-            kept = rest
-    if len(kept) == 1 and kept[0].coefficient == 1 and kept[0].parameter is None:
-        return kept[0].energy
-    return Product(kept)
+            left = rest
+    if len(left) == 1 and left[0].coefficient == 1 and left[0].parameter is None:
+        return left[0].energy
+    return Product(left, combination=combination)
 
 
-BUILDERS["&"] = lambda a, b: product([a, right_side(b, a, "&")])
+def both(a: Energy, b: Energy) -> Energy:
+    """a & b. A further expert joins a product without a new look at all its factors, so that a
+    chain of `&` costs about what `product` does."""
+    known = right_side(b, a, "&")
+    if (
+        isinstance(a, Product)
+        and not known.parts
+        and not a.learnable
+        and a.combination is None
+        and known.event_shape == a.event_shape
+        and known.vocabulary is None
+        and sets.is_real(known.support)
+        and all(a.coefficients)
+        and not any(map(partial(is_, known), a.parts))
+    ):
+        return Product([*a.terms, Term(known, 1.0)], support=a.support)
+    return product([a, known])
+
+
+BUILDERS["&"] = both
 BUILDERS["/"] = lambda a, b: product([a, right_side(b, a, "/")], [1.0, -1.0])
 BUILDERS["**"] = lambda a, power: product([a], [power])
-
-
-# ---------------------------------------------------------------- closed forms of products
-
-
-def simplify(energy: Energy) -> Energy:
-    """The expression with every closed form applied. It has the same energy at each x (to rounding)
-    and the same log Z."""
-    (energy,) = energies_of([energy], "simplify")
-    parts = [simplify(part) for part in energy.parts]
-    if any(new is not old for new, old in zip(parts, energy.parts, strict=True)):
-        energy = energy.rebuild(parts)
-    if not isinstance(energy, Product):
-        return energy
-    try:
-        return _reduce(energy)
-    except Improper:
-        return energy
-
-
-def is_improper(energy: Product) -> bool:
-    """Whether a closed form shows that the product has infinite mass, or none."""
-    try:
-        _reduce(energy)
-    except Improper:
-        return True
-    return False
-
-
-def is_empty(energy: Product) -> bool:
-    """Whether a closed form shows that the product has no mass."""
-    try:
-        _reduce(energy)
-    except Improper as error:
-        return isinstance(error, Empty)
-    return False
-
-
-def _reduce(energy: Product) -> Energy:
-    if energy.learnable:
-        return energy  # a power that is still being learned has no closed form
-    terms = [(term.energy, term.coefficient) for term in energy.terms]
-    constant, factors = _pull_constants(terms)
-    distributed = _distribute(factors)
-    if distributed is not None:
-        return shift(distributed, constant)
-    for kinds, rule in TABLE:
-        group = [factor for factor in factors if isinstance(factor[0], kinds)]
-        power_alone = len(group) == 1 and kinds[0] is kinds[1] and group[0][1] != 1
-        merged = (
-            _apply(rule, group, whole=len(group) == len(factors))
-            if len(group) > 1 or power_alone
-            else None
-        )
-        if merged is not None:
-            more, bare = _pull_constants([(merged, 1.0)])
-            constant += more
-            factors = bare + [factor for factor in factors if factor not in group]
-    return energy if factors == terms else shift(product(*zip(*factors, strict=True)), constant)
-
-
-def _apply(rule: Rule, group: Sequence[Factor], *, whole: bool) -> Energy | None:
-    """The rule's answer. That some factors alone have infinite mass says nothing of a product with
-    further ones."""
-    try:
-        return rule(group)
-    except Empty:
-        raise
-    except Improper:
-        if whole:
-            raise
-        return None
-
-
-def _pull_constants(factors: Sequence[Factor]) -> tuple[float, list[Factor]]:
-    """Exact offsets of shifted factors, summed, and the factors without them."""
-    constant, bare = 0.0, []
-    for energy, power in factors:
-        while isinstance(energy, Shifted) and energy.stated is None:
-            constant, energy = constant + power * energy.offset, energy.energy
-        bare.append((energy, power))
-    return constant, bare
-
-
-def _distribute(factors: Sequence[Factor]) -> Energy | None:
-    """(a | b) & c as (a & c) | (b & c), where every part then has a closed form with a known log Z.
-
-    A whole power expands by the multinomial theorem: one part for each way to share it out.
-    """
-    mixtures = [
-        (m, int(p)) for m, p in factors if isinstance(m, Mixture) and 0 < p == int(p) <= MOST_PARTS
-    ]
-    parts = math.prod(math.comb(len(m.parts) + p - 1, p) for m, p in mixtures)
-    if not mixtures or (len(factors) == 1 and factors[0][1] == 1) or parts > MOST_PARTS:
-        return None
-    (first, power), rest = mixtures[0], [f for f in factors if f[0] is not mixtures[0][0]]
-    weighed = [
-        (w, part) for w, part in zip(first.log_weights, first.parts, strict=True) if w > -math.inf
-    ]
-    opened = []
-    for chosen in itertools.combinations_with_replacement(range(len(weighed)), power):
-        counts = Counter(chosen)
-        weight = math.lgamma(power + 1) + sum(
-            k * weighed[i][0] - math.lgamma(k + 1) for i, k in counts.items()
-        )
-        inner = [(weighed[i][1], float(k)) for i, k in counts.items()]
-        term = product(*zip(*inner, *rest, strict=True))
-        try:
-            closed = _reduce(term) if isinstance(term, Product) else term
-        except Empty:  # adds nothing
-            continue
-        if isinstance(closed, Product) or closed.log_z is None:
-            return None
-        opened += _spread(closed, -weight)
-    if not opened:
-        raise Empty("no part of a mixture is left")
-    return mixture(opened)
-
-
-def _spread(energy: Energy, offset: float) -> list[Energy]:
-    """The parts of a raw mixture, each shifted, so that mixtures of mixtures stay flat."""
-    while isinstance(energy, Shifted) and energy.stated is None:
-        offset, energy = offset + energy.offset, energy.energy
-    parts = energy.parts if isinstance(energy, Mixture) and energy.weights is None else (energy,)
-    return [shift(part, offset) for part in parts]

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poe.algebra import support as sets
 from poe.algebra.checks import energies_of
 from poe.algebra.energy import Energy
+from poe.algebra.evaluation import masked, masked_with_gradient
 from poe.algebra.maps import Select, preimage, stated_shape
 from poe.algebra.operators import BUILDERS
 from poe.algebra.support import shape_of
-from poe.algebra.text import ATOM, SLASH, child, function_name, wrap
+from poe.algebra.text import function_name
 
 
 class Pullback(Energy):
@@ -31,19 +31,6 @@ class Pullback(Energy):
     def parts(self) -> tuple[Energy, ...]:
         return (self.energy,)
 
-    @property
-    def _written(self) -> Any:
-        return None if isinstance(self.function, Select) else self.function
-
-    @property
-    def roles(self) -> list[str]:
-        select = isinstance(self.function, Select)
-        return [
-            f"on {self.function.index.tolist()}"
-            if select
-            else f"of {function_name(self.function)}(x)"
-        ]
-
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         return pullback(parts[0], self.function, self.event_shape)
 
@@ -53,7 +40,7 @@ class Pullback(Energy):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         y, outside = self._image(x)
-        return torch.where(outside, math.inf, self.energy(y))
+        return torch.where(outside, math.inf, masked(self.energy, y))
 
     def _image(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), and where a plain function is NaN: x lies outside its domain, and 0 stands for
@@ -61,7 +48,8 @@ class Pullback(Energy):
         count."""
         y = self.function(x)
         if isinstance(self.function, nn.Module) or not y.is_floating_point():
-            return y, torch.zeros(self._batch_shape(x), dtype=torch.bool, device=x.device)
+            batch = x.shape[: x.ndim - len(self._event_shape)]
+            return y, torch.zeros(batch, dtype=torch.bool, device=x.device)
         outside = y.isnan()
         each = (
             outside.flatten(y.ndim - len(self.energy.event_shape)).any(-1)
@@ -70,11 +58,14 @@ class Pullback(Energy):
         )
         return torch.where(outside, 0, y), each
 
+    def _seen_by_parts(self, x: Tensor) -> Tensor:
+        return self._image(x)[0]
+
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y, outside = self._image(x)
-        energy, slope = self.energy.value_and_grad(y.detach())
+        energy, slope = masked_with_gradient(self.energy, y.detach())
         if not y.requires_grad:
             raise TypeError(
                 f"{function_name(self.function)} in {self} does not depend on x through torch "
@@ -82,39 +73,6 @@ class Pullback(Energy):
             )
         (gradient,) = torch.autograd.grad(y, x, slope, materialize_grads=True)
         return torch.where(outside, math.inf, energy), gradient
-
-    @property
-    def proper(self) -> bool | None:
-        if sets.is_empty(self.support):
-            return False
-        finite = sets.is_bounded(self.support) and self.energy.bounded
-        loose = (
-            isinstance(self.function, Select)
-            and len(self.function.index) < self.event_shape.numel()
-        )
-        if loose and self.energy.proper and sets.measure(self.support) == sets.VOLUME:
-            return False  # even over numbers that it does not look at, without end
-        return True if finite else super().proper
-
-    @property
-    def bounded(self) -> bool | None:
-        return True if self.energy.bounded else super().bounded
-
-    @property
-    def flat(self) -> bool | None:
-        return self.energy.flat
-
-    def _format(self, label: dict[int, str]) -> tuple[str, int]:
-        text = child(self.energy, label)
-        if isinstance(self.function, Select):
-            return (
-                f"poe.on({text[0]}, {self.function.index.tolist()}, {tuple(self.event_shape)})",
-                ATOM,
-            )
-        function = label[id(self.function)]
-        if stated_shape(self.function) is None and self.event_shape != self.energy.event_shape:
-            return f"poe.pullback({text[0]}, {function}, {tuple(self.event_shape)})", ATOM
-        return f"{wrap(text, SLASH)} @ {function}", SLASH
 
 
 def pullback(

@@ -2,10 +2,10 @@
 knows."""
 
 from poe.algebra.closed_forms import Empty, Factor, Improper, Rule, closed_form, count
-from poe.algebra.product import MOST_PARTS, is_empty, is_improper, simplify
+from poe.algebra.simplification import MAX_PARTS, is_empty, simplify
 
 __all__ = [
-    "MOST_PARTS",
+    "MAX_PARTS",
     "Empty",
     "Factor",
     "Improper",
@@ -13,6 +13,5 @@ __all__ = [
     "closed_form",
     "count",
     "is_empty",
-    "is_improper",
     "simplify",
 ]

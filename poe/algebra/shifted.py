@@ -12,7 +12,7 @@ from torch import Tensor
 from poe.algebra.capabilities import Samples
 from poe.algebra.checks import energies_of
 from poe.algebra.energy import Energy, Estimate
-from poe.algebra.text import ATOM, child
+from poe.algebra.evaluation import inner, inner_with_gradient
 
 
 class Shifted(Energy):
@@ -30,10 +30,6 @@ class Shifted(Energy):
     def parts(self) -> tuple[Energy, ...]:
         return (self.energy,)
 
-    @property
-    def roles(self) -> list[str]:
-        return [f"{self.offset:+.6g} nats"]
-
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         return shift(parts[0], self.offset, log_z=self.stated)
 
@@ -49,30 +45,11 @@ class Shifted(Energy):
         return self if part is self.energy else shift(part, self.offset)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        return self.energy(x) + self.offset
+        return inner(self.energy, x) + self.offset
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        energy, gradient = self.energy.value_and_grad(x)
+        energy, gradient = inner_with_gradient(self.energy, x)
         return energy + self.offset, gradient
-
-    @property
-    def log_z(self) -> Estimate | None:
-        known = self.energy.log_z
-        if self.stated is not None or known is None:
-            return self.stated
-        return Estimate(known.value - self.offset, known.standard_error)
-
-    @property
-    def proper(self) -> bool | None:
-        return True if self.stated is not None else self.energy.proper
-
-    @property
-    def bounded(self) -> bool | None:
-        return self.energy.bounded
-
-    @property
-    def flat(self) -> bool | None:
-        return self.energy.flat
 
     def can(self, capability: type) -> bool:
         return self.energy.can(Samples) if capability is Samples else super().can(capability)
@@ -84,14 +61,6 @@ class Shifted(Energy):
         if not self.can(Samples):
             raise TypeError(f"{self.energy} has no exact draws; use poe.sample")
         return self.energy.sample(n, generator=generator)  # type: ignore[operator]
-
-    def _format(self, label: dict[int, str]) -> tuple[str, int]:
-        log_z = (
-            ""
-            if self.stated is None
-            else f", log_z=poe.Estimate({self.stated.value!r}, {self.stated.standard_error!r})"
-        )
-        return f"poe.shift({child(self.energy, label)[0]}, {self.offset!r}{log_z})", ATOM
 
 
 def unshifted(energy: Energy) -> Energy:

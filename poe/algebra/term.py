@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from poe.algebra.energy import Energy
-from poe.algebra.text import POWER, TILDE, child, number, wrap
 
 
 class Term(NamedTuple):
@@ -50,43 +49,12 @@ class Term(NamedTuple):
             )
         return self._replace(coefficient=coefficient)
 
-    def format(self, label: dict[int, str], *, divided: bool = False) -> tuple[str, int]:
-        inner, coefficient = child(self.energy, label), self.coefficient
-        if self.parameter is not None:
-            text = f"{wrap(inner, POWER + 1)} ** Parameter(tensor({self.parameter.item()!r}))"
-            if coefficient in (1.0, -1.0):
-                return (
-                    text if divided or coefficient > 0 else f"~{text}"
-                ), POWER if divided or coefficient > 0 else TILDE
-            return f"({text}) ** {number(abs(coefficient) if divided else coefficient)}", POWER
-        if coefficient == 1 or (divided and coefficient == -1):
-            return inner
-        if coefficient == -1:
-            return f"~{wrap(inner, TILDE)}", TILDE
-        return (
-            f"{wrap(inner, POWER + 1)} ** {number(abs(coefficient) if divided else coefficient)}",
-            POWER,
-        )
-
 
 def add(a: Tensor, b: Tensor) -> Tensor:
     """a + b of energies, where +inf wins over -inf: a density that is 0 stays 0, whatever
     multiplies it."""
     clash = ((a == math.inf) & (b == -math.inf)) | ((a == -math.inf) & (b == math.inf))
     return torch.where(clash, math.inf, a + b)
-
-
-class Same:
-    """Equal only for one and the same object, which it keeps alive so that no other can take its
-    place in memory."""
-
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.thing is self.thing
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def summed(coefficients: Sequence[float]) -> float:

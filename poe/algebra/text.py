@@ -4,12 +4,39 @@ knows energies by their parts."""
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import singledispatch
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
 
 OR, AND, MINUS, SLASH, TILDE, POWER, ATOM = range(7)  # Python's precedence, loosest first
+
+
+@singledispatch
+def written(energy: Any, label: dict[int, str]) -> tuple[str, int]:
+    """(text, precedence) of an energy with the given labels of leaves."""
+    return label[id(energy)], ATOM
+
+
+@singledispatch
+def roles(energy: Any) -> list[str]:
+    """What each part is to a composition, in words."""
+    return [""] * len(energy.parts)
+
+
+@singledispatch
+def balances(energy: Any) -> str | None:
+    """The sign of a composition in which the constants of its parts decide, `|` or `-`; None for
+    others."""
+    return None
+
+
+@singledispatch
+def function_of(energy: Any) -> Any:
+    """The function that an energy names beside its parts, as `a @ f` does; None where there is
+    none."""
+    return None
 
 
 def leaves(energy: Any) -> list[Any]:
@@ -42,17 +69,19 @@ def names(energy: Any) -> dict[str, Any]:
             return
         for part in node.parts:
             visit(part, False)
-        if node._written is not None:
-            found[id(node._written)] = node._written, function_name(node._written)
+        function = function_of(node)
+        if function is not None:
+            found[id(function)] = function, function_name(function)
 
     visit(energy, True)
     labels: dict[str, Any] = {}
+    counts: dict[str, int] = {}
     for thing, base in found.values():
-        label, count = base, 1
+        label, count = base, counts.get(base, 1)
         while label in labels:
             count += 1
             label = f"{base}_{count}"
-        labels[label] = thing
+        labels[label], counts[base] = thing, count
     return labels
 
 
@@ -65,11 +94,12 @@ def caveats(energy: Any) -> list[str]:
     while stack:
         node = stack.pop()
         stack += node.parts
-        unknown = [part for part in node.parts if part.log_z is None]
-        if node.weighs and unknown:
+        sign = balances(node)
+        unknown = [part for part in node.parts if part.log_z is None] if sign else []
+        if unknown:
             parts = ", ".join(child(part, label)[0] for part in unknown)
             notes[
-                f"`{node.weighs}` rests on raw energies: log Z unknown for {parts}; poe.normalize "
+                f"`{sign}` rests on raw energies: log Z unknown for {parts}; poe.normalize "
                 "makes the balance mean what it says"
             ] = None
     return list(notes)
@@ -82,11 +112,11 @@ def wrap(text: tuple[str, int], least: int) -> str:
 def bracketed(energy: Any, least: int = AND) -> str:
     """The text of an energy as it stands in a product, or with another least precedence, in
     brackets where it must."""
-    return wrap(energy._format({id(thing): text for text, thing in names(energy).items()}), least)
+    return wrap(written(energy, {id(thing): text for text, thing in names(energy).items()}), least)
 
 
 def child(energy: Any, label: dict[int, str]) -> tuple[str, int]:
-    return (label[id(energy)], ATOM) if id(energy) in label else energy._format(label)
+    return (label[id(energy)], ATOM) if id(energy) in label else written(energy, label)
 
 
 def number(value: float) -> str:

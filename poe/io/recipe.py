@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from poe import registry
-from poe.algebra.combination import Combination, combined
+from poe.algebra.combination import Combination, combined, combined_as
 from poe.algebra.energy import Energy
-from poe.algebra.maps import Fill, Select
+from poe.algebra.maps import Fill
 from poe.algebra.product import Product
-from poe.algebra.pullback import Pullback
 from poe.algebra.shifted import unshifted
-from poe.algebra.text import child, function_name
+from poe.algebra.text import child, function_name, function_of
 from poe.io.container import RECIPE_KEY, StorageError, checksum, compact, plain, recipe_text
 from poe.io.syntax import read
 
@@ -85,7 +84,7 @@ def _parts(energy: Energy) -> dict[str, Any]:
                 stack.append((node, True))
                 stack += [(part, False) for part in reversed(node.parts)]
             continue
-        function = _function(node)
+        function = function_of(node)
         if function is not None:
             found.setdefault(id(function), (function, function_name(function)))
         if not node.parts or (node.name and node is not energy):
@@ -98,17 +97,6 @@ def _parts(energy: Energy) -> dict[str, Any]:
             label = f"{base}_{count}"
         labels[label] = part
     return labels
-
-
-@functools.singledispatch
-def _function(node: Energy) -> Any:
-    """The function that the text of a node names beside its parts; None for most."""
-    return None
-
-
-@_function.register
-def _(node: Pullback) -> Any:
-    return None if isinstance(node.function, Select) else node.function
 
 
 def _composed(node: Energy, labels: dict[int, str]) -> dict[str, Any]:
@@ -132,7 +120,7 @@ def _parsed(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Energy:
         priors = tuple(
             (read(text, known), int(count)) for text, count in entry["combination"]["priors"]
         )
-        vars(energy)["combination"] = Combination(posteriors, priors)
+        energy = combined_as(energy, Combination(posteriors, priors))
     return energy
 
 

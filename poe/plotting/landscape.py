@@ -79,7 +79,7 @@ def _(node: Product, sign: str) -> Iterable[tuple[Energy, str]]:
 
 @_signed.register
 def _(node: Contrast, sign: str) -> Iterable[tuple[Energy, str]]:
-    return [(node.wanted, sign), (node.unwanted, "" if sign else "not ")]
+    return [(node.wanted, sign), *((part, "" if sign else "not ") for part in node.parts[1:])]
 
 
 def energies(energy: Energy, points: Tensor) -> Tensor:  # (n, *event) -> (n)

@@ -41,7 +41,8 @@ from torch.nn.functional import softplus
 
 from poe.algebra.capabilities import Concept, NoiseConditional, Rough, Scored
 from poe.algebra.contrast import Contrast
-from poe.algebra.energy import Energy, together_with_gradients
+from poe.algebra.energy import Energy
+from poe.algebra.evaluation import together_with_gradients
 from poe.algebra.product import Product
 from poe.algebra.shifted import Shifted
 
@@ -177,10 +178,14 @@ def _assembled(
         value, slope = _assembled(energy.energy, known, x)
         return value + energy.offset, slope
     if isinstance(energy, Contrast):
-        (wanted, up), (unwanted, down) = (_assembled(part, known, x) for part in energy.parts)
-        pull = energy.strength * (wanted - unwanted).sigmoid()
-        value = wanted + energy.strength * softplus(wanted - unwanted, threshold=40)
-        return value, up + pull.reshape(pull.shape + (1,) * len(energy.event_shape)) * (up - down)
+        (value, slope), *unwanted = (_assembled(part, known, x) for part in energy.parts)
+        for strength, (other, down) in zip(energy.strengths, unwanted, strict=True):
+            pull = strength * (value - other).sigmoid()
+            value = value + strength * softplus(value - other, threshold=40)
+            slope = slope + pull.reshape(pull.shape + (1,) * len(energy.event_shape)) * (
+                slope - down
+            )
+        return value, slope
     return known[id(energy)] if id(energy) in known else energy.value_and_grad(x)
 
 
@@ -194,8 +199,10 @@ def _relative(energy: Energy, known: Mapping[int, Tensor], x: Tensor) -> Tensor:
     if isinstance(energy, Shifted):
         return _relative(energy.energy, known, x) + energy.offset
     if isinstance(energy, Contrast):
-        wanted, unwanted = (_relative(part, known, x) for part in energy.parts)
-        return wanted + energy.strength * softplus(wanted - unwanted, threshold=40)
+        value, *unwanted = (_relative(part, known, x) for part in energy.parts)
+        for strength, other in zip(energy.strengths, unwanted, strict=True):
+            value = value + strength * softplus(value - other, threshold=40)
+        return value
     if id(energy) in known:
         return known[id(energy)]
     with torch.no_grad():

@@ -25,6 +25,7 @@ from poe.algebra.capabilities import Samples, as_a
 from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
 from poe.algebra.frozen import frozen
+from poe.algebra.points import batch_shape
 from poe.kernels import DiscreteLangevin, Gibbs, Kernel, Langevin
 from poe.kernels.defaults import default_kernel
 from poe.spaces.conditionals import opaque
@@ -284,7 +285,7 @@ def _first_step_size(
 
 def check_batch(energy: Energy, batch: Tensor) -> None:
     """Raises ValueError where a batch is not (n, *event) with n >= 1."""
-    shape = energy._batch_shape(batch)
+    shape = batch_shape(energy, batch)
     if len(shape) != 1:
         raise ValueError(
             f"a batch is (n, *event), here with event shape {tuple(energy.event_shape)}; got "

@@ -1,0 +1,181 @@
+"""The text of the nodes: how each is written, and what its parts are to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poe.algebra.contrast import Contrast
+from poe.algebra.maps import Select, stated_shape
+from poe.algebra.mixture import Mixture
+from poe.algebra.product import Product
+from poe.algebra.pullback import Pullback
+from poe.algebra.shifted import Shifted
+from poe.algebra.term import Term
+from poe.algebra.text import (
+    AND,
+    ATOM,
+    MINUS,
+    OR,
+    POWER,
+    SLASH,
+    TILDE,
+    balances,
+    child,
+    function_name,
+    function_of,
+    number,
+    roles,
+    wrap,
+    written,
+)
+
+
+@written.register
+def _(energy: Product, label: dict[int, str]) -> tuple[str, int]:
+    chunks: list[tuple[str, int]] = []
+    for term in energy.terms:
+        negative = term.coefficient < 0
+        if negative and chunks:
+            left, right = (
+                wrap(chunks[-1], SLASH),
+                wrap(factor(term, label, divided=True), SLASH + 1),
+            )
+            chunks[-1] = (f"{left} / {right}", SLASH)
+        else:
+            chunks.append(factor(term, label))
+    if len(chunks) == 1:
+        return chunks[0]
+    joined = " & ".join(wrap(chunk, AND) for chunk in chunks)
+    shared = {term.coefficient for term in energy.terms}
+    if len(shared) == 1 and not energy.learnable and joined.count("(") > 1:
+        power = shared.pop()
+        factored = (
+            f"({' & '.join(wrap(child(t.energy, label), AND) for t in energy.terms)}) ** "
+            f"{number(power)}"
+        )
+        if factored.count("(") <= joined.count("("):
+            return factored, POWER
+    return joined, AND
+
+
+@roles.register
+def _(energy: Product) -> list[str]:
+    return ["" if power == 1 else f"** {number(power)}" for power in energy.powers]
+
+
+@written.register
+def _(energy: Mixture, label: dict[int, str]) -> tuple[str, int]:
+    texts = [child(part, label) for part in energy.parts]
+    if energy.weights is None and len(texts) > 1:
+        wrapped = [wrap(texts[0], OR)] + [wrap(text, OR + 1) for text in texts[1:]]
+        return " | ".join(wrapped), OR
+    inner = ", ".join(text for text, _ in texts)
+    weights = (
+        ""
+        if energy.weights is None
+        else f", weights=[{', '.join(repr(w) for w in energy.weights)}]"
+    )
+    return f"poe.mixture([{inner}]{weights})", ATOM
+
+
+@roles.register
+def _(energy: Mixture) -> list[str]:
+    return (
+        [""] * len(energy.parts)
+        if energy.weights is None
+        else [f"{100 * weight:.4g} %" for weight in energy.weights]
+    )
+
+
+@written.register
+def _(energy: Contrast, label: dict[int, str]) -> tuple[str, int]:
+    text = child(energy.wanted, label)
+    for part, strength in zip(energy.parts[1:], energy.strengths, strict=True):
+        other = child(part, label)
+        if strength == 1:
+            text = f"{wrap(text, MINUS)} - {wrap(other, MINUS + 1)}", MINUS
+        else:
+            text = f"poe.contrast({text[0]}, {other[0]}, strength={number(strength)})", ATOM
+    return text
+
+
+@roles.register
+def _(energy: Contrast) -> list[str]:
+    return ["wanted"] + [
+        "unwanted" if strength == 1 else f"unwanted, strength {strength:g}"
+        for strength in energy.strengths
+    ]
+
+
+@written.register
+def _(energy: Pullback, label: dict[int, str]) -> tuple[str, int]:
+    text = child(energy.energy, label)
+    if isinstance(energy.function, Select):
+        return (
+            f"poe.on({text[0]}, {energy.function.index.tolist()}, {tuple(energy.event_shape)})",
+            ATOM,
+        )
+    function = label[id(energy.function)]
+    if stated_shape(energy.function) is None and energy.event_shape != energy.energy.event_shape:
+        return f"poe.pullback({text[0]}, {function}, {tuple(energy.event_shape)})", ATOM
+    return f"{wrap(text, SLASH)} @ {function}", SLASH
+
+
+@roles.register
+def _(energy: Pullback) -> list[str]:
+    select = isinstance(energy.function, Select)
+    return [
+        f"on {energy.function.index.tolist()}"
+        if select
+        else f"of {function_name(energy.function)}(x)"
+    ]
+
+
+@written.register
+def _(energy: Shifted, label: dict[int, str]) -> tuple[str, int]:
+    log_z = (
+        ""
+        if energy.stated is None
+        else f", log_z=poe.Estimate({energy.stated.value!r}, {energy.stated.standard_error!r})"
+    )
+    return f"poe.shift({child(energy.energy, label)[0]}, {energy.offset!r}{log_z})", ATOM
+
+
+@roles.register
+def _(energy: Shifted) -> list[str]:
+    return [f"{energy.offset:+.6g} nats"]
+
+
+def factor(term: Term, label: dict[int, str], *, divided: bool = False) -> tuple[str, int]:
+    """A factor of a product and its power; `divided`: as it stands after `/`."""
+    inner, coefficient = child(term.energy, label), term.coefficient
+    if term.parameter is not None:
+        text = f"{wrap(inner, POWER + 1)} ** Parameter(tensor({term.parameter.item()!r}))"
+        if coefficient in (1.0, -1.0):
+            return (
+                text if divided or coefficient > 0 else f"~{text}"
+            ), POWER if divided or coefficient > 0 else TILDE
+        return f"({text}) ** {number(abs(coefficient) if divided else coefficient)}", POWER
+    if coefficient == 1 or (divided and coefficient == -1):
+        return inner
+    if coefficient == -1:
+        return f"~{wrap(inner, TILDE)}", TILDE
+    return (
+        f"{wrap(inner, POWER + 1)} ** {number(abs(coefficient) if divided else coefficient)}",
+        POWER,
+    )
+
+
+@balances.register
+def _(energy: Mixture) -> str:
+    return "|"
+
+
+@balances.register
+def _(energy: Contrast) -> str:
+    return "-"
+
+
+@function_of.register
+def _(energy: Pullback) -> Any:
+    return None if isinstance(energy.function, Select) else energy.function
