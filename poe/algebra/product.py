@@ -51,16 +51,15 @@ class Product(Energy):
         if support is None:
             support = sets.intersect([term.energy.support for term in terms])
         super().__init__(terms[0].energy.event_shape, support=support)
-        self.energies = nn.ModuleList()
-        self.energies._modules.update(
-            (str(i), term.energy) for i, term in enumerate(terms)
-        )  # as ModuleList(...) does, which takes far longer
-        self.coefficients = tuple(term.coefficient for term in terms)
-        self.learnable = nn.ParameterList(
-            [term.parameter for term in terms if term.parameter is not None]
-        )
-        slots = itertools.count()
-        self._slots = tuple(None if term.parameter is None else next(slots) for term in terms)
+        energies, coefficients, parameters = zip(*terms, strict=True)
+        self.energies = nn.ModuleList()  # filled as ModuleList(...) does, which takes far longer
+        self.energies._modules.update(zip(map(str, range(len(energies))), energies, strict=True))
+        self.coefficients: tuple[float, ...] = coefficients
+        self.learnable, self._slots = nn.ParameterList(), (None,) * len(terms)
+        if parameters.count(None) < len(terms):
+            slots = itertools.count()
+            self._slots = tuple(None if known is None else next(slots) for known in parameters)
+            self.learnable.extend(known for known in parameters if known is not None)
         self.combination = combination
         # what `poe.algebra.simplification` found of the factors as they are now
         self.reduced: tuple[Fingerprint, int, Any] | None = None
@@ -72,7 +71,8 @@ class Product(Energy):
         parameters: Iterable[nn.Parameter | None] = itertools.repeat(None)
         if len(self.learnable):
             parameters = [None if slot is None else self.learnable[slot] for slot in self._slots]
-        return tuple(map(Term, self.energies, self.coefficients, parameters))  # type: ignore[arg-type]
+        fields = zip(self.parts, self.coefficients, parameters)  # noqa: B905
+        return tuple(map(tuple.__new__, itertools.repeat(Term), fields))  # Term(*fields), faster
 
     @property
     def powers(self) -> tuple[float, ...]:
