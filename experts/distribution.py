@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch import distributions as td
 from torch.distributions import constraints
 
+from experts.families.parameters import DTYPES
 from experts.libraries import seed_of, seeded
 from poe.algebra import support as sets
 from poe.algebra.energy import Density
@@ -24,14 +25,7 @@ _TYPES: dict[str, type[td.Distribution]] = {
     if inspect.isclass(kind := getattr(td, name)) and issubclass(kind, td.Distribution)
 }
 _ABSTRACT = ("Distribution", "ExponentialFamily", "TransformedDistribution")
-_NESTED = {
-    "Independent": ("base_distribution",),
-    "MixtureSameFamily": ("mixture_distribution", "component_distribution"),
-}
-_DTYPES = {
-    str(t).removeprefix("torch."): t
-    for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
-}
+_DTYPES = DTYPES | {"int64": torch.int64}
 
 # whether the density is bounded above, by type; a discrete one always is
 _BOUNDED: dict[str, Callable[[Any], bool]] = dict.fromkeys(

@@ -117,7 +117,7 @@ class DBM(Machine):
         self, v: Tensor, *, iterations: int = 50, tolerance: float = 1e-4
     ) -> tuple[Tensor, ...]:
         # (*batch, n_0) -> (*batch, n_l) each, l >= 1
-        """Means μ_l of the hidden layers under the factorial law q(h) that is near to p(h | v): a
+        """Means μ_l of the hidden layers under the factorial law q(h) that approximates p(h | v): a
         fixed point of
 
             μ_l = 1/(1 + exp(-b_l - W_{l-1}ᵀ μ_{l-1} - W_l μ_{l+1})),     μ_0 = v,

@@ -112,9 +112,9 @@ class Ising(PairModel):
         """h_i + Σ_j J_ij s_j: of a grid at all sites at once, unless few are needed."""
         if self.is_grid and 8 * len(sites) > s.shape[-1]:
             return self._everywhere(s).index_select(-1, sites)
-        near, bond, couplings = self._around(sites)
+        adjacent, bond, couplings = self._around(sites)
         local = self._fields[sites].to(s.dtype).expand(*s.shape[:-1], -1)
-        for others, edges in zip(near, bond, strict=True):
+        for others, edges in zip(adjacent, bond, strict=True):
             local = torch.addcmul(local, couplings[edges].to(s.dtype), s.index_select(-1, others))
         return local
 
@@ -197,9 +197,9 @@ class Potts(PairModel):
     def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:
         # (*batch, *event), (k) -> (*batch, k, q)
         """Log weights h_i[v] + Σ_j J_ij [x_j = v] of each value of each site."""
-        flat, (near, bond, couplings) = self._flat(x).long(), self._around(sites)
+        flat, (adjacent, bond, couplings) = self._flat(x).long(), self._around(sites)
         logits = self._fields[sites].expand(*flat.shape[:-1], -1, -1).clone()
-        for others, edges in zip(near, bond, strict=True):
+        for others, edges in zip(adjacent, bond, strict=True):
             weight = couplings[edges].expand(*flat.shape[:-1], -1)
             logits = logits.scatter_add(
                 -1, flat.index_select(-1, others).unsqueeze(-1), weight.unsqueeze(-1)

@@ -51,13 +51,13 @@ def grid_colours(shape: Sequence[int], periodic: Sequence[bool]) -> Tensor:
 def greedy_colours(n: int, edges: Tensor) -> Tensor:
     """Colours (n) of the sites of any graph, the sites with most neighbours first, each the least
     colour that is free."""
-    near: list[list[int]] = [[] for _ in range(n)]
+    adjacent: list[list[int]] = [[] for _ in range(n)]
     for a, b in edges.tolist():
-        near[a].append(b)
-        near[b].append(a)
+        adjacent[a].append(b)
+        adjacent[b].append(a)
     colours = [-1] * n
-    for site in sorted(range(n), key=lambda i: -len(near[i])):
-        taken = {colours[other] for other in near[site]}
+    for site in sorted(range(n), key=lambda i: -len(adjacent[i])):
+        taken = {colours[other] for other in adjacent[site]}
         colours[site] = next(c for c in range(n) if c not in taken)
     return torch.tensor(colours, dtype=torch.long)
 
@@ -70,11 +70,11 @@ def neighbours(n: int, edges: Tensor) -> tuple[Tensor, Tensor]:
     order = ends.argsort(stable=True)
     counts = torch.bincount(ends, minlength=n)
     place = torch.arange(2 * m) - (counts.cumsum(0) - counts)[ends[order]]
-    near = torch.zeros(int(counts.max()) if m else 0, n, dtype=torch.long)
-    bond = torch.full_like(near, m)
-    near[place, ends[order]] = others[order]
+    adjacent = torch.zeros(int(counts.max()) if m else 0, n, dtype=torch.long)
+    bond = torch.full_like(adjacent, m)
+    adjacent[place, ends[order]] = others[order]
     bond[place, ends[order]] = (torch.arange(2 * m) % max(m, 1))[order]
-    return near, bond
+    return adjacent, bond
 
 
 class Strip(NamedTuple):

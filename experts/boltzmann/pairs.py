@@ -39,7 +39,7 @@ class PairModel(Machine):
     couplings: Tensor
     fields: Tensor
     edges: Tensor
-    _near: Tensor
+    _adjacent: Tensor
     _bond: Tensor
 
     def __init__(
@@ -97,8 +97,8 @@ class PairModel(Machine):
         super().__init__(
             numbers, structure, support=support, blocks=blocks, learnable=learnable, name=name
         )
-        near, bond = neighbours(n, pairs)
-        for key, table in (("edges", pairs), ("_near", near), ("_bond", bond)):
+        adjacent, bond = neighbours(n, pairs)
+        for key, table in (("edges", pairs), ("_adjacent", adjacent), ("_bond", bond)):
             self.register_buffer(key, table.to(self.device), persistent=False)
         self._ragged = bool((bond == len(pairs)).any())
         self._tables: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -175,11 +175,11 @@ class PairModel(Machine):
         if known is None or known[0] is not sites:
             if len(self._tables) >= MAX_TABLES:
                 self._tables.clear()
-            known = self._tables[id(sites)] = sites, self._near[:, sites], self._bond[:, sites]
-        _, near, bond = known
+            known = self._tables[id(sites)] = sites, self._adjacent[:, sites], self._bond[:, sites]
+        _, adjacent, bond = known
         couplings = self.edge_couplings
         return (
-            near,
+            adjacent,
             bond,
             torch.cat([couplings, couplings.new_zeros(1)]) if self._ragged else couplings,
         )
