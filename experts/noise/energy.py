@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experts.noise.guidance import Guidance
 from experts.noise.layers import Features
 from experts.noise.network import ConceptNetwork
 from poe.algebra.capabilities import Conditional
@@ -38,8 +39,8 @@ class NoiseConditional(Energy):
     them evaluate it once, on one batch (`fused`). Only the unconditional energy takes a context.
 
     What is said of log Z of compositions is that of the densities that the energies stand for
-    (`poe.smc.scores`): the integral of exp(-E) as it stands differs by a constant that is the
-    network's.
+    (`experts.noise.guidance`): the integral of exp(-E) as it stands differs by a constant of the
+    network.
 
     Raises ValueError for a concept that the network does not know, and for a level outside
     `sigma_range`.
@@ -101,6 +102,10 @@ class NoiseConditional(Energy):
         """The same energy, but with minus the score, (x - D - Δ_c) / σ², where `value_and_grad` has
         a gradient."""
         return self._other(self.concept, self.sigma, scored=True)
+
+    def guidance(self, target: Energy) -> Guidance | None:
+        """How particles of a composition follow scores (`experts.noise.guidance`)."""
+        return Guidance.of(target)
 
     @property
     def growth(self) -> float:

@@ -185,29 +185,29 @@ class SharesNetwork(Protocol):
 
 
 @runtime_checkable
-class Concept(Protocol):
-    """A noise-conditional energy of a concept: `unconditional` is the same network's without it, at
-    the same level and on its scale."""
+class Guided(Protocol):
+    """A noise-conditional expert whose energies are too inaccurate for the weights of reverse
+    diffusion (`poe.smc.diffusion`): `guidance(target)` is how particles go down the levels of noise
+    of a composition with it; None where its energies serve."""
 
-    unconditional: Any
-
-
-@runtime_checkable
-class Scored(Protocol):
-    """A noise-conditional energy that knows the score of noised data better than by its own
-    gradient: `scored` is the same energy with minus that score for the gradient of
-    `value_and_grad`. Reverse diffusion follows it; Metropolis moves cannot."""
-
-    scored: Any
+    def guidance(self, target: Any) -> Guidance | None: ...
 
 
-@runtime_checkable
-class Rough(Protocol):
-    """A noise-conditional energy that is known to be too rough below a level of noise, in units of
-    x, for its values to be compared
-    with those of others: there gains follow from its score alone (`poe.smc.scores`)."""
+class Guidance(Protocol):
+    """Reverse diffusion of one composition.
 
-    rough_below: float
+    `level(sigma)` is the composition at a level, in the form of `poe.smc.noise_path.PlainLevel`.
+    `follows_scores`: whether gradients above the target are minus scores that differ from the
+    gradients of the energies, so that Metropolis moves do not apply. Then Z is measured in units of
+    that of `reference`, an energy at the noisiest level; else that is None.
+    """
+
+    follows_scores: bool
+
+    @property
+    def reference(self) -> Any: ...
+
+    def level(self, sigma: float) -> Any: ...
 
 
 @runtime_checkable

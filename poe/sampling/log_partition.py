@@ -21,7 +21,7 @@ from poe.sampling.estimation import POPULATIONS, Estimation, Phase, total
 from poe.sampling.methods import METHODS
 from poe.sampling.methods.annealed import ais
 from poe.smc.annealing import anneal
-from poe.smc.spread import FEW, dear
+from poe.smc.noise_path import MAX_EXPENSIVE_PARTICLES, expensive
 from poe.smc.starts import pilot, sampler
 from poe.spaces.points import energies
 from poe.spaces.structure import Structure
@@ -84,7 +84,9 @@ def log_z(
         raise ValueError(
             f"method={method!r} is unknown; log Z is estimated by {', '.join(ESTIMATORS)}"
         )
-    particles = (FEW if dear(energy) else PARTICLES) if draws is None else draws
+    particles = (
+        (MAX_EXPENSIVE_PARTICLES if expensive(energy) else PARTICLES) if draws is None else draws
+    )
     if particles < 2 * POPULATIONS:
         raise ValueError(f"log Z needs at least {2 * POPULATIONS} draws, got {particles}")
     with frozen(energy):

@@ -14,7 +14,7 @@ from poe.kernels.defaults import default_kernel
 from poe.sampling.arguments import refuse_improper
 from poe.sampling.methods import METHODS
 from poe.sampling.methods.exact import words as words_of_exact
-from poe.smc.spread import dear
+from poe.smc.noise_path import expensive
 from poe.spaces.structure import Structure
 
 INDEPENDENT = ("exact", "enumerate", "parts")  # methods that start from nothing
@@ -160,7 +160,7 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
     names = ["importance", "annealed", "chains", "tempered"]
     if structure.discrete:
         names = ["sequential", "importance", "chains", "annealed", "tempered"]
-    elif dear(structure.energy):  # no other method finds what reverse diffusion misses
+    elif expensive(structure.energy):  # no other method finds what reverse diffusion misses
         names = ["importance", "annealed"]
     return tuple(name for name in names if METHODS[name].applies(structure) is None)
 

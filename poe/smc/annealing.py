@@ -212,7 +212,7 @@ class Pilot(NamedTuple):
     """What the tuning run found: a schedule, its particles (n, *event), its own log(Z/Z_0),
     consistent only, and what it took."""
 
-    schedule: Any  # a Schedule, or what carries particles as one does (`poe.smc.diffusion.Descent`)
+    schedule: Any  # a Schedule, or a `poe.smc.diffusion.ReverseDiffusion`
     x: Tensor
     log_ratio: float
     gradients: float

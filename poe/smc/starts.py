@@ -20,9 +20,10 @@ from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import run
 from poe.smc import discrete
 from poe.smc.annealing import Pilot, StalledError, tune
-from poe.smc.diffusion import Descent, Noised, descend
+from poe.smc.diffusion import ReverseDiffusion
+from poe.smc.diffusion_tuning import tune_diffusion
 from poe.smc.gaussians import Gaussians
-from poe.smc.spread import dear, falls
+from poe.smc.noise_path import NoisePath, diffusible, expensive
 from poe.smc.triangular import MOST_DIMENSIONS, Triangular
 from poe.spaces import reals
 from poe.spaces.noise import noise_levels
@@ -160,13 +161,13 @@ def pilot(
         )
 
     noised, spent = _noised(target), 0.0
-    if falls(target):
-        down = Noised.to(target, generator)
+    if diffusible(target):
+        down = NoisePath.to(target, generator)
 
         def fallen() -> Pilot:
-            return descend(down, generator, kernel=kernel, progress=progress)
+            return tune_diffusion(down, generator, kernel=kernel, progress=progress)
 
-        known = Pilot, Descent, down, down.approach, mover
+        known = Pilot, ReverseDiffusion, down, down.approach, mover
         found = [
             fallen()
             if checkpoint is None
@@ -212,7 +213,7 @@ def pilot(
         )
     best = min((p for p in found if p.log_ratio > top - 0.5), key=lambda p: p.schedule.gradients)
     last, stale = best, 0
-    for _ in range(ROUNDS if not dear(target) and len(best.schedule.levels) > SHORT else 0):
+    for _ in range(ROUNDS if not expensive(target) and len(best.schedule.levels) > SHORT else 0):
         fitted = _fitted(last.to_x(), generator)
         if fitted is None:
             break

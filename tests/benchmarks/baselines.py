@@ -3,8 +3,8 @@ which
 draw approximately from the composition.
 
 All go down the same levels σ_0 > σ_1 > ... of a composition, whose score at a level is the weighted
-sum of its experts' scores: those that they know best (`poe.smc.scores.scored`), but for tests by
-energies, which take the gradient.
+sum of its experts' scores: those that they know best (`experts.noise.guidance.scored`), except for
+tests by energies, which take the gradient.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from experts.noise.guidance import scored
 from poe.algebra.energy import Energy
 from poe.kernels import Hamiltonian, Kernel, Langevin
-from poe.smc.scores import scored
 from poe.spaces.noise import noise_range
 
 

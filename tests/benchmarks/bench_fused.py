@@ -17,11 +17,12 @@ from dataclasses import replace
 import torch
 
 import poe
+from experts.noise.guidance import scored
 from poe.algebra.energy import Energy
 from poe.mcmc.run import streams
 from poe.smc.annealing import anneal
-from poe.smc.diffusion import Noised, descend
-from poe.smc.scores import scored
+from poe.smc.diffusion_tuning import tune_diffusion
+from poe.smc.noise_path import NoisePath
 from timing import in_turns, median_ratio
 
 CONCEPTS = ("red", "circle", "left", "top", "small")
@@ -52,7 +53,9 @@ def main() -> None:
             )
     two = poe.conjunction(prior, [prior.given(concept) for concept in CONCEPTS[:2]])  # type: ignore[operator]
     generators = streams(0, 2, torch.device("cpu"))
-    schedule = replace(descend(Noised.to(two, generators[0]), generators[0]).schedule, crowd=1)
+    schedule = replace(
+        tune_diffusion(NoisePath.to(two, generators[0]), generators[0]).schedule, crowd=1
+    )
     x = torch.randn(1, 64, *two.event_shape)
     bare = in_turns([lambda: scored(two).value_and_grad(x), lambda: two.value_and_grad(x)], turns=9)
     score, gradient = (statistics.median(turn[i] for turn in bare) for i in range(2))
@@ -61,7 +64,7 @@ def main() -> None:
         schedule, lambda n, g: schedule.path.start.sample(n, generator=g), [1], 64, [generators[1]]
     )
     taken = time.process_time() - started
-    levels = len(schedule.rungs)  # type: ignore[attr-defined]
+    levels = len(schedule.steps)  # type: ignore[attr-defined]
     cost = levels * score + (schedule.gradients - levels) * gradient
     print(
         f"two concepts, 64 particles, {len(schedule.levels)} levels: sampler / bare network "

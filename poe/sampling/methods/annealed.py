@@ -22,9 +22,9 @@ from poe.sampling.methods.populations import (
     split,
 )
 from poe.smc.annealing import Pilot, StalledError, anneal
-from poe.smc.diffusion import Noised
 from poe.smc.discrete import visible
 from poe.smc.gaussians import Gaussians
+from poe.smc.noise_path import NoisePath
 from poe.smc.resampling import estimate
 from poe.smc.starts import CANDIDATES, pilot, sampler, weigh
 
@@ -81,7 +81,7 @@ def draw(job: Job) -> Raw:
         energies=job.weighed + particles * (1 + tuned.schedule.energies) + tuned.energies,
         seconds=time.perf_counter() - started,
     )
-    if isinstance(path, Noised) and path.by_scores:
+    if isinstance(path, NoisePath) and path.guidance is not None:
         raw = replace(raw, method=SCORE_WORDS)
     if not moved.partial:
         return raw

@@ -14,8 +14,8 @@ from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.raw import Raw
 from poe.diagnostics.weights import pareto_smoothed, weight_ess
 from poe.sampling.job import Job, Phase
+from poe.smc.noise_path import EXPENSIVE_POPULATIONS, MAX_EXPENSIVE_PARTICLES, expensive
 from poe.smc.resampling import curve, estimate, systematic
-from poe.smc.spread import FEW, GROUPS, dear
 from poe.smc.starts import CANDIDATES, Start, weigh
 from poe.spaces.path import take
 
@@ -28,8 +28,8 @@ OVERSAMPLING = 4  # effective draws that are weighed for each one that is kept
 def sizes(job: Job) -> tuple[int, int]:
     """(populations, particles of each)."""
     groups, least = POPULATIONS, MIN_PARTICLES
-    if dear(job.energy):
-        groups, least = GROUPS, min(FEW, 4 * max(job.draws, 16))
+    if expensive(job.energy):
+        groups, least = EXPENSIVE_POPULATIONS, min(MAX_EXPENSIVE_PARTICLES, 4 * max(job.draws, 16))
     populations = job.chains or max(groups, job.shards)
     return populations, max(-(-least // populations), -(-job.draws // populations))
 
