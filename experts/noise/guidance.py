@@ -240,8 +240,8 @@ def _composed(energy: Energy, expert: Callable[[Energy], Values]) -> Values:
 @_composed.register
 def _(energy: Product, expert: Callable[[Energy], Values]) -> Values:
     parts = [_composed(term.energy, expert) for term in energy.terms]
-    scaled = [(p * v, p * g) for p, (v, g) in zip(energy.powers, parts, strict=True)]
-    values, slopes = zip(*scaled, strict=True)
+    values = [p * value for p, (value, _) in zip(energy.powers, parts, strict=True)]
+    slopes = [p * slope for p, (_, slope) in zip(energy.powers, parts, strict=True)]
     return sum(values[1:], values[0]), sum(slopes[1:], slopes[0])
 
 
