@@ -42,7 +42,8 @@ from torch.nn.functional import softplus
 
 from poe.algebra.capabilities import NoiseConditional, as_a
 from poe.algebra.contrast import Contrast
-from poe.algebra.energy import Energy, together_with_gradients
+from poe.algebra.energy import Energy
+from poe.algebra.evaluation import together_with_gradients
 from poe.algebra.product import Product
 from poe.algebra.shifted import Shifted
 from poe.spaces.noise import noise_range
@@ -253,10 +254,12 @@ def _(energy: Shifted, expert: Callable[[Energy], Values]) -> Values:
 
 @_composed.register
 def _(energy: Contrast, expert: Callable[[Energy], Values]) -> Values:
-    (wanted, up), (unwanted, down) = (_composed(part, expert) for part in energy.parts)
-    pull = energy.strength * (wanted - unwanted).sigmoid()
-    value = wanted + energy.strength * softplus(wanted - unwanted, threshold=40)
-    return value, up + pull.reshape(pull.shape + (1,) * len(energy.event_shape)) * (up - down)
+    (value, slope), *unwanted = (_composed(part, expert) for part in energy.parts)
+    for strength, (other, down) in zip(energy.strengths, unwanted, strict=True):
+        pull = strength * (value - other).sigmoid()
+        value = value + strength * softplus(value - other, threshold=40)
+        slope = slope + pull.reshape(pull.shape + (1,) * len(energy.event_shape)) * (slope - down)
+    return value, slope
 
 
 @singledispatch
