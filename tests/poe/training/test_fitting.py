@@ -104,44 +104,6 @@ def test_shards_of_a_posterior_multiply_to_the_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"samples": torch.zeros(10, 2)}, "at least 100 samples, got 10"),
-        ({"samples": torch.full((200, 2), math.nan)}, "200 of 200 samples are not finite"),
-        ({"samples": torch.randn(200, 2), "weights": torch.ones(3)}, "weights must be 200 numbers"),
-        (
-            {"samples": torch.rand(200, 1), "weights": -torch.ones(200)},
-            "weights must be 200 numbers",
-        ),
-        ({"samples": torch.rand(200, 1) + 0.5, "support": (0.0, 1.0)}, "lie outside the support"),
-        ({"samples": torch.rand(200, 1), "support": "box"}, "support is"),
-        ({"samples": torch.rand(200, 1), "copies": 0}, "copies is a whole number"),
-        (
-            {"samples": torch.rand(200, 1), "weights": torch.eye(200)[0]},
-            "effective number of these under their weights is 1",
-        ),
-        (
-            {"samples": 1e200 * torch.randn(200, 2).double()},
-            "200 of 200 samples are not finite in torch.float32",
-        ),
-        (
-            {"samples": 2459000.5 + 0.1 * torch.randn(200, 1).double()},
-            "where torch.float32 resolves .* subtract an offset",
-        ),
-    ],
-)
-def test_what_cannot_be_fitted_is_said(arguments, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        poe.fit_density(**arguments)
-
-
-@pytest.mark.parametrize("samples", ["abc", None, 3.0, torch.randn(200, 2, dtype=torch.complex64)])
-def test_what_is_no_table_of_numbers_is_said(samples) -> None:
-    with pytest.raises(TypeError, match="samples are an array of"):
-        poe.fit_density(samples)
-
-
-@pytest.mark.parametrize(
     "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 )
 def test_a_border_of_one_parameter(seed: int) -> None:
@@ -170,16 +132,3 @@ def test_parameters_of_very_different_scales() -> None:
     drawn = poe.fit_density(samples, copies=1, seed=0, **QUICK).sample(4000)  # type: ignore[operator]
     assert drawn.std(0).tolist() == pytest.approx([3e-11, 0.5], rel=0.2)
     assert drawn.mean(0).tolist() == pytest.approx([2.1e-9, 67.0], rel=0.01)
-
-
-def test_columns_and_bounds_without_a_density_are_refused() -> None:
-    x = torch.randn(200, 2)
-    for samples, options, said in [
-        (torch.cat([x, torch.ones(200, 1)], 1), {}, "number 2 of each sample is always the same"),
-        (torch.cat([x, 2 * x[:, :1] + 1], 1), {}, "a linear function of the others"),
-        (x, {"support": ([-9.0] * 3, [9.0] * 3)}, r"the samples' shape \(2,\)"),
-        (x, {"support": (9.0, -9.0)}, "low < high"),
-        (torch.randn(120, 150), {}, "150 numbers a sample need more than 120 samples"),
-    ]:
-        with pytest.raises(ValueError, match=said):
-            poe.fit_density(samples, **options)
