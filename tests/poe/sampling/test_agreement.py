@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import distributions as td
 import poe
 from experts import Normal
 from poe.sampling.agreement import agreement
-from poe.sampling.tension import sigmas_of
 from tests.poe.targets import Raw
 
 F64 = torch.float64
@@ -572,24 +570,6 @@ def test_discrete_posteriors_say_that_nothing_was_checked() -> None:
     )
     draws = poe.sample(poe.combine([a, b], prior=flat), 200, seed=0)
     assert "if the posteriors are about the same parameters" in draws.verdict
-
-
-@pytest.mark.parametrize(
-    ("q", "degrees", "sigmas"),
-    [(2000, 2000, 0.68), (1000, 900, 2.54), (1100, 1000, 2.44), (1000, 784, 5.169)],
-)
-def test_sigmas_of_many_degrees_of_freedom(q: float, degrees: int, sigmas: float) -> None:
-    assert sigmas_of(q, degrees) == pytest.approx(sigmas, abs=0.006)
-
-
-def test_sigmas_far_out() -> None:
-    """One degree of freedom: |z| itself, also beyond what a probability in double precision holds;
-    and no jump where that begins."""
-    for z in (5.0, 30.0, 37.0, 38.0, 100.0):
-        assert sigmas_of(z**2, 1) == pytest.approx(z, rel=1e-6)
-    for degrees in (5, 50):
-        steps = [sigmas_of(q, degrees) for q in range(1350, 1500, 10)]
-        assert all(0.05 < b - a < 0.25 for a, b in pairwise(steps))
 
 
 @pytest.mark.parametrize("n", [3, 200])
