@@ -29,7 +29,7 @@ class ConceptNetwork(nn.Module):
         embedding: size of the embedding of σ.
         loc, spread: about the mean and the standard deviation of the data, in units of x.
         rough_below: the level of noise, in units of x, below which differences between energies of
-            concepts are known to be too inaccurate for weights (`experts.noise.guidance`); 0 where
+            concepts are known to be too inaccurate for weights (`bench_guidance.py`); 0 where
             they never are.
     """
 
