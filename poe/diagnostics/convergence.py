@@ -9,8 +9,6 @@ Bayesian Analysis (nested R-hat of many short chains).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,20 +21,15 @@ SUPERCHAINS = 8  # groups of chains of nested R-hat
 MIN_NESTED_DRAWS = 480  # in all chains, for nested R-hat
 
 
-def array_stats() -> Any:
-    """ArviZ's functions of arrays, imported at the first call: they bring scipy, half a second."""
+def arviz(function: str, *arrays: np.ndarray, **options: Any) -> Any:
+    """A function of arviz-stats, which is imported at the first call: it brings scipy, half a
+    second. Without warnings of constant values (0 / 0) and of infinite ones (inf - inf): the caller
+    handles their results."""
     from arviz_stats.base import array_stats
 
-    return array_stats
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without warnings of constant values (0 / 0) and infinite ones (inf - inf): the caller handles
-    their results."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        yield
+        return getattr(array_stats, function)(*arrays, **options)
 
 
 def coordinates(chains: Tensor, event_dim: int) -> np.ndarray:
@@ -64,21 +57,18 @@ def rhat(values: np.ndarray) -> np.ndarray:
     variance within them. All chains of a superchain should start from one point. These start from
     many, and superchains put together at random would agree even if no chain ever moved. So a
     superchain is made of chains whose first draws are neighbours, coordinate by coordinate, and
-    these draws
-    are left out: R-hat is about 1 + 1/(2n), n the draws in a superchain, once chains have forgotten
-    where they were, and larger before.
+    these draws are left out: R-hat is about 1 + 1/(2n), n the draws in a superchain, once chains
+    have forgotten where they were, and larger before.
     """
     chains, draws = values.shape[:2]
     if not is_nested(chains, draws) and (chains < 2 or draws < 4):
         return np.full(values.shape[2:], np.nan)
-    with quiet():
-        if is_nested(chains, draws):
-            names = np.arange(SUPERCHAINS)
-            result = array_stats().rhat_nested(
-                _superchains(values), names, chain_axis=0, draw_axis=1, method="rank"
-            )
-        else:
-            result = array_stats().rhat(values, chain_axis=0, draw_axis=1, method="rank")
+    axes = {"chain_axis": 0, "draw_axis": 1, "method": "rank"}
+    if is_nested(chains, draws):
+        groups = np.arange(SUPERCHAINS)
+        result = arviz("rhat_nested", _superchains(values), groups, **axes)
+    else:
+        result = arviz("rhat", values, **axes)
     still, alike = constant(values, 1), constant(values, (0, 1))
     return np.where(alike, 1.0, np.where(still.all(0), np.inf, np.asarray(result, dtype=float)))
 
@@ -106,12 +96,9 @@ def ess(values: np.ndarray, method: str, still: np.ndarray | None = None) -> np.
     if still is None:
         still = constant(values, 1) if draws > 1 else constant(values, (0, 1))[None]
     joined = values.reshape(1, -1, *values.shape[2:]) if draws < MIN_CHAIN_LENGTH else values
-    with quiet():
-        options = {"prob": (0.05, 0.95)} if method == "tail" else {}
-        result = np.asarray(
-            array_stats().ess(joined, chain_axis=0, draw_axis=1, method=method, **options),
-            dtype=float,
-        )
+    options = {"prob": (0.05, 0.95)} if method == "tail" else {}
+    found = arviz("ess", joined, chain_axis=0, draw_axis=1, method=method, **options)
+    result = np.asarray(found, dtype=float)
     share = 1 - still.mean(axis=0)
     return np.where(share == 0, 0.0, np.minimum(result, chains * draws) * share)
 

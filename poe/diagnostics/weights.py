@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poe.diagnostics.convergence import array_stats, quiet
+from poe.diagnostics.convergence import arviz
 
 MIN_WEIGHTS = 25  # finite ones, for a Pareto tail to be fitted
 
@@ -26,8 +26,7 @@ def pareto_k(log_weights: Tensor) -> float:
     tail = np.sort(logs)[-int(min(len(logs) / 5, 3 * len(logs) ** 0.5)) :]
     if np.ptp(tail) < 1e-6:
         return float("-inf")
-    with quiet():  # psislw takes log-likelihoods, whose negatives are the weights
-        return float(array_stats().psislw(-logs)[1])
+    return float(arviz("psislw", -logs)[1])  # of log-likelihoods, whose negatives are the weights
 
 
 def pareto_smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
@@ -38,8 +37,7 @@ def pareto_smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
         return log_weights, k
     good = log_weights.isfinite()
     logs = log_weights[good].detach().double().cpu().numpy()
-    with quiet():
-        smooth, k = array_stats().psislw(-logs)
+    smooth, k = arviz("psislw", -logs)
     result = log_weights.clone()
     result[good] = torch.as_tensor(np.array(smooth)).to(result) + log_weights[good].logsumexp(0)
     return result, float(k)
