@@ -48,7 +48,7 @@ from poe.sampling.log_partition import bracket, log_z, normalize
 from poe.sampling.modes import mode
 from poe.sampling.planning import Plan, plan
 from poe.sampling.sampler import sample
-from poe.smc.annealing import StalledError
+from poe.smc.tuning import StalledError
 from poe.training.fitting import fit_density
 
 __version__ = "0.1.0"

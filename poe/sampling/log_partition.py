@@ -20,8 +20,8 @@ from poe.io.functions import FUNCTIONS
 from poe.sampling.estimation import POPULATIONS, Estimation, Phase, total
 from poe.sampling.methods import METHODS
 from poe.sampling.methods.annealed import ais
-from poe.smc.annealing import anneal
 from poe.smc.noise_path import MAX_EXPENSIVE_PARTICLES, expensive
+from poe.smc.population import anneal
 from poe.smc.starts import pilot, sampler
 from poe.spaces.points import energies
 from poe.spaces.structure import Structure

@@ -36,9 +36,9 @@ import torch
 from torch import Tensor
 
 from poe.kernels import Kernel
-from poe.smc.annealing import Schedule
 from poe.smc.noise_path import NoisePath
 from poe.smc.resampling import resampled
+from poe.smc.schedule import Schedule
 from poe.spaces.known import Known
 from poe.spaces.noise import noise_range
 from poe.spaces.path import take

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from poe.diagnostics.weights import weight_ess
 from poe.kernels import Kernel, Langevin
-from poe.smc.annealing import MOST_LEVELS, SETTLE, Pilot, StalledError, tune
 from poe.smc.diffusion import (
     RESAMPLE_THRESHOLD,
     Particles,
@@ -23,6 +22,7 @@ from poe.smc.diffusion import (
 )
 from poe.smc.noise_path import CENTRE_POINTS, CENTRE_STEPS, NoisePath
 from poe.smc.resampling import correlation, resampled
+from poe.smc.tuning import FINAL_CORRELATION, MAX_LEVELS, StalledError, TunedSchedule, tune
 from poe.spaces.noise import noise_range
 
 PILOT_PARTICLES = 64
@@ -63,8 +63,8 @@ class _Search:
             if not repeats or share >= MIN_ESS_SHARE:
                 break
             self.stride = max(MIN_STRIDE, 0.6 * self.stride)
-        if len(self.steps) == MOST_LEVELS:
-            raise StalledError(f"more than {MOST_LEVELS} levels of noise to {self.path.end}")
+        if len(self.steps) == MAX_LEVELS:
+            raise StalledError(f"more than {MAX_LEVELS} levels of noise to {self.path.end}")
         if share > GROW_ESS_SHARE:
             longest = MAX_GUIDED_STRIDE if guided else MAX_STRIDE
             self.stride = min(longest, 1.3 * self.stride)
@@ -104,7 +104,7 @@ def tune_diffusion(
     *,
     kernel: Kernel | None = None,
     progress: bool = False,
-) -> Pilot:
+) -> TunedSchedule:
     """Tunes reverse diffusion with one population that is resampled at each level: steps of log σ
     that keep `MIN_ESS_SHARE` of the effective particles, and kernels whose step size follows their
     acceptance, in units of the spread of noise. Where scores are followed, steps have
@@ -112,11 +112,11 @@ def tune_diffusion(
     each particle that arrives so many start that as many are effective at the level from which on
     `SETTLED_ESS_SHARE` stay so, at `MAX_COST_FACTOR` times the cost at most.
 
-    Raises StalledError where that takes more than `MOST_LEVELS` levels.
+    Raises StalledError where that takes more than `MAX_LEVELS` levels.
     """
     low, high = noise_range(path.end)
     x = path.start.sample(PILOT_PARTICLES, generator=generator)
-    first = tune(path.approach, x, generator, kernel=kernel, most=MAX_MOVES, progress=progress)
+    first = tune(path.approach, x, generator, kernel=kernel, max_moves=MAX_MOVES, progress=progress)
     mover = Langevin() if kernel is None else kernel
     step_size = mover.guess(x[0].numel()) if mover.step_size is None else mover.step_size
     search = _Search(
@@ -144,7 +144,7 @@ def tune_diffusion(
     spent += (schedule.gradients - first.schedule.gradients) * PILOT_PARTICLES
     if path.follows_scores:
         schedule = _crowded(schedule, search.shares)
-    return Pilot(schedule, search.particles.x, search.log_ratio, float(spent))
+    return TunedSchedule(schedule, search.particles.x, search.log_ratio, float(spent))
 
 
 def _crowded(schedule: ReverseDiffusion, shares: list[float]) -> ReverseDiffusion:
@@ -174,7 +174,9 @@ def _tuned(
     if wide is not None:
         scale = torch.full((x[0].numel(),), wide, dtype=x.dtype, device=x.device)
     before, moves, most = particles.energy, 0, MAX_MOVES if sigma > 0 else MAX_LAST_MOVES
-    while moves < MAX_MOVES or (moves < most and correlation(before, particles.energy) > SETTLE):
+    while moves < MAX_MOVES or (
+        moves < most and correlation(before, particles.energy) > FINAL_CORRELATION
+    ):
         assert kernel.step_size is not None
         kernel = kernel.tuned(kernel.step_size, scale)
         particles, (info,) = moved(path, particles, Step(sigma, kernel, 1), generator)

@@ -14,7 +14,7 @@ from poe.algebra.capabilities import Augmented, SiteLogits
 from poe.algebra.energy import Density, Energy
 from poe.kernels.base import Kernel
 from poe.kernels.defaults import default_discrete_kernel
-from poe.smc.annealing import Pilot
+from poe.smc.tuning import TunedSchedule
 from poe.spaces.path import Geometric
 from poe.spaces.points import point_dtype
 from poe.spaces.sites import pick, sites_of
@@ -113,16 +113,16 @@ def visible(energy: Energy, z: Tensor) -> Tensor:  # (*batch, n + hidden) -> (*b
 def pilot(
     energy: Energy,
     near: Energy | None,
-    tuned: Callable[[Geometric, Kernel, int], Pilot],
+    tuned: Callable[[Geometric, Kernel, int], TunedSchedule],
     kernel: Kernel | None = None,
-) -> Pilot:
+) -> TunedSchedule:
     """A schedule to the energy from independent sites: those of `near` where it draws such, else
     even ones; or, where that is no longer way, from the base rates of the particles that came of
     it."""
     target = joint(energy)
     particles = max(64, min(PARTICLES, NUMBERS // target.event_shape.numel()))
 
-    def go(start: Energy) -> Pilot:
+    def go(start: Energy) -> TunedSchedule:
         path = Geometric(start, target, gradients=False)
         half: Any = path.level(torch.tensor(0.5, dtype=energy.dtype, device=energy.device))
         return tuned(path, default_discrete_kernel(half) if kernel is None else kernel, particles)

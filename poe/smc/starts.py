@@ -19,12 +19,12 @@ from poe.kernels import Kernel, Langevin
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import run
 from poe.smc import discrete
-from poe.smc.annealing import Pilot, StalledError, tune
 from poe.smc.diffusion import ReverseDiffusion
 from poe.smc.diffusion_tuning import tune_diffusion
 from poe.smc.gaussians import Gaussians
 from poe.smc.noise_path import NoisePath, diffusible, expensive
 from poe.smc.triangular import MOST_DIMENSIONS, Triangular
+from poe.smc.tuning import StalledError, TunedSchedule, tune
 from poe.spaces import reals
 from poe.spaces.noise import noise_levels
 from poe.spaces.path import Geometric, Path, StandardNormal, Stepped
@@ -126,7 +126,7 @@ def pilot(
     kernel: Kernel | None = None,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
-) -> Pilot:
+) -> TunedSchedule:
     """A tuned schedule to the target: from the start, in its noise where it is a flow; without one,
     from the best that can be found.
 
@@ -144,30 +144,30 @@ def pilot(
         return _discrete(target, start, generator, kernel, progress, checkpoint)
     mover = Langevin() if kernel is None else kernel
 
-    def go(start: Energy, target: Energy, n: int = PARTICLES) -> Pilot:
+    def go(start: Energy, target: Energy, n: int = PARTICLES) -> TunedSchedule:
         return along(Geometric(start, target), n)
 
-    def along(path: Path, n: int) -> Pilot:
+    def along(path: Path, n: int) -> TunedSchedule:
         start = path.start
         x = sampler(start, target)(n, generator)
 
-        def tuned() -> Pilot:
+        def tuned() -> TunedSchedule:
             return tune(path, x, generator, kernel=mover, progress=progress)
 
         return (
             tuned()
             if checkpoint is None
-            else checkpoint.stage(tuned, Pilot, path, mover, generators=[generator])
+            else checkpoint.stage(tuned, TunedSchedule, path, mover, generators=[generator])
         )
 
     noised, spent = _noised(target), 0.0
     if diffusible(target):
         down = NoisePath.to(target, generator)
 
-        def fallen() -> Pilot:
+        def fallen() -> TunedSchedule:
             return tune_diffusion(down, generator, kernel=kernel, progress=progress)
 
-        known = Pilot, ReverseDiffusion, down, down.approach, mover
+        known = TunedSchedule, ReverseDiffusion, down, down.approach, mover
         found = [
             fallen()
             if checkpoint is None
@@ -238,25 +238,25 @@ def _discrete(
     kernel: Kernel | None,
     progress: bool,
     checkpoint: Checkpoint | None,
-) -> Pilot:
-    def along(path: Geometric, mover: Kernel, n: int) -> Pilot:
+) -> TunedSchedule:
+    def along(path: Geometric, mover: Kernel, n: int) -> TunedSchedule:
         x = sampler(path.start, path.end)(n, generator)
 
-        def tuned() -> Pilot:
+        def tuned() -> TunedSchedule:
             return tune(
                 path,
                 x,
                 generator,
                 kernel=mover,
-                forget=discrete.FORGET,
-                most=discrete.MOST,
+                max_correlation=discrete.FORGET,
+                max_moves=discrete.MOST,
                 progress=progress,
             )
 
         return (
             tuned()
             if checkpoint is None
-            else checkpoint.stage(tuned, Pilot, path, mover, generators=[generator])
+            else checkpoint.stage(tuned, TunedSchedule, path, mover, generators=[generator])
         )
 
     return discrete.pilot(target, start, along, kernel)

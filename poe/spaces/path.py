@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Density, Energy
+from poe.spaces.known import Known
 
 
 class Pair(NamedTuple):
@@ -82,10 +83,9 @@ class Geometric:
             value = energy(x)
         return value, value.new_empty(*value.shape, 0)
 
-    def level(self, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None) -> PathEnergy:
-        """The energy at β. With points x and their `pair`, a kernel that starts at x evaluates
-        nothing."""
-        return PathEnergy(self, beta, x, pair)
+    def level(self, beta: Tensor) -> PathEnergy:
+        """The energy at β."""
+        return PathEnergy(self, beta)
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,9 @@ class PathEnergy(Energy):
     """The energy of a path at fixed inverse temperatures: a tensor over the trailing batch axes, so
     that all rungs of a ladder are one batch."""
 
-    def __init__(
-        self, path: Geometric, beta: Tensor, x: Tensor | None = None, pair: Pair | None = None
-    ) -> None:
+    def __init__(self, path: Geometric, beta: Tensor) -> None:
         super().__init__(path.end.event_shape)
-        self.path, self.beta, self.x, self.pair = path, beta, x, pair
+        self.path, self.beta = path, beta
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return mix(self.beta, self.path.start(x), self.path.end(x))
@@ -131,9 +129,13 @@ class PathEnergy(Energy):
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not getattr(self.path, "gradients", True):
             return super()._value_and_grad(x)
-        known = self.pair if self.x is not None and self.x.is_set_to(x) else None
-        pair = self.path.pair(x) if known is None else known
-        return pair.at(self.beta, len(self.event_shape))
+        return self.path.pair(x).at(self.beta, len(self.event_shape))
+
+    def known(self, x: Tensor, pair: Pair) -> Energy:
+        """The same energy for a kernel that starts at points x, whose `pair` is known."""
+        if not self.path.gradients:
+            return self
+        return Known(self, x, *pair.at(self.beta, len(self.event_shape)))
 
 
 class StandardNormal(Density):

@@ -20,9 +20,9 @@ import poe
 from experts.noise.guidance import scored
 from poe.algebra.energy import Energy
 from poe.mcmc.run import streams
-from poe.smc.annealing import anneal
 from poe.smc.diffusion_tuning import tune_diffusion
 from poe.smc.noise_path import NoisePath
+from poe.smc.population import anneal
 from timing import in_turns, median_ratio
 
 CONCEPTS = ("red", "circle", "left", "top", "small")

@@ -21,12 +21,13 @@ from poe.sampling.methods.populations import (
     sizes,
     split,
 )
-from poe.smc.annealing import Pilot, StalledError, anneal
 from poe.smc.discrete import visible
 from poe.smc.gaussians import Gaussians
 from poe.smc.noise_path import NoisePath
+from poe.smc.population import anneal
 from poe.smc.resampling import estimate
 from poe.smc.starts import CANDIDATES, pilot, sampler, weigh
+from poe.smc.tuning import StalledError, TunedSchedule
 
 MIN_FITTED_SHARE = 1 / 5  # of effective draws of a fitted start, for it to do without moves
 AIS_REFINEMENT = 4  # levels of annealed importance sampling for each of sequential Monte Carlo
@@ -89,7 +90,7 @@ def draw(job: Job) -> Raw:
     return replace(raw, partial=True, reasons=(note,))
 
 
-def _from_fitted(job: Job, tuned: Pilot, started: float) -> Raw | None:
+def _from_fitted(job: Job, tuned: TunedSchedule, started: float) -> Raw | None:
     """Draws of a start that was fitted to the target, without moves; None where it is not near
     enough, or more draws meet a mode that it misses."""
     path = tuned.schedule.path

@@ -14,9 +14,9 @@ from torch import Tensor
 import poe
 from experts import Denoiser, NoiseSchedule
 from poe.mcmc.run import streams
-from poe.smc.annealing import anneal
 from poe.smc.diffusion_tuning import tune_diffusion
 from poe.smc.noise_path import NoisePath
+from poe.smc.population import anneal
 from poe.smc.resampling import estimate
 from tests.poe.smc.noised import EVERY, FIRST, LAST, SIGMA, Points, Scores, corners, nearest
 

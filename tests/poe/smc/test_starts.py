@@ -11,7 +11,7 @@ import poe
 from experts import Dirichlet, Normal
 from poe.algebra.mixture import Mixture
 from poe.mcmc.run import streams
-from poe.smc.annealing import anneal
+from poe.smc.population import anneal
 from poe.smc.resampling import estimate
 from poe.smc.starts import candidates, nearest, pilot, weigh
 from poe.spaces.path import StandardNormal

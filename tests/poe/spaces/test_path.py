@@ -10,8 +10,9 @@ from torch import Tensor
 
 import poe
 from poe.mcmc.run import streams
-from poe.smc.annealing import anneal, tune
+from poe.smc.population import anneal
 from poe.smc.resampling import estimate
+from poe.smc.tuning import tune
 from poe.spaces.noise import noise_levels
 from poe.spaces.path import StandardNormal, Stepped
 from tests.poe.targets import Gauss, Raw

@@ -7,9 +7,11 @@ import torch
 
 from poe.kernels import Langevin
 from poe.mcmc.run import streams
-from poe.smc import annealing as smc
-from poe.smc.annealing import Level, Schedule, StalledError, anneal, tune
+from poe.smc import tuning
+from poe.smc.population import anneal
 from poe.smc.resampling import estimate, systematic
+from poe.smc.schedule import Level, Schedule
+from poe.smc.tuning import StalledError, tune
 from poe.spaces.path import Geometric
 from tests.poe.targets import Gauss, Raw, Skewed, ks_pvalue
 
@@ -116,6 +118,6 @@ def test_what_dies_out_has_no_mass_and_what_is_too_far_is_said(monkeypatch) -> N
         (anneal(schedule, started(start), [3], 8, streams(0, 1, CPU)).log_ratio == -math.inf).all()
     )
     far = Raw(lambda x: 0.5 * ((x - 1e3) / 1e-3).square().sum(-1), name="far")
-    monkeypatch.setattr(smc, "MOST_LEVELS", 5)
+    monkeypatch.setattr(tuning, "MAX_LEVELS", 5)
     with pytest.raises(StalledError, match="levels from gauss to far; give a nearer start"):
         tune(Geometric(start, far), start.sample(50, generator=g), g)

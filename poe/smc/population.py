@@ -1,0 +1,109 @@
+"""Independent populations of particles over a frozen schedule, for draws and for log Z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from poe.io.records import Codec
+from poe.mcmc import parallel
+from poe.mcmc.checkpoint import Checkpoint
+from poe.smc.schedule import Schedule
+
+BATCH_SIZE = 4096  # particles that move as one batch
+
+
+class Population(NamedTuple):
+    """Particles after the last level, (populations, particles, ...): positions, energies of the
+    target in nats, log weights in nats (0 after resampling), the log of each population's estimate
+    of Z/Z_0 (populations), the index of each one's ancestor at the start, the mean acceptance,
+    counts of errors, and whether the run was interrupted."""
+
+    x: Tensor
+    energy: Tensor
+    log_weights: Tensor
+    log_ratio: Tensor
+    ancestors: Tensor
+    acceptance: float
+    nonfinite: int
+    divergent: int
+    partial: bool = False
+
+    @property
+    def distinct(self) -> int:
+        """Particles of the start that have descendants, over all populations."""
+        return sum(len(row.unique()) for row in self.ancestors)
+
+
+def anneal(
+    schedule: Schedule,
+    start: Callable[[int, torch.Generator], Tensor],
+    sizes: Sequence[int],
+    particles: int,
+    generators: Sequence[torch.Generator],
+    *,
+    resample: bool = True,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> Population:
+    """Independent populations over a frozen schedule: `sizes[s]` of them in shard s, each with
+    `particles` particles at the end.
+
+    `start(n, generator)` draws n particles of the start of the path. Populations move in batches of
+    about `BATCH_SIZE` particles; each process moves those of its own shards. `checkpoint` saves
+    every batch as a stage. An interrupt (Ctrl-C) of a single process, after the first batch,
+    returns the populations that are finished, marked partial.
+    """
+    starting = particles * schedule.crowd if resample else particles
+    at_once = max(1, BATCH_SIZE // starting)
+    rounds = -(-max(sizes) // at_once)
+
+    def batch(shard: int, done: int) -> tuple | None:
+        count = min(at_once, sizes[shard] - done)
+        if count <= 0:
+            return None
+        x = start(count * starting, generators[shard])
+        return schedule.carry(x.unflatten(0, (count, starting)), generators[shard], resample, bar)
+
+    finished: list[list[tuple | None]] = []
+    mine, partial = len(parallel.share(len(sizes))), False
+    hidden = not progress or parallel.rank() > 0
+    with tqdm(
+        total=rounds * mine * len(schedule.levels), desc="annealing", disable=hidden, leave=False
+    ) as bar:
+        try:
+            for done in range(0, rounds * at_once, at_once):
+
+                def all_shards(done: int = done) -> list[tuple | None]:
+                    return parallel.spread(
+                        lambda shard: batch(shard, done),
+                        generators,
+                        Codec(device=generators[0].device),
+                    )
+
+                stage = (
+                    all_shards()
+                    if checkpoint is None
+                    else checkpoint.stage(all_shards, generators=generators)
+                )
+                finished.append(stage)
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                checkpoint.freeze()
+            if not finished or parallel.size() > 1:
+                raise
+            partial = True
+    return _population([part for shard in zip(*finished, strict=True) for part in shard], partial)
+
+
+def _population(batches: Sequence[tuple | None], partial: bool) -> Population:
+    """The population of batches (`Schedule.carry`); None stands for an empty one."""
+    parts = [part for part in batches if part is not None]
+    columns = list(zip(*parts, strict=True))[:5]
+    counts = torch.tensor([part[5:] for part in parts], dtype=torch.float64)
+    acceptance, errors = counts[:, 0].mean().item(), counts[:, 1:].sum(0).long().tolist()
+    return Population(*map(torch.cat, columns), acceptance, *errors, partial)
