@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Real
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -72,15 +73,11 @@ class Energy(Refusals, nn.Module, ABC):
 
     # ---- facts, propagated from the leaves; None means unknown
 
-    @property
-    def event_shape(self) -> torch.Size:
-        """Shape of one x."""
-        return self._event_shape
-
-    @property
-    def support(self) -> sets.Constraint:
-        """Where the density may be non-zero; acts on whole events."""
-        return self._support
+    # read with each evaluation, so without a Python call
+    event_shape = property(attrgetter("_event_shape"), doc="Shape of one x.")
+    support = property(
+        attrgetter("_support"), doc="Where the density may be non-zero; acts on whole events."
+    )
 
     @property
     def log_z(self) -> Estimate | None:
@@ -172,7 +169,8 @@ class Energy(Refusals, nn.Module, ABC):
             else:
                 inside, safe = points.moved_inside(self._support, self._event_shape, x)
                 energy = torch.where(inside, super().__call__(safe), math.inf)
-            points.check_energies(self, energy, x, batch)
+            if energy.shape != batch:
+                raise points.wrong_shape(self, energy, x)
         except Exception as error:
             found = points.at_fault(self, x, error, Energy.__call__)
             if found is error:
@@ -200,7 +198,8 @@ class Energy(Refusals, nn.Module, ABC):
                 inside, safe = points.moved_inside(self._support, self._event_shape, x)
                 energy, gradient = self._value_and_grad(safe)
                 energy = torch.where(inside, energy, math.inf)
-            points.check_energies(self, energy, x, batch)
+            if energy.shape != batch:
+                raise points.wrong_shape(self, energy, x)
         except Exception as error:
             found = points.at_fault(self, x, error, Energy.value_and_grad)
             if found is error:

@@ -25,7 +25,7 @@ class Fingerprint:
 
     def __init__(self, tensors: Iterable[Tensor] = (), *, compare: bool = False) -> None:
         self._seen = [(tensor, tensor.detach(), tensor._version) for tensor in tensors]
-        few = compare and sum(tensor.numel() for tensor, *_ in self._seen) <= MAX_COMPARED
+        few = compare and sum([tensor.numel() for tensor, *_ in self._seen]) <= MAX_COMPARED
         self._numbers = [tensor.detach().clone() for tensor, *_ in self._seen] if few else []
 
     def matches(self, tensors: Iterable[Tensor]) -> bool:

@@ -89,14 +89,20 @@ def _(energy: Mixture) -> list[str]:
 
 @written.register
 def _(energy: Contrast, label: dict[int, str]) -> tuple[str, int]:
-    text = child(energy.wanted, label)
+    return _steps(energy, label)[-1]
+
+
+def _steps(energy: Contrast, label: dict[int, str]) -> list[tuple[str, int]]:
+    """The text of a, of a - b, of a - b - c, ..."""
+    steps = [child(energy.wanted, label)]
     for part, strength in zip(energy.parts[1:], energy.strengths, strict=True):
-        other = child(part, label)
+        text, other = steps[-1], child(part, label)
         if strength == 1:
             text = f"{wrap(text, MINUS)} - {wrap(other, MINUS + 1)}", MINUS
         else:
             text = f"poe.contrast({text[0]}, {other[0]}, strength={number(strength)})", ATOM
-    return text
+        steps.append(text)
+    return steps
 
 
 @roles.register
@@ -167,13 +173,16 @@ def factor(term: Term, label: dict[int, str], *, divided: bool = False) -> tuple
 
 
 @balances.register
-def _(energy: Mixture) -> str:
-    return "|"
+def _(energy: Mixture, label: dict[int, str]) -> list[tuple[str, list[str]]]:
+    return [("|", [child(part, label)[0] for part in energy.parts if part.log_z is None])]
 
 
 @balances.register
-def _(energy: Contrast) -> str:
-    return "-"
+def _(energy: Contrast, label: dict[int, str]) -> list[tuple[str, list[str]]]:
+    first, *later = [text for text, _ in _steps(energy, label)[:-1]]
+    left = [[first] if energy.wanted.log_z is None else [], *([text] for text in later)]
+    right = [[child(part, label)[0]] if part.log_z is None else [] for part in energy.parts[1:]]
+    return [("-", a + b) for a, b in reversed(list(zip(left, right, strict=True)))]
 
 
 @function_of.register

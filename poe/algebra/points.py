@@ -52,14 +52,14 @@ def all_move_inside(support: sets.Constraint, event_shape: torch.Size) -> bool:
     return anchor is not None and bool(sets.contains(support, anchor))
 
 
-def check_energies(energy: Any, found: Tensor, x: Tensor, batch: torch.Size) -> None:
-    """Raises ValueError where an evaluation does not give one number for each event."""
-    if found.shape != batch:
-        raise ValueError(
-            f"the energy {energy} returned shape {tuple(found.shape)} for x of shape "
-            f"{tuple(x.shape)}: forward must give one "
-            f"number for each event of shape {tuple(energy.event_shape)}, here {tuple(batch)}"
-        )
+def wrong_shape(energy: Any, found: Tensor, x: Tensor) -> ValueError:
+    """The error of an evaluation that does not give one number for each event."""
+    return ValueError(
+        f"the energy {energy} returned shape {tuple(found.shape)} for x of shape "
+        f"{tuple(x.shape)}: forward must give one "
+        f"number for each event of shape {tuple(energy.event_shape)}, here "
+        f"{tuple(batch_shape(energy, x))}"
+    )
 
 
 def at_fault(

@@ -71,7 +71,7 @@ class Product(Energy):
         parameters: Iterable[nn.Parameter | None] = itertools.repeat(None)
         if len(self.learnable):
             parameters = [None if slot is None else self.learnable[slot] for slot in self._slots]
-        fields = zip(self.parts, self.coefficients, parameters)  # noqa: B905
+        fields = zip(self.energies._modules.values(), self.coefficients, parameters)  # noqa: B905
         return tuple(map(tuple.__new__, itertools.repeat(Term), fields))  # Term(*fields), faster
 
     @property
@@ -128,8 +128,9 @@ class Product(Energy):
         return total, gradient
 
     @property
-    def _evaluated(self) -> list[Term]:
-        return [term for term in self.terms if term.coefficient]
+    def _evaluated(self) -> Sequence[Term]:
+        terms = self.terms
+        return terms if all(self.coefficients) else [term for term in terms if term.coefficient]
 
     @cached_property
     def _groups(self) -> tuple[Group, ...]:

@@ -26,10 +26,10 @@ def roles(energy: Any) -> list[str]:
 
 
 @singledispatch
-def balances(energy: Any) -> str | None:
-    """The sign of a composition in which the constants of its parts decide, `|` or `-`; None for
-    others."""
-    return None
+def balances(energy: Any, label: dict[int, str]) -> list[tuple[str, list[str]]]:
+    """Where the constants of parts decide: the sign, `|` or `-`, and the text of each side whose
+    log Z is unknown."""
+    return []
 
 
 @singledispatch
@@ -94,14 +94,12 @@ def caveats(energy: Any) -> list[str]:
     while stack:
         node = stack.pop()
         stack += node.parts
-        sign = balances(node)
-        unknown = [part for part in node.parts if part.log_z is None] if sign else []
-        if unknown:
-            parts = ", ".join(child(part, label)[0] for part in unknown)
-            notes[
-                f"`{sign}` rests on raw energies: log Z unknown for {parts}; poe.normalize "
-                "makes the balance mean what it says"
-            ] = None
+        for sign, unknown in balances(node, label):
+            if unknown:
+                notes[
+                    f"`{sign}` rests on raw energies: log Z unknown for {', '.join(unknown)}; "
+                    "poe.normalize makes the balance mean what it says"
+                ] = None
     return list(notes)
 
 
