@@ -1,1 +1,32 @@
 from __future__ import annotations
+
+import math
+
+import torch
+
+import poe
+from poe.diagnostics.weights import pareto_k, weight_ess
+from tests.poe.targets import Gauss
+
+
+def test_pareto_k_and_ess_of_weights_of_known_tail() -> None:
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for k in (0.3, 0.9):
+        assert abs(pareto_k(-k * u.log()) - k) < 0.15  # u ** -k has a Pareto tail of shape k
+    assert pareto_k(torch.zeros(100)) == -math.inf
+    assert (
+        pareto_k(u.clamp(max=0.5).log()) == -math.inf
+    )  # half of the weights are equal to the largest
+    assert pareto_k(torch.full((100,), -math.inf)) == math.inf
+    assert abs(weight_ess(torch.tensor([0.0, 0.0, -math.inf])) - 2) < 1e-9
+    assert weight_ess(torch.full((3,), -math.inf)) == 0
+
+
+def test_weights_that_tie_at_their_bound_have_no_tail() -> None:
+    start = Gauss(-1.0, d=1) | Gauss(2.0, d=1)
+    x = start.sample(4096, generator=torch.Generator().manual_seed(0))
+    weights = start(x) - poe.contrast(start, Gauss(0.0, 0.1, d=1))(
+        x
+    )  # at most 0, and 0 to rounding far from the unwanted part
+    assert weights.max() <= 1e-6 and int((weights > -1e-6).sum()) > 1000
+    assert pareto_k(weights) == -math.inf
