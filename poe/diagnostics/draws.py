@@ -47,8 +47,8 @@ class Draws:
         partial: whether the run was interrupted before all draws were there.
         target: the composition itself, for pictures of its density; None where it is not known, as
             after `load`. Not saved.
-        agreement: how the posteriors of `poe.combine` agree (`poe.sampling.agreement`); None for other
-            compositions.
+        agreement: how the posteriors of `poe.combine` agree (`poe.sampling.agreement`); None for
+            other compositions.
     """
 
     x: Tensor
