@@ -5,14 +5,13 @@ Both draw pictures by the same map, `Generator`: with u = (z, ε) standard norma
 
     x = g(u) = mean(z) + scale ∘ ε,        p_g(x) = ∫ N(z; 0, 1) N(x; mean(z), diag(scale²)) dz,
 
-mean a network (`Decoder`), scale one positive number a pixel. So an energy on pictures is one on u,
-`energy @ model.generator`, and
+mean a network (`Decoder`), scale one positive number a pixel. An energy on pictures becomes one on
+u, `energy @ model.generator`, and
 
-    model.prior & energy @ model.generator        has pictures g(u) with the density p_g(x)
-    exp(-E(x)) / Z,
+    model.prior & energy @ model.generator        has pictures g(u) of density p_g(x) exp(-E(x)) / Z
 
-exactly, whatever the network: a constraint or a classifier on what a generator draws, with no
-density of it needed.
+exactly, whatever the network: a constraint or a classifier on what a generator draws, without its
+density.
 
 | expert | on | energy in nats | draws |
 |-----------------|----------|-------------------------------------------------------------|----------------------------------|

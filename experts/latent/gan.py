@@ -21,8 +21,9 @@ class Discriminator(Locked, Energy):
     """E(x) = -logit D(x), logit D = limit·tanh(f(x) / limit), f a network: a factor that is large
     where D takes x for data.
 
-    Where D is optimal, exp(-E) = p_data / p_g. It says nothing of where p_g is: multiply it by what
-    has mass there. With |E| <= limit it is bounded and improper, and leaves a proper factor proper.
+    Where D is optimal, exp(-E) = p_data / p_g. It does not know where p_g has mass: multiply it by
+    a factor that does. With |E| <= limit it is bounded and improper; a product with a proper factor
+    is proper.
 
     Arguments:
         network: takes (n, pixels) and returns f, (n, 1); None builds a multilayer perceptron of
@@ -68,7 +69,7 @@ class Discriminator(Locked, Energy):
         found = self.network(x.reshape(math.prod(batch), self.event_shape.numel()))
         if found.numel() != math.prod(batch):
             raise ValueError(
-                f"the network of {self} gives one number for each x, (n, 1), and not "
+                f"the network of {self} must return one number for each x, (n, 1), not "
                 f"{tuple(found.shape)}"
             )
         found = found.reshape(batch)
@@ -89,8 +90,8 @@ class Discriminator(Locked, Energy):
     def config(self) -> dict[str, Any]:
         if not self._own:
             raise TypeError(
-                f"{self} wraps a network object, which no file describes: store its weights, and "
-                "wrap it again after loading them"
+                f"{self} wraps a network object, which files do not describe: store its weights, "
+                "and wrap it again after loading them"
             )
         return self._config
 
@@ -167,7 +168,7 @@ class GAN(Latent):
 
     @property
     def latent(self) -> GAN:
-        """This energy itself, beside `discriminator`, which is on pictures."""
+        """This energy itself; `discriminator` is on pictures."""
         return self
 
     @property

@@ -15,7 +15,7 @@ from poe.algebra.energy import Estimate
 from poe.registry import register
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-ROWS = 1 << 16  # latent points that are decoded at once where no gradient is asked for
+MAX_DECODED = 1 << 16  # latent points in one call of the decoder, where no gradient is needed
 
 
 class PerPoint(NamedTuple):
@@ -158,7 +158,7 @@ class VAE(Latent):
             )
         batch = x.shape[: x.ndim - len(self.event_shape)]
         rows, logs = x.reshape(-1, *self.event_shape), []
-        for chunk in rows.split(max(1, ROWS // samples)):
+        for chunk in rows.split(max(1, MAX_DECODED // samples)):
             shape = (len(chunk), samples, self.noise.shape[-1])
             logs.append(
                 self.log_weights(
@@ -168,11 +168,11 @@ class VAE(Latent):
         log_w = torch.cat(logs) if logs else rows.new_empty(0, samples, dtype=torch.float64)
         total = log_w.logsumexp(-1, keepdim=True)
         share = (log_w - total).exp()
-        rest = torch.log1p(-share).mean(-1)  # log Σ without the k-th, less log Σ
+        left_out = torch.log1p(-share).mean(-1)  # log Σ without the k-th, less log Σ
         value = (
             total.squeeze(-1)
             - math.log(samples)
-            - (samples - 1) * (rest + math.log(samples / (samples - 1)))
+            - (samples - 1) * (left_out + math.log(samples / (samples - 1)))
         )
         error = (share.square().sum(-1) - 1 / samples).clamp(min=0).sqrt()
         return PerPoint(value.reshape(batch).to(x), error.reshape(batch).to(x))
@@ -181,11 +181,10 @@ class VAE(Latent):
     def gap(
         self, x: Tensor, *, samples: int = 4096, generator: torch.Generator | None = None
     ) -> PerPoint:
-        """E(x) + log p(x), what the bound loses at each x, in nats: E against the `evidence` by
+        """E(x) + log p(x), the gap of the bound at each x, in nats: E against the `evidence` by
         many more points of z.
 
-        It is positive in expectation over the fixed vectors ε; at one x they may have been lucky
-        and the gap negative.
+        It is positive in expectation over the fixed vectors ε; at a single x it may be negative.
         """
         value, error = self.evidence(x, samples=samples, generator=generator)
         return PerPoint(value + self(x), error)
@@ -202,9 +201,9 @@ class VAE(Latent):
         """
         if draws < 2:
             raise ValueError(f"Z is estimated from two draws or more, not {draws}")
-        logs, most = [], max(1, ROWS // len(self.noise))
-        for first in range(0, draws, most):
-            u = self.prior.sample(min(most, draws - first), generator=generator)
+        logs, batch = [], max(1, MAX_DECODED // len(self.noise))
+        for first in range(0, draws, batch):
+            u = self.prior.sample(min(batch, draws - first), generator=generator)
             x, z = self.decode(u), u[..., : self.noise.shape[-1]]
             mean, factor = self.posterior(x)
             back = torch.linalg.solve_triangular(
@@ -219,8 +218,8 @@ class VAE(Latent):
 
     @contextlib.contextmanager
     def training_mode(self) -> Iterator[Self]:
-        """Inside, dropout is on, and what was measured of Z is forgotten; after, the expert is in
-        eval mode again."""
+        """Inside, dropout is on and the measured log Z is discarded; after, the expert is in eval
+        mode again."""
         self._log_z = None
         with super().training_mode() as inside:
             yield inside
@@ -240,12 +239,12 @@ class VAE(Latent):
         return True
 
     def __repr__(self) -> str:
-        said = (
+        bound = (
             f"  bound        E(x) >= -log p(x), on average over {len(self.noise)} fixed points "
             "of z; gap(x) estimates by how much"
         )
-        first, *rest = super().__repr__().splitlines()
-        return "\n".join([first, said, *rest])
+        first, *others = super().__repr__().splitlines()
+        return "\n".join([first, bound, *others])
 
     def config(self) -> dict[str, Any]:
         return self._config | {"log_z": None if self._log_z is None else list(self._log_z)}

@@ -38,8 +38,8 @@ class NoiseConditional(Energy):
     energies on the same network, one object for each (concept, sigma), and products and mixtures of
     them evaluate it once, on one batch (`fused`). Only the unconditional energy takes a context.
 
-    What is said of log Z of compositions is that of the densities that the energies stand for
-    (`experts.noise.guidance`): the integral of exp(-E) as it stands differs by a constant of the
+    log Z of compositions is that of the densities that the energies stand for
+    (`experts.noise.guidance`): log of the integral of exp(-E) differs from it by a constant of the
     network.
 
     Raises ValueError for a concept that the network does not know, and for a level outside
@@ -70,14 +70,12 @@ class NoiseConditional(Energy):
                 f"the lowest, not {sigma}"
             )
         super().__init__(network.event_shape, name=name)
-        self.network, self.concept, self.sigma = (
-            network,
-            concept,
-            float(low if sigma is None else sigma),
-        )
+        self.network, self.concept = network, concept
+        self.sigma = float(low if sigma is None else sigma)
         self._scored = False
         self._index = None if concept is None else network.concepts.index(concept)
-        self._family: dict[tuple[str | None, float, bool], NoiseConditional] = {
+        # one object for each concept, level and kind of gradient, so that products merge them
+        self._siblings: dict[tuple[str | None, float, bool], NoiseConditional] = {
             (concept, self.sigma, False): self
         }
 
@@ -88,8 +86,8 @@ class NoiseConditional(Energy):
 
     @property
     def rough_below(self) -> float:
-        """The level of noise, in units of x, below which energies of concepts are too rough to be
-        compared."""
+        """The level of noise, in units of x, below which energies of concepts are too inaccurate to
+        be compared."""
         return self.network.rough_below
 
     @property
@@ -101,7 +99,7 @@ class NoiseConditional(Energy):
     def scored(self) -> NoiseConditional:
         """The same energy, but with minus the score, (x - D - Δ_c) / σ², where `value_and_grad` has
         a gradient."""
-        return self._other(self.concept, self.sigma, scored=True)
+        return self._sibling(self.concept, self.sigma, scored=True)
 
     def guidance(self, target: Energy) -> Guidance | None:
         """How particles of a composition follow scores (`experts.noise.guidance`)."""
@@ -130,17 +128,17 @@ class NoiseConditional(Energy):
                 f"a concept is a name, not {context!r}; poe.conjunction makes the product of "
                 "several"
             )
-        return self._other(context, self.sigma, self._scored)
+        return self._sibling(context, self.sigma, self._scored)
 
     def at(self, sigma: float) -> NoiseConditional:
         """The energy at level sigma (units of x); at 0, and at the lowest level, the target's."""
-        return self._other(
+        return self._sibling(
             self.concept, checked_level(self, sigma) or self.sigma_range[0], self._scored
         )
 
-    def _other(self, concept: str | None, sigma: float, scored: bool) -> NoiseConditional:
+    def _sibling(self, concept: str | None, sigma: float, scored: bool) -> NoiseConditional:
         key = concept, sigma, scored
-        if key not in self._family:
+        if key not in self._siblings:
             stem = None if self.name is None else self.name.rpartition(".")[0]
             energy = NoiseConditional(
                 self.network,
@@ -148,9 +146,10 @@ class NoiseConditional(Energy):
                 sigma=sigma,
                 name=f"{stem}.{concept or 'any'}" if stem else None,
             )
-            energy.training, energy._family, energy._scored = self.training, self._family, scored
-            self._family[key] = energy
-        return self._family[key]
+            energy.training, energy._scored = self.training, scored
+            energy._siblings = self._siblings
+            self._siblings[key] = energy
+        return self._siblings[key]
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self.fused([self], x)[0]
@@ -200,7 +199,7 @@ class NoiseConditional(Energy):
         self, rows: Tensor, sigma: float, scored: bool, concepts: set[int | None]
     ) -> dict[int | None, tuple[Tensor, Tensor]]:
         """Values and gradients at one level: of the unconditional energy (None), and of concepts by
-        their places."""
+        their indices."""
         if scored:
             return self._by_scores(rows, sigma, concepts)
         level = rows.new_full((len(rows),), sigma)
@@ -250,7 +249,7 @@ class NoiseConditional(Energy):
 
 
 def _by_level(energies: Sequence[NoiseConditional]) -> dict[tuple[float, bool], set[int | None]]:
-    """The places of the concepts that are asked for at each level of noise, by gradient or score;
+    """The indices of the concepts that are asked for at each level of noise, by gradient or score;
     None for no concept."""
     asked: dict[tuple[float, bool], set[int | None]] = {}
     for energy in energies:

@@ -23,9 +23,9 @@ def concept_denoising(
 ) -> tuple[Tensor, Tensor]:
     # (n, *event), (n, *event), (n), (n, m) -> (n), (n)
     """`denoising`, and what concepts save of it, λ_σ (‖D + Δ_c - x₀‖² - ‖D - x₀‖²) / nσ² as a mean
-    over m concepts c of each picture, places in `network.concepts`: the regression of Δ_c on the
-    data, whose gradient leaves D to the first, but not the features of f.
-    The classifier stays as it is: `concept_matching` fits it.
+    over m concepts c of each picture, indices into `network.concepts`: the regression of Δ_c on the
+    data. Its gradient does not change D, but the features of f. The classifier is left as it is:
+    `concept_matching` fits it.
 
     Raises ValueError for a network without concepts.
     """
@@ -53,7 +53,7 @@ def concept_matching(network: ConceptNetwork, x: Tensor, sigma: Tensor, truth: T
     # (n, *event), (n), (n, factors) -> (n)
     """-Σ log p(c | x; σ) over the factors, the cross-entropy of noised pictures, in nats.
 
-    `truth` has the place of the value of each factor among its values; for a single name 0 where it
+    `truth` has the index of the value of each factor among its values; for a single name 0 where it
     is present and 1 where it is not.
     """
     chosen = [

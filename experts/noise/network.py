@@ -29,7 +29,7 @@ class ConceptNetwork(nn.Module):
         embedding: size of the embedding of σ.
         loc, spread: about the mean and the standard deviation of the data, in units of x.
         rough_below: the level of noise, in units of x, below which differences between energies of
-            concepts are known to be too inaccurate for weights (`bench_guidance.py`); 0 where
+            concepts are known to be too inaccurate for weights (`experts.noise.guidance`); 0 where
             they never are.
     """
 
@@ -127,7 +127,8 @@ class ConceptNetwork(nn.Module):
         """Δ_c in units of x, from the log ratio of the concept at x in nats (`log_ratios`);
         `concept` is an index into `concepts`."""
         absent = 1 - (log_ratio + self.log_prior[concept]).exp()
-        return self.spread * absent[:, None, None, None] * self.guide(features, concept)  # type: ignore[misc]
+        assert self.guide is not None
+        return self.spread * absent[:, None, None, None] * self.guide(features, concept)
 
     def log_ratios(self, x: Tensor, sigma: Tensor) -> Tensor:  # (n, *event), (n) -> (n, concepts)
         """log p(c | x; σ) - log p(c) in nats, by which each concept lowers the energy."""
