@@ -90,14 +90,14 @@ class Step(NamedTuple):
 @dataclass(frozen=True)
 class ReverseDiffusion:
     """How particles go down levels of noise: by a schedule from a normal to the noisiest level,
-    then by `steps`. `crowd` times as many start as arrive, and stay so many for the first `crowded`
+    then by `steps`. `oversampling` times as many start as arrive, for the first `oversampled_steps`
     steps."""
 
     path: NoisePath
     approach: Schedule
     steps: tuple[Step, ...]
-    crowd: int = 1
-    crowded: int = 0
+    oversampling: int = 1
+    oversampled_steps: int = 0
 
     @property
     def levels(self) -> tuple[Any, ...]:
@@ -119,9 +119,9 @@ class ReverseDiffusion:
             for step in self.steps
         ]
         return (
-            self.approach.gradients * self.crowd
+            self.approach.gradients * self.oversampling
             + sum(each)
-            + (self.crowd - 1) * sum(each[: self.crowded])
+            + (self.oversampling - 1) * sum(each[: self.oversampled_steps])
         )
 
     @property
@@ -135,28 +135,29 @@ class ReverseDiffusion:
 
     def refined(self, times: int) -> ReverseDiffusion:
         """The same with each step cut into `times`, all moved by the kernel of its end."""
-        steps, crowded = [], 0
+        steps, oversampled = [], 0
         for index, (before, step) in enumerate(zip(self.sigmas, self.steps, strict=False)):
             if step.sigma > 0:
                 between = (before * (step.sigma / before) ** (i / times) for i in range(1, times))
                 steps += [step._replace(sigma=sigma) for sigma in between]
             steps.append(step)
-            crowded = len(steps) if index < self.crowded else crowded
+            oversampled = len(steps) if index < self.oversampled_steps else oversampled
         return replace(
-            self, approach=self.approach.refined(times), steps=tuple(steps), crowded=crowded
+            self,
+            approach=self.approach.refined(times),
+            steps=tuple(steps),
+            oversampled_steps=oversampled,
         )
 
-    def carry(self, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
-        """Populations (r, n, *event) to the target, as the fields of `Population`; n / `crowd` of
-        each arrive if they are resampled."""
-        x, _, logs, log_ratio, ancestors, acceptance, nonfinite, divergent = self.approach.carry(
-            x, generator, resample, bar
-        )
-        # the approach has counted the weights, which the steps go on with
+    def propagate(self, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
+        """Populations (r, n, *event) to the target, as the fields of `Population`; of each, n /
+        `oversampling` arrive if they are resampled."""
+        begun = self.approach.propagate(x, generator, resample, bar)
+        x, _, logs, log_ratio, ancestors, acceptance, nonfinite, divergent = begun
+        # the approach has counted the log weights, and the steps count them again
         log_ratio = log_ratio - logs.logsumexp(1) + math.log(x.shape[1])
         log_ratio = log_ratio - self.path.mass
-        sigmas, arriving = self.sigmas, x.shape[1] // self.crowd
-        accepted = [acceptance]
+        sigmas, arriving, infos = self.sigmas, x.shape[1] // self.oversampling, []
         particles = Particles.at(self.path.level(sigmas[0])[0], x)
         for index, (sigma, step) in enumerate(zip(sigmas, self.steps, strict=False)):
             particles, increment = step_down(self.path, particles, sigma, step.sigma, generator)
@@ -168,18 +169,18 @@ class ReverseDiffusion:
                     generator,
                     always=index == len(self.steps) - 1,
                     below=RESAMPLE_THRESHOLD if self.path.follows_scores else 0.5,
-                    count=arriving if index == self.crowded - 1 else None,
+                    count=arriving if index == self.oversampled_steps - 1 else None,
                 )
                 particles, log_ratio = particles.taken(order), log_ratio + gained
                 ancestors = ancestors.gather(1, order)
-            particles, infos = moved(self.path, particles, step, generator)
-            accepted += [info.acceptance.mean().item() for info in infos]
-            nonfinite += sum(int(info.nonfinite.sum()) for info in infos)
-            divergent += sum(int(info.divergent.sum()) for info in infos)
+            particles, seen = moved(self.path, particles, step, generator)
+            infos += seen
             bar.update()
         log_ratio = log_ratio + logs.logsumexp(1) - math.log(logs.shape[1])
-        acceptance = sum(accepted) / len(accepted)
-        counts = acceptance, nonfinite, divergent
+        accepted = [acceptance, *(info.acceptance.mean().item() for info in infos)]
+        nonfinite += sum(int(info.nonfinite.sum()) for info in infos)
+        divergent += sum(int(info.divergent.sum()) for info in infos)
+        counts = sum(accepted) / len(accepted), nonfinite, divergent
         return particles.x, particles.energy, logs, log_ratio, ancestors, *counts
 
     def back(self, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)

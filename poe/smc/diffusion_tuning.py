@@ -143,18 +143,18 @@ def tune_diffusion(
     spent = first.gradients + CENTRE_STEPS * CENTRE_POINTS
     spent += (schedule.gradients - first.schedule.gradients) * PILOT_PARTICLES
     if path.follows_scores:
-        schedule = _crowded(schedule, search.shares)
+        schedule = _oversampled(schedule, search.shares)
     return TunedSchedule(schedule, search.particles.x, search.log_ratio, float(spent))
 
 
-def _crowded(schedule: ReverseDiffusion, shares: list[float]) -> ReverseDiffusion:
+def _oversampled(schedule: ReverseDiffusion, shares: list[float]) -> ReverseDiffusion:
     """The schedule with more particles at its start, by the shares of effective ones after each
     step."""
     last = next(i for i, share in enumerate(shares) if shares[-1] >= SETTLED_ESS_SHARE * share)
-    twice = replace(schedule, crowd=2, crowded=last + 1)
+    twice = replace(schedule, oversampling=2, oversampled_steps=last + 1)
     extra = twice.gradients - schedule.gradients
     most = 1 + (MAX_COST_FACTOR - 1) * schedule.gradients // extra
-    return replace(twice, crowd=min(math.ceil(1 / shares[last]), most))
+    return replace(twice, oversampling=min(math.ceil(1 / shares[last]), most))
 
 
 def _tuned(

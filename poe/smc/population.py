@@ -58,7 +58,7 @@ def anneal(
     every batch as a stage. An interrupt (Ctrl-C) of a single process, after the first batch,
     returns the populations that are finished, marked partial.
     """
-    starting = particles * schedule.crowd if resample else particles
+    starting = particles * schedule.oversampling if resample else particles
     at_once = max(1, BATCH_SIZE // starting)
     rounds = -(-max(sizes) // at_once)
 
@@ -67,7 +67,9 @@ def anneal(
         if count <= 0:
             return None
         x = start(count * starting, generators[shard])
-        return schedule.carry(x.unflatten(0, (count, starting)), generators[shard], resample, bar)
+        return schedule.propagate(
+            x.unflatten(0, (count, starting)), generators[shard], resample, bar
+        )
 
     finished: list[list[tuple | None]] = []
     mine, partial = len(parallel.share(len(sizes))), False
@@ -101,7 +103,7 @@ def anneal(
 
 
 def _population(batches: Sequence[tuple | None], partial: bool) -> Population:
-    """The population of batches (`Schedule.carry`); None stands for an empty one."""
+    """The population of batches (`Schedule.propagate`); None stands for an empty one."""
     parts = [part for part in batches if part is not None]
     columns = list(zip(*parts, strict=True))[:5]
     counts = torch.tensor([part[5:] for part in parts], dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Schedules of annealing: the levels of a path, and how a population of particles moves along
 them.
 
-With E_β the path's energies and U = E_0 - E_1 on the geometric path, particles carry weights
+With E_β the path's energies and U = E_0 - E_1 on the geometric path, particles propagate weights
 
     log w ← log w + (β_k - β_{k-1}) U(x_{k-1}),     x_k drawn from a kernel that leaves p_{β_k}
     invariant,
@@ -47,7 +47,7 @@ class Schedule:
 
     path: Path
     levels: tuple[Level, ...]
-    crowd: ClassVar[int] = 1  # particles at the start for each one at the end
+    oversampling: ClassVar[int] = 1  # particles at the start for each one at the end
 
     @property
     def gradients(self) -> int:
@@ -93,7 +93,7 @@ class Schedule:
             ] + [level]
         return Schedule(self.path, tuple(levels))
 
-    def carry(self, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
+    def propagate(self, x: Tensor, generator: torch.Generator, resample: bool, bar: Any) -> tuple:
         """Populations (r, n, *event) of the start through all levels, as the fields of
         `Population`."""
         (populations, n), segment, pair = x.shape[:2], None, None

@@ -54,7 +54,7 @@ def main() -> None:
     two = poe.conjunction(prior, [prior.given(concept) for concept in CONCEPTS[:2]])  # type: ignore[operator]
     generators = streams(0, 2, torch.device("cpu"))
     schedule = replace(
-        tune_diffusion(NoisePath.to(two, generators[0]), generators[0]).schedule, crowd=1
+        tune_diffusion(NoisePath.to(two, generators[0]), generators[0]).schedule, oversampling=1
     )
     x = torch.randn(1, 64, *two.event_shape)
     bare = in_turns([lambda: scored(two).value_and_grad(x), lambda: two.value_and_grad(x)], turns=9)

@@ -21,8 +21,8 @@ from poe.smc.resampling import estimate
 from tests.poe.smc.noised import EVERY, FIRST, LAST, SIGMA, Points, Scores, corners, nearest
 
 
-@pytest.mark.parametrize("crowd", [1, 4])
-def test_weights_are_unbiased_and_bounded_from_both_sides(crowd):
+@pytest.mark.parametrize("oversampling", [1, 4])
+def test_weights_are_unbiased_and_bounded_from_both_sides(oversampling):
     """E[Z] = 1 over few populations of few particles, with one move a level, of which four times as
     many may set out; the way back has mean 1/Z."""
     target = Points(torch.tensor([[2.0, 0.0], [-1.0, 1.0], [0.0, -3.0]])) & Points(
@@ -34,8 +34,10 @@ def test_weights_are_unbiased_and_bounded_from_both_sides(crowd):
     )
     generators = streams(3, 3, torch.device("cpu"))
     schedule = tune_diffusion(NoisePath.to(target, generators[0]), generators[0]).schedule
-    schedule = replace(schedule, crowd=crowd, crowded=len(schedule.steps) // 2)
-    assert schedule.refined(3).crowded == 3 * schedule.crowded
+    schedule = replace(
+        schedule, oversampling=oversampling, oversampled_steps=len(schedule.steps) // 2
+    )
+    assert schedule.refined(3).oversampled_steps == 3 * schedule.oversampled_steps
     moved = anneal(
         schedule,
         lambda n, g: schedule.path.start.sample(n, generator=g),
@@ -47,7 +49,7 @@ def test_weights_are_unbiased_and_bounded_from_both_sides(crowd):
         300,
         32,
     )
-    assert 20 * crowd < int(moved.ancestors.max()) < 32 * crowd
+    assert 20 * oversampling < int(moved.ancestors.max()) < 32 * oversampling
     found = estimate(moved.log_ratio)
     assert abs(found.value - log_z) < 4 * found.standard_error and found.standard_error < 0.05
     mode = torch.cdist(moved.x.reshape(-1, 2), torch.tensor([[2.0, 0.0], [-1.0, 1.0]])).argmin(1)

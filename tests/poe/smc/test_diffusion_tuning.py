@@ -39,10 +39,13 @@ def test_more_particles_start_where_weights_leave_few():
         tune_diffusion(NoisePath.to(energy, generator), generator).schedule
         for energy in (one, target)
     )
-    assert alone.crowd == 1 and len(alone.steps) == len(common.steps)
+    assert alone.oversampling == 1 and len(alone.steps) == len(common.steps)
     assert (
-        common.crowd > 1 and common.steps[common.crowded - 1].sigma > 1
+        common.oversampling > 1 and common.steps[common.oversampled_steps - 1].sigma > 1
     )  # points are about √128 apart
-    assert common.gradients <= diffusion_tuning.MAX_COST_FACTOR * replace(common, crowd=1).gradients
+    assert (
+        common.gradients
+        <= diffusion_tuning.MAX_COST_FACTOR * replace(common, oversampling=1).gradients
+    )
     draws = poe.sample(target, 200, seed=0)
     assert draws.trusted and set(nearest(draws.x).tolist()) == {0}
