@@ -1,5 +1,5 @@
-"""What a composition's log-density gains along a step of reverse diffusion: of one expert by its
-score, of all others against it.
+"""The change of a composition's log-density along a step of reverse diffusion: of one expert by its
+score, of all others relative to it.
 
 Let p_k be the density of data under noise σ_k, q(x | x') = N(x; x', δ) what takes it back to level
 k - 1, δ = σ²_{k-1} - σ²_k, and r the reverse of q. By Bayes' rule p_{k-1}(x) r(x' | x) = p_k(x')
@@ -97,7 +97,7 @@ class Guidance:
 
     @property
     def reference(self) -> Energy | None:
-        """The expert whose gains follow from its score, at the noisiest level; None where that is
+        """The expert whose change follows from its score, at the noisiest level; None where that is
         the gradient of its energy."""
         return self.level(max(noise_range(self.target))).reference if self.follows_scores else None
 
@@ -141,8 +141,8 @@ class GuidedLevel(Energy):
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # (*batch, *event) -> (*batch), (*batch, *event), (*batch, k), (*batch, *event)
-        """Energy and gradient, and what `gain` needs: the energies of the experts, and the gradient
-        of the reference."""
+        """Energy and gradient, and what `log_density_change` needs: the energies of the experts,
+        and the gradient of the reference."""
         evaluated = together_with_gradients(self._experts, x.detach())
         known = dict(zip(map(id, self._experts), evaluated, strict=True))
 
@@ -154,16 +154,18 @@ class GuidedLevel(Energy):
         values = torch.stack([known[id(expert)][0] for expert in self._experts], -1)
         return energy, torch.where(void, 0, gradient), values, known[id(self.reference)][1]
 
-    def gain(self, lower: GuidedLevel, high: Any, low: Any) -> Tensor:  # -> (*batch)
+    def log_density_change(self, lower: GuidedLevel, high: Any, low: Any) -> Tensor:  # -> (*batch)
         """log p_k(x') - log p_{k-1}(x) in nats, from this level at the particles `high` to a lower
         one at `low`: both have x and `memory`, the last two of `evaluate`."""
         (values, slope), (values_there, _) = high.memory, low.memory
-        gained = _reversal(self.reference, lower.reference, low.x - high.x, slope)
-        return gained - (lower.relative(values_there, low.x) - self.relative(values, high.x))
+        change = _reversal(self.reference, lower.reference, low.x - high.x, slope)
+        return change - (lower.relative(values_there, low.x) - self.relative(values, high.x))
 
-    def remainder(self, lower: GuidedLevel, high: Any, low: Any) -> Tensor | None:  # -> (*batch)
-        """The log weight of a step to a level at which energies are too rough: what experts without
-        noise gain. None at other levels."""
+    def unnoised_log_weight(
+        self, lower: GuidedLevel, high: Any, low: Any
+    ) -> Tensor | None:  # -> (*batch)
+        """The log weight of a step to a level at which energies are too rough: that of experts
+        without noise. None at other levels."""
         if lower.sigma >= self.rough_below:
             return None
         nothing = torch.zeros_like(high.memory[0])
@@ -219,7 +221,7 @@ def _experts(energy: Energy) -> list[Energy]:
 
 @singledispatch
 def _diffuses(energy: Energy, spread: float) -> bool:
-    """Whether gains of an energy at one level follow from scores; `spread` in units of x."""
+    """Whether changes of an energy at one level follow from scores; `spread` in units of x."""
     if not energy.can(NoiseConditional):
         return not energy.parts  # a mixture or pullback is no single diffusion
     return energy.growth is not None and math.isclose(energy.growth, 0.5 / spread**2, rel_tol=1e-6)
@@ -264,7 +266,7 @@ def _(energy: Contrast, expert: Callable[[Energy], Values]) -> Values:
 
 @singledispatch
 def _reference(energy: Energy) -> Energy | None:
-    """The expert whose gains follow from its score."""
+    """The expert whose change follows from its score."""
     return energy if energy.can(NoiseConditional) else None
 
 

@@ -18,8 +18,9 @@ neither: the weights correct that, and Metropolis moves at each level separate r
 Where δ is not positive, particles stay and log w = E_{k-1}(x) - E_k(x).
 
 In many dimensions the energies of a network can be too inaccurate for these weights. An expert that
-states so (`poe.algebra.capabilities.Guided`) gives the gradients that particles follow and what
-log p gains along a step; draws are then of the densities behind the scores, and the report says it.
+states so (`poe.algebra.capabilities.Guided`) gives the gradients that particles follow and the
+change of log p along a step; draws are then of the densities behind the scores, and the report
+says it.
 
 References: Del Moral, Doucet and Jasra 2006, J. R. Statist. Soc. B 68(3) (weights on pairs, section
 3.3); Ho, Jain and Abbeel 2020, NeurIPS (v); Wu, Trippe, Naesseth, Blei and Cunningham 2023,
@@ -164,14 +165,14 @@ class ReverseDiffusion:
             nonfinite += int(increment.isnan().sum())
             logs = logs + torch.where(increment.isnan(), -math.inf, increment)
             if resample:
-                order, logs, gained = resampled(
+                order, logs, increase = resampled(
                     logs,
                     generator,
                     always=index == len(self.steps) - 1,
                     below=RESAMPLE_THRESHOLD if self.path.follows_scores else 0.5,
                     count=arriving if index == self.oversampled_steps - 1 else None,
                 )
-                particles, log_ratio = particles.taken(order), log_ratio + gained
+                particles, log_ratio = particles.taken(order), log_ratio + increase
                 ancestors = ancestors.gather(1, order)
             particles, seen = moved(self.path, particles, step, generator)
             infos += seen
@@ -247,9 +248,10 @@ def _log_weight(
     if path.guidance is not None:  # moves lose what it keeps
         high = high if high.memory else Particles.at(upper, high.x)
         low = low if low.memory else Particles.at(lower, low.x)
-    logs = upper.remainder(lower, high, low)
+    logs = upper.unnoised_log_weight(lower, high, low)
     if logs is None and drop > 0:
-        logs = _with_reversal(upper.gain(lower, high, low), path, high, low, sigma, to)
+        change = upper.log_density_change(lower, high, low)
+        logs = _with_reversal(change, path, high, low, sigma, to)
     elif logs is None:
         logs = high.energy.double() - low.energy.double()
     failed = low.energy.isnan() | low.gradient.flatten(low.energy.ndim).isnan().any(-1)
@@ -257,9 +259,9 @@ def _log_weight(
 
 
 def _with_reversal(
-    gain: Tensor, path: NoisePath, high: Particles, low: Particles, sigma: float, to: float
+    change: Tensor, path: NoisePath, high: Particles, low: Particles, sigma: float, to: float
 ) -> Tensor:  # (*batch) -> (*batch)
-    """gain + log N(x; x', δ) - log N(x'; x - δ g, v)."""
+    """change + log N(x; x', δ) - log N(x'; x - δ g, v)."""
     above, below, drop = path.level(sigma)[1], path.level(to)[1], _variance(path, sigma, to)
     assert above is not None and below is not None
     event = high.energy.ndim
@@ -267,5 +269,5 @@ def _with_reversal(
     squares = [part.double().square().flatten(event).sum(-1) for part in (away, ahead)]
     d, variance = high.x.shape[event:].numel(), (below / above) ** 2 * drop
     return (
-        gain - squares[0] / (2 * drop) + squares[1] / (2 * variance) + d * math.log(below / above)
+        change - squares[0] / (2 * drop) + squares[1] / (2 * variance) + d * math.log(below / above)
     )

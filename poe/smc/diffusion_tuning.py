@@ -29,7 +29,7 @@ PILOT_PARTICLES = 64
 MAX_MOVES, MAX_LAST_MOVES = 2, 32  # Metropolis moves of a level, and of the target
 MIN_STRIDE, MAX_STRIDE = 0.005, 0.2  # of log σ from one level to the next
 MAX_GUIDED_STRIDE = 0.06  # where particles follow scores and no Metropolis moves correct a step
-MIN_ESS_SHARE, GROW_ESS_SHARE = 0.8, 0.92  # a shorter share repeats a step, a larger one lengthens
+MIN_ESS_SHARE, GROW_ESS_SHARE = 0.8, 0.92  # below, a step is repeated; above, the next is longer
 # where particles follow scores, more start, up to the first step after which at least this share of
 # the effective particles stays effective
 SETTLED_ESS_SHARE = 0.7
@@ -49,8 +49,8 @@ class _Search:
     stride: float
     steps: list[Step] = field(default_factory=list)
     log_weights: Tensor | None = None
-    worn: float = 1.0  # share of effective particles, were none resampled since the last time
-    shares: list[float] = field(default_factory=list)  # of effective particles after each step
+    survival: float = 1.0  # product of the shares of effective particles at each resampling
+    shares: list[float] = field(default_factory=list)  # `survival` after each step
 
     def advance(self) -> None:
         """To the next level, as far as `MIN_ESS_SHARE` of the particles stay effective; where
@@ -68,12 +68,12 @@ class _Search:
         if share > GROW_ESS_SHARE:
             longest = MAX_GUIDED_STRIDE if guided else MAX_STRIDE
             self.stride = min(longest, 1.3 * self.stride)
-        self.shares.append(self.worn * share)
-        order, logs, gained = resampled(
+        self.shares.append(self.survival * share)
+        order, logs, increase = resampled(
             weighed, self.generator, always=aim == 0 or not guided, below=RESAMPLE_THRESHOLD
         )
-        self.worn *= share if not logs.any() else 1.0
-        self.log_ratio += float(gained)
+        self.survival *= share if not logs.any() else 1.0
+        self.log_ratio += float(increase)
         self.log_weights = logs
         step, self.particles = _tuned(
             self.path, aim, particles.picked(order[0]), self.kernel, self.generator

@@ -61,14 +61,14 @@ class PlainLevel:
         """Energy and gradient; further tensors (*batch, ...) go to the `memory` of particles."""
         return self.energy.value_and_grad(x)
 
-    def gain(self, lower: Any, high: Any, low: Any) -> Tensor:  # -> (*batch)
+    def log_density_change(self, lower: Any, high: Any, low: Any) -> Tensor:  # -> (*batch)
         """log p_k(x') - log p_{k-1}(x) in nats, up to the ratio of Z, from this level at the
         particles `high` to a lower one at `low`."""
         return high.energy.double() - low.energy.double()
 
-    def remainder(self, lower: Any, high: Any, low: Any) -> Tensor | None:  # -> (*batch)
-        """Log weights of a step that is taken to be exact but for this; None of one that is
-        weighed by `gain`."""
+    def unnoised_log_weight(self, lower: Any, high: Any, low: Any) -> Tensor | None:  # -> (*batch)
+        """Log weights of a step that is exact but for experts without noise; None of one that is
+        weighed by `log_density_change`."""
         return None
 
 

@@ -21,7 +21,7 @@ from tests.poe.smc.noised import EVERY, FIRST, LAST, D, Points
     lambda a, b, c: poe.shift(a & b / c, 1.7) - b,
 ])  # fmt: skip
 def test_gain_of_single_points_is_exact(make):
-    """One point each: x₀ is known, so r is exact and the gain is log p_k(x') - log p_{k-1}(x),
+    """One point each: x₀ is known, so r is exact and the change is log p_k(x') - log p_{k-1}(x),
     wherever x and x' are."""
     g = torch.Generator().manual_seed(0)
     experts = [Points(torch.randn(1, 5, generator=g, dtype=torch.float64)) for _ in range(3)]
@@ -33,8 +33,8 @@ def test_gain_of_single_points_is_exact(make):
         value, gradient = level.value_and_grad(at)
         assert torch.allclose(value, level.composition(at))
         assert torch.allclose(gradient, level.composition.value_and_grad(at)[1])
-    gain = upper.gain(lower, Particles.at(upper, x), Particles.at(lower, to))
-    assert torch.allclose(gain, above(x) - below(to), atol=1e-9)
+    change = upper.log_density_change(lower, Particles.at(upper, x), Particles.at(lower, to))
+    assert torch.allclose(change, above(x) - below(to), atol=1e-9)
 
 
 class Concepts(Points):

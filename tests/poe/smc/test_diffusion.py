@@ -73,7 +73,7 @@ def test_product_of_64_dimensions_has_the_right_log_z_and_shares():
     assert chisquare(counts[[5, 6, 7]].numpy() * effective / len(draws)).pvalue > 1e-3
     assert (
         abs(draws.log_z.value - exact) < 4 * draws.log_z.standard_error + 0.1
-    )  # gains from scores are first order in δ
+    )  # changes from scores are first order in δ
     assert "noise" in draws.plan and not draws.exact
     assert draws.diagnostics.nonfinite == 0
     residual = draws.x - corners(*range(12))[nearest(draws.x)]
