@@ -1,6 +1,7 @@
 """Products of experts: write down what you want from the models you already have; get draws you can
 trust, or be told why not."""
 
+from poe.algebra.closed_forms import closed_form
 from poe.algebra.combining import combine, conjunction
 from poe.algebra.contrast import contrast
 from poe.algebra.energy import Density, Energy, Estimate
@@ -9,8 +10,8 @@ from poe.algebra.maps import fill
 from poe.algebra.mixture import mixture
 from poe.algebra.product import product
 from poe.algebra.pullback import on, pullback
-from poe.algebra.rules import closed_form, simplify
 from poe.algebra.shifted import shift
+from poe.algebra.simplification import simplify
 from poe.algebra.text import leaves, names
 from poe.diagnostics.anomaly import anomaly_score
 from poe.diagnostics.draws import Draws

@@ -20,7 +20,7 @@ from experts.boltzmann.machine import shared_dtype
 from experts.boltzmann.pairs import PairModel
 from experts.families import Bernoulli, Categorical
 from poe.algebra import support as sets
-from poe.algebra.rules import Factor, closed_form
+from poe.algebra.closed_forms import Factor, closed_form
 from poe.algebra.shifted import shift
 from poe.registry import register
 

@@ -15,8 +15,8 @@ from experts.boltzmann.gaussian import GaussianRBM
 from experts.boltzmann.machine import shared_dtype
 from experts.boltzmann.rbm import RBM
 from experts.families import Bernoulli, Normal
+from poe.algebra.closed_forms import Factor, closed_form
 from poe.algebra.energy import Energy
-from poe.algebra.rules import Factor, closed_form
 from poe.algebra.shifted import shift
 
 MAX_COPIES = 8  # whole powers up to this one repeat the hidden units

@@ -14,7 +14,7 @@
 
 A product of powers of one family adds natural parameters, η = Σ wᵢηᵢ, and its log Z is A(η) - Σ
 wᵢA(ηᵢ). One rule does that for all of them; where the sum leaves the natural domain the product has
-infinite mass (`poe.algebra.rules.Improper`). A closed form is a snapshot: it does not follow
+infinite mass (`poe.algebra.closed_forms.Improper`). A closed form is a snapshot: it does not follow
 parameters that are trained afterwards.
 
 Coordinates of an event are independent but for a Normal with full covariance and for a Dirichlet.

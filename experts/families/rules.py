@@ -1,7 +1,7 @@
 """Products of powers of one exponential family in closed form.
 
 A product adds natural parameters, η = Σ wᵢηᵢ, and its log Z is A(η) - Σ wᵢA(ηᵢ). Where the sum
-leaves the natural domain the product has infinite mass (`poe.algebra.rules.Improper`).
+leaves the natural domain the product has infinite mass (`poe.algebra.closed_forms.Improper`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from experts.families.gamma import Exponential, Gamma
 from experts.families.normal import Normal
 from experts.families.parameters import ROUNDING
 from experts.families.von_mises import VonMises
+from poe.algebra.closed_forms import Factor, Improper, closed_form
 from poe.algebra.energy import Energy
 from poe.algebra.maps import Select
 from poe.algebra.pullback import Pullback
-from poe.algebra.rules import Factor, Improper, closed_form
 from poe.algebra.shifted import shift
 
 MAX_JOINT_SIZE = (

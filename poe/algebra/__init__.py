@@ -1,8 +1,15 @@
-"""Energies and how they combine: supports, capabilities, the nodes, their printing and their closed
-forms. Nothing here draws or reads files."""
+"""Energies and how they combine: the nodes of the algebra, one file each, what is known of them
+(`facts`, `mass`, `simplification`), their text, their supports and what they can do.
+
+Nothing here draws or reads files. Of this library it imports `poe.registry` alone. A node is its
+fields and its evaluation; `node_facts` and `node_text` register what is known of it and how it is
+written, so that other folders ask a function (`facts.proper`, `text.written`, or a
+`functools.singledispatch` of their own), not a class.
+"""
 
 from poe.algebra import node_facts as node_facts
 from poe.algebra import node_text as node_text
+from poe.algebra.closed_forms import closed_form
 from poe.algebra.combination import Combination, combined
 from poe.algebra.combining import combine, conjunction, is_on, part_on, places
 from poe.algebra.contrast import Contrast, contrast
@@ -18,7 +25,6 @@ from poe.algebra.maps import Fill, Preimage, Select, fill
 from poe.algebra.mixture import Mixture, mixture
 from poe.algebra.product import Product, product
 from poe.algebra.pullback import Pullback, on, pullback
-from poe.algebra.rules import closed_form
 from poe.algebra.shifted import Shifted, shift
 from poe.algebra.simplification import simplify
 from poe.algebra.text import bracketed, caveats, leaves, names

@@ -4,6 +4,7 @@ which coordinates a part is about."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import TypeGuard
 
 from poe.algebra import support as sets
@@ -35,12 +36,9 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
     """
     posteriors = energies_of(posteriors, "combine")
     energies_of([posteriors[0], prior], "combine")
-    split = isinstance(prior, Product) and any(
-        len(places(t.energy)) < prior.event_shape.numel() for t in prior.terms
-    )
-    factors = (
-        [_alone(term) for term in prior.terms] if isinstance(prior, Product) and split else [prior]
-    )
+    terms = prior.terms if isinstance(prior, Product) else ()
+    split = any(len(places(term.energy)) < prior.event_shape.numel() for term in terms)
+    factors = [_alone(term) for term in terms] if split else [prior]
     posteriors = [each for posterior in posteriors for each in _opened(posterior, factors)]
     for posterior in posteriors:
         foreign = [factor.support for factor in factors if not places(factor) & places(posterior)]
@@ -108,15 +106,27 @@ def conjunction(prior: Energy, concepts: Sequence[Energy]) -> Energy:
     return product([*concepts, prior], [1.0] * len(concepts) + [1.0 - len(concepts)])
 
 
+@singledispatch
 def places(energy: Energy) -> set[int]:
     """The positions of the flattened event that an energy is about: those of `poe.on`, and of all
     parts of a composition; else all."""
-    if is_on(energy):
-        index = energy.function.index.tolist()
-        return {index[place] for place in places(energy.energy)}
-    if isinstance(energy, (Product, Mixture, Contrast, Shifted)):
-        return set().union(*(places(part) for part in energy.parts))
     return set(range(energy.event_shape.numel()))
+
+
+@places.register
+def _(energy: Pullback) -> set[int]:
+    if not is_on(energy):
+        return set(range(energy.event_shape.numel()))
+    index = energy.function.index.tolist()
+    return {index[place] for place in places(energy.energy)}
+
+
+@places.register(Product)
+@places.register(Mixture)
+@places.register(Contrast)
+@places.register(Shifted)
+def _(energy: Energy) -> set[int]:
+    return set().union(*map(places, energy.parts))
 
 
 def is_on(energy: Energy) -> TypeGuard[Pullback]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from poe.algebra import facts, notebook, outline, points
+from poe.algebra import facts, outline, points
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Conditional
 from poe.algebra.operators import BUILDERS, Power, Refusals
@@ -311,7 +311,7 @@ class Energy(Refusals, nn.Module, ABC):
         return outline.page(self)
 
     def _repr_html_(self) -> str:
-        return notebook.of_energy(self)
+        return outline.html(self)
 
 
 def takes_context(energy: Energy) -> bool:

@@ -68,7 +68,8 @@ def together(
     for group in sharing(energies) if groups is None else groups:
         members = [energies[places[0]] for places in group]
         for places, energy in zip(group, members[0].fused(members, x), strict=True):  # type: ignore[operator]
-            known |= dict.fromkeys(places, energy)
+            for place in places:
+                known[place] = energy
     found = [known[i] if i in known else evaluate(energy, x) for i, energy in enumerate(energies)]
     if len({energy.shape for energy in found}) > 1:
         raise ValueError(
@@ -91,7 +92,8 @@ def together_with_gradients(
         members = [energies[places[0]] for places in group]
         pairs = zip(*members[0].fused_value_and_grad(members, x), strict=True)  # type: ignore[operator]
         for places, pair in zip(group, pairs, strict=True):
-            known |= dict.fromkeys(places, pair)
+            for place in places:
+                known[place] = pair
     for i, energy in enumerate(energies):
         yield known[i] if i in known else evaluate(energy, x)
 

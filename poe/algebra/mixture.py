@@ -161,6 +161,11 @@ class Mixture(Energy):
         return torch.cat(drawn)[order].reshape(shape + self.event_shape)
 
 
+def raw_parts(energy: Energy) -> tuple[Energy, ...]:
+    """The parts of a raw mixture; of others, themselves."""
+    return energy.parts if isinstance(energy, Mixture) and energy.weights is None else (energy,)
+
+
 def mixture(energies: Sequence[Energy], weights: Sequence[float] | None = None) -> Energy:
     """Without weights, Σ exp(-E_i), as `|`. With weights, Σ w_i p_i / Z_i over the normalised
     parts, weights scaled to sum to 1.
@@ -171,13 +176,7 @@ def mixture(energies: Sequence[Energy], weights: Sequence[float] | None = None) 
     energies = energies_of(energies, "mixture", weights)
     one_measure(energies, "|")
     if weights is None:
-        flat: list[Energy] = []
-        for energy in energies:
-            flat += (
-                energy.parts
-                if isinstance(energy, Mixture) and energy.weights is None
-                else (energy,)
-            )
+        flat = [part for energy in energies for part in raw_parts(energy)]
         return flat[0] if len(flat) == 1 else Mixture(flat, None)
     numbers = [float(w) for w in weights]
     if len(numbers) != len(energies):

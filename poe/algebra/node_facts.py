@@ -22,8 +22,8 @@ from poe.algebra.simplification import reduction
 
 @facts.log_z.register
 def _(energy: Product) -> Estimate | None:
-    closed = reduction(energy).energy
-    return None if isinstance(closed, Product) else closed.log_z
+    closed = reduction(energy).closed
+    return None if closed is None else closed.log_z
 
 
 @facts.proper.register
@@ -36,8 +36,8 @@ def _(energy: Product) -> bool | None:
     if falls_off(energy):
         return True
     known = reduction(energy)
-    if not isinstance(known.energy, Product):
-        return known.energy.proper
+    if known.closed is not None:
+        return known.closed.proper
     if known.flaw is not None:
         return False
     if any(term.parameter is not None for term in energy.terms):
@@ -70,8 +70,8 @@ def _(energy: Product) -> bool | None:
         known = dominating(shaping(energy))
         if all(power > 0 and e.bounded for power, e in known):
             return True
-    closed = reduction(energy).energy
-    return facts.is_finite(energy) if isinstance(closed, Product) else closed.bounded
+    closed = reduction(energy).closed
+    return facts.is_finite(energy) if closed is None else closed.bounded
 
 
 @facts.log_z.register

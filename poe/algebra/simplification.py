@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import singledispatch
 from operator import is_
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from poe.algebra.checks import energies_of
 from poe.algebra.closed_forms import TABLE, Empty, Factor, Improper, Rule, count
 from poe.algebra.energy import Energy
 from poe.algebra.fingerprint import Fingerprint
-from poe.algebra.mixture import Mixture, mixture
+from poe.algebra.mixture import Mixture, mixture, raw_parts
 from poe.algebra.product import Product, product
 from poe.algebra.shifted import Shifted, shift
 
@@ -25,6 +26,11 @@ class Reduction(NamedTuple):
 
     energy: Energy
     flaw: Improper | None
+
+    @property
+    def closed(self) -> Energy | None:
+        """The energy in closed form; None where it is still a product."""
+        return None if isinstance(self.energy, Product) else self.energy
 
 
 def reduction(energy: Product) -> Reduction:
@@ -69,8 +75,14 @@ def simplify(energy: Energy) -> Energy:
     return reduction(energy).energy if isinstance(energy, Product) and not same else energy
 
 
-def is_empty(energy: Product) -> bool:
-    """Whether a closed form shows that the product has no mass."""
+@singledispatch
+def is_empty(energy: Energy) -> bool:
+    """Whether a closed form shows that a product has no mass."""
+    return False
+
+
+@is_empty.register
+def _(energy: Product) -> bool:
     return isinstance(reduction(energy).flaw, Empty)
 
 
@@ -114,9 +126,8 @@ def _pull_constants(factors: Sequence[Factor]) -> tuple[float, list[Factor]]:
     """Exact offsets of shifted factors, summed, and the factors without them."""
     constant, bare = 0.0, []
     for energy, power in factors:
-        while isinstance(energy, Shifted) and energy.stated is None:
-            constant, energy = constant + power * energy.offset, energy.energy
-        bare.append((energy, power))
+        constant, below = _without_offsets(energy, power, constant)
+        bare.append((below, power))
     return constant, bare
 
 
@@ -157,7 +168,12 @@ def _distribute(factors: Sequence[Factor]) -> Energy | None:
 
 def _spread(energy: Energy, offset: float) -> list[Energy]:
     """The parts of a raw mixture, each shifted, so that mixtures of mixtures stay flat."""
+    offset, below = _without_offsets(energy, 1.0, offset)
+    return [shift(part, offset) for part in raw_parts(below)]
+
+
+def _without_offsets(energy: Energy, power: float, constant: float) -> tuple[float, Energy]:
+    """A constant plus the exact offsets of a shifted factor, and the energy below them."""
     while isinstance(energy, Shifted) and energy.stated is None:
-        offset, energy = offset + energy.offset, energy.energy
-    parts = energy.parts if isinstance(energy, Mixture) and energy.weights is None else (energy,)
-    return [shift(part, offset) for part in parts]
+        constant, energy = constant + power * energy.offset, energy.energy
+    return constant, energy

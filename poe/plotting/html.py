@@ -6,7 +6,7 @@ import base64
 from html import escape
 from typing import Any
 
-from poe.algebra.notebook import BOX
+from poe.algebra.outline import BOX
 from poe.plotting import figures
 
 PRE = (

@@ -11,8 +11,7 @@ from poe.algebra import support as sets
 from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
 from poe.algebra.errors import ImproperError
-from poe.algebra.product import Product
-from poe.algebra.rules import is_empty
+from poe.algebra.simplification import is_empty
 from poe.algebra.text import bracketed
 from poe.kernels import Kernel
 from poe.spaces.structure import Structure
@@ -91,7 +90,7 @@ def refuse_improper(structure: Structure) -> None:
         raise ImproperError(
             f"nothing can be drawn from {energy}: the supports of its parts are disjoint ({places})"
         )
-    if isinstance(energy, Product) and is_empty(energy):
+    if is_empty(energy):
         raise ImproperError(
             f"nothing can be drawn from {energy}: wherever one of its factors has mass, another "
             "has none"

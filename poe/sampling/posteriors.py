@@ -15,8 +15,8 @@ from poe.algebra.energy import Energy
 from poe.algebra.mixture import mixture
 from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback, on
-from poe.algebra.rules import simplify
 from poe.algebra.shifted import Shifted
+from poe.algebra.simplification import simplify
 from poe.diagnostics.verdict import PARETO_LIMIT
 from poe.diagnostics.weights import pareto_k
 from poe.smc.starts import nearest, weigh

@@ -13,8 +13,8 @@ from poe.algebra.contrast import Contrast
 from poe.algebra.energy import Energy, Estimate
 from poe.algebra.mixture import Mixture, mixture
 from poe.algebra.product import Product
-from poe.algebra.rules import simplify
 from poe.algebra.shifted import Shifted
+from poe.algebra.simplification import simplify
 from poe.spaces.noise import noise_levels
 from poe.spaces.points import enumerable
 from poe.spaces.reals import from_reals

@@ -12,7 +12,7 @@ from torch import Tensor, distributions, nn
 
 import poe
 from experts import Bernoulli, Categorical, Distribution, Gamma, Normal
-from poe.algebra import closed_forms, rules
+from poe.algebra import closed_forms
 from poe.algebra.mixture import Mixture
 from poe.algebra.product import Product
 from poe.algebra.shifted import Shifted
@@ -44,7 +44,7 @@ def tilted() -> Iterator[list[int]]:
     before = list(closed_forms.TABLE)
 
     @poe.closed_form(Tilt)
-    def merge(factors: Sequence[rules.Factor]) -> poe.Energy | None:
+    def merge(factors: Sequence[closed_forms.Factor]) -> poe.Energy | None:
         calls.append(len(factors))
         return Tilt(sum(power * energy.slope for energy, power in factors))  # type: ignore[union-attr, misc]
 
@@ -158,9 +158,9 @@ def test_a_closed_form_is_worked_out_again_when_its_experts_change() -> None:
 def test_a_rule_that_comes_later_is_used(tilted: list[int]) -> None:
     energy = Tilt(1.0) & Tilt(2.0)
     assert energy.log_z is None
-    count = rules.count()
+    count = closed_forms.count()
     poe.closed_form(Tilt)(lambda factors: poe.shift(Tilt(0.0), 0.0, log_z=poe.Estimate(0.0)))
-    assert rules.count() == count + 1
+    assert closed_forms.count() == count + 1
     closed_forms.TABLE.reverse()
     assert energy.log_z == (0.0, 0.0)
 
