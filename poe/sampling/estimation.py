@@ -15,7 +15,7 @@ from poe.algebra.energy import Energy, Estimate
 from poe.mcmc.run import streams
 from poe.registry import PoeWarning
 from poe.sampling.job import Space
-from poe.smc.starts import Start, nearest, weigh, within
+from poe.smc.starts import Start, in_variables_of, nearest, weigh
 from poe.spaces.structure import Structure
 
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
@@ -81,7 +81,7 @@ class Estimation:
         if self.proposal is not None:
             return weigh(self._proposed(self.proposal), self.target, generator)
         known = [start for start in self.structure.starts if start.log_z is not None]
-        moved = [within(self.target, start) for start in known]
+        moved = [in_variables_of(self.target, start) for start in known]
         return nearest(moved, self.target, generator)
 
     def _proposed(self, proposal: Energy) -> Energy:
@@ -95,7 +95,7 @@ class Estimation:
                 f"the proposal {proposal} has event shape {tuple(proposal.event_shape)}, not "
                 f"{tuple(self.energy.event_shape)}"
             )
-        density = within(self.target, proposal)
+        density = in_variables_of(self.target, proposal)
         if density is None:
             raise ValueError(
                 f"draws of {proposal} may lie outside the support {self.energy.support!r} of "

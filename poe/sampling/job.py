@@ -17,7 +17,7 @@ from poe.diagnostics.raw import Raw
 from poe.kernels import Kernel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import streams
-from poe.smc.starts import CANDIDATES, Start, nearest, within
+from poe.smc.starts import WEIGHED_DRAWS, Start, in_variables_of, nearest
 from poe.spaces.structure import Structure
 from poe.spaces.transport import Unconstrained
 
@@ -75,7 +75,7 @@ class Space:
         """The start nearest to the target (`poe.smc.starts.nearest`); None where none has any
         effective draw."""
         generator = streams(self.seed, Phase.START + 1, self.target.device)[Phase.START]
-        moved = [within(self.target, start) for start in self.structure.starts]
+        moved = [in_variables_of(self.target, start) for start in self.structure.starts]
         return nearest(moved, self.target, generator)
 
 
@@ -131,7 +131,7 @@ class Job:
     @property
     def weighed(self) -> int:
         """Energies evaluated to find the start."""
-        return CANDIDATES * len(self.structure.starts)
+        return WEIGHED_DRAWS * len(self.structure.starts)
 
     def stage(self, compute: Callable[[], Any], *known: Any, generators: Any) -> Any:
         """A stage of the run, from the checkpoint where it holds one."""

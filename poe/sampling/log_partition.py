@@ -22,7 +22,8 @@ from poe.sampling.methods import METHODS
 from poe.sampling.methods.annealed import ais
 from poe.smc.noise_path import MAX_EXPENSIVE_PARTICLES, expensive
 from poe.smc.population import anneal
-from poe.smc.starts import pilot, sampler
+from poe.smc.search import find_schedule
+from poe.smc.starts import sampler
 from poe.spaces.points import energies
 from poe.spaces.structure import Structure
 from poe.spaces.transport import Transported
@@ -52,8 +53,8 @@ def log_z(
     the same without resampling, on four times as many levels. On discrete spaces both start from
     independent sites, at the base rates that a pilot finds (Salakhutdinov and Murray 2008).
     Elsewhere, without any proposal, a start is sought by chains and fitted to particles
-    (`poe.smc.starts.pilot`); where it comes near enough, `importance` again, with eight times the
-    draws. Products with autoregressive factors are followed along their order
+    (`poe.smc.search.find_schedule`); where it comes near enough, `importance` again, with eight
+    times the draws. Products with autoregressive factors are followed along their order
     (`poe.smc.sequential`).
 
     Arguments:
@@ -162,7 +163,7 @@ def bracket(
         raise ValueError(
             f"a bracket of log Z of {energy} needs a proposal= that draws: none of its parts does"
         )
-    tuned = pilot(target, job.start.density, generators[Phase.TUNING])
+    tuned = find_schedule(target, job.start.density, generators[Phase.TUNING])
     schedule = tuned.schedule.refined(BRACKET_REFINEMENT)
     path, stream = schedule.path, generators[Phase.POPULATIONS]
     start = sampler(path.start, target)

@@ -1,11 +1,9 @@
-"""Annealing on discrete spaces: sites that are independent, from whose base rates it starts, and
-the kernel that moves there."""
+"""Annealing on discrete spaces, which starts from independent sites."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,22 +17,17 @@ from poe.spaces.path import Geometric
 from poe.spaces.points import point_dtype
 from poe.spaces.sites import pick, sites_of
 
-PARTICLES, NUMBERS = (
-    1024,
-    1 << 18,
-)  # of a pilot, and sites of them all, where that is fewer; but at least 64
-FORGET, MOST = (
-    0.1,
-    64,
-)  # correlation of the energy before and after the sweeps of a level, and how many they are at most
-# levels for each that the effective size asks for: copies of particles need the sweeps between them
-# to part
-FINER = 3
+MIN_PARTICLES, MAX_PARTICLES = 64, 1024  # of a tuning
+MAX_SITES = 1 << 18  # of all particles of a tuning
+MAX_CORRELATION = 0.1  # of the energies before and after the sweeps of a level
+MAX_SWEEPS = 64  # of a level
+# levels for each that the effective size asks for: resampled copies need the sweeps to separate
+LEVEL_FACTOR = 3
 
 
 class Independent(Density):
     """p(x) = Π_i p_i(x_i) over the sites of a discrete event, from log weights (n, values), -inf
-    past the values of a site."""
+    beyond the values of a site."""
 
     log_rates: Tensor
 
@@ -48,12 +41,12 @@ class Independent(Density):
 
     @classmethod
     def even(cls, like: Energy) -> Independent:
-        """Every value of a site is as likely as any other."""
+        """Each site uniform over its values."""
         return cls(like, sites_of(like).mask(like.device).double().log())
 
     @classmethod
     def fitted(cls, like: Energy, x: Tensor) -> Independent:  # x (n, *event)
-        """The base rates of x, half a count added to each value."""
+        """The base rates of x, with half a count added to each value."""
         sites = sites_of(like)
         places = sites.places(x, len(like.event_shape))
         counts = torch.nn.functional.one_hot(places, sites.max_count).sum(0).double() + 0.5
@@ -97,42 +90,43 @@ class Independent(Density):
 
 
 def joint(energy: Energy) -> Energy:
-    """The energy with its hidden units, over one vector whose first numbers are x, where it can
-    state that; else itself. Its conditionals stay exact at every temperature, those of x alone do
-    not."""
+    """The energy with its hidden units, over one vector whose first entries are x, where it states
+    that; else itself. Its conditionals are exact at every temperature, those of x alone are not."""
     return energy.joint if energy.can(Augmented) else energy  # type: ignore[return-value]
 
 
 def visible(energy: Energy, z: Tensor) -> Tensor:  # (*batch, n + hidden) -> (*batch, *event)
-    """x of points of `joint(energy)`."""
+    """x from points of `joint(energy)`."""
     if not energy.can(Augmented):
         return z
     return z[..., : energy.event_shape.numel()].reshape(*z.shape[:-1], *energy.event_shape)
 
 
-def pilot(
+def find_schedule(
     energy: Energy,
-    near: Energy | None,
-    tuned: Callable[[Geometric, Kernel, int], TunedSchedule],
+    start: Energy | None,
+    tune: Callable[..., TunedSchedule],
     kernel: Kernel | None = None,
 ) -> TunedSchedule:
-    """A schedule to the energy from independent sites: those of `near` where it draws such, else
-    even ones; or, where that is no longer way, from the base rates of the particles that came of
-    it."""
+    """A schedule to the energy from independent sites: those of `start` where its sites are, else
+    uniform ones; or, where that is shorter, from the base rates of the particles that the first
+    schedule ended with. `tune(path, particles, kernel, ...)` tunes the schedule of a path."""
     target = joint(energy)
-    particles = max(64, min(PARTICLES, NUMBERS // target.event_shape.numel()))
+    most = min(MAX_PARTICLES, MAX_SITES // target.event_shape.numel())
 
-    def go(start: Energy) -> TunedSchedule:
+    def tuned(start: Energy) -> TunedSchedule:
         path = Geometric(start, target, gradients=False)
-        half: Any = path.level(torch.tensor(0.5, dtype=energy.dtype, device=energy.device))
-        return tuned(path, default_discrete_kernel(half) if kernel is None else kernel, particles)
+        half = path.level(torch.tensor(0.5, dtype=energy.dtype, device=energy.device))
+        mover = default_discrete_kernel(half) if kernel is None else kernel
+        limits = {"max_correlation": MAX_CORRELATION, "max_moves": MAX_SWEEPS}
+        return tune(path, max(MIN_PARTICLES, most), mover, **limits)
 
-    states = near is not None and target is energy and near.can(SiteLogits)
-    first = go(near if near is not None and states else Independent.even(target))
-    second = go(Independent.fitted(target, first.x))
+    independent = start is not None and target is energy and start.can(SiteLogits)
+    first = tuned(start if start is not None and independent else Independent.even(target))
+    second = tuned(Independent.fitted(target, first.x))
     best = second if second.schedule.work <= first.schedule.work else first
-    spent = {
-        "gradients": first.gradients + second.gradients,
-        "energies": first.energies + second.energies,
-    }
-    return best._replace(schedule=best.schedule.refined(FINER), **spent)
+    return best._replace(
+        schedule=best.schedule.refined(LEVEL_FACTOR),
+        gradients=first.gradients + second.gradients,
+        energies=first.energies + second.energies,
+    )

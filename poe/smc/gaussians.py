@@ -11,7 +11,7 @@ from torch import Tensor
 from poe.algebra.energy import Density
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # components tried
-MOST_DIMENSIONS = 40
+MAX_DIMENSIONS = 40
 WIDER = 1.3  # variances are inflated by this, so that weights stay bounded in the tails
 DEFENCE = (
     0.1  # weight of one wide component with the moments of all particles, four times their variance
@@ -63,9 +63,9 @@ class Gaussians(Density):
     def fitted(cls, x: Tensor, generator: torch.Generator) -> Gaussians | None:
         """By expectation maximisation on half of x (n, *event), with the number of components that
         the other half likes best; then widened, and mixed with one wide component. None in more
-        than `MOST_DIMENSIONS` dimensions."""
+        than `MAX_DIMENSIONS` dimensions."""
         flat, d = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1), math.prod(x.shape[1:])
-        if d > MOST_DIMENSIONS or len(flat) < 20 * (d + 1):
+        if d > MAX_DIMENSIONS or len(flat) < 20 * (d + 1):
             return None
         flat = flat.double()[torch.randperm(len(flat), generator=generator, device=flat.device)]
         train, held = flat[::2], flat[1::2]

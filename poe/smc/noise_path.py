@@ -14,7 +14,7 @@ from poe.algebra import support as sets
 from poe.algebra.capabilities import Guidance, Guided, as_a
 from poe.algebra.energy import Energy
 from poe.algebra.text import leaves
-from poe.smc.gaussians import MOST_DIMENSIONS
+from poe.smc.gaussians import MAX_DIMENSIONS
 from poe.spaces.noise import noise_levels, noise_range
 from poe.spaces.path import Geometric, StandardNormal
 from poe.spaces.spread import spread
@@ -36,7 +36,7 @@ def diffusible(target: Energy) -> bool:
 def expensive(target: Energy) -> bool:
     """Whether reverse diffusion is in many dimensions, where networks give the energies and no
     other method draws."""
-    return target.event_shape.numel() > MOST_DIMENSIONS and diffusible(target)
+    return target.event_shape.numel() > MAX_DIMENSIONS and diffusible(target)
 
 
 def guidance(target: Energy) -> Guidance | None:

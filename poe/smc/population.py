@@ -107,5 +107,9 @@ def _population(batches: Sequence[tuple | None], partial: bool) -> Population:
     parts = [part for part in batches if part is not None]
     columns = list(zip(*parts, strict=True))[:5]
     counts = torch.tensor([part[5:] for part in parts], dtype=torch.float64)
-    acceptance, errors = counts[:, 0].mean().item(), counts[:, 1:].sum(0).long().tolist()
-    return Population(*map(torch.cat, columns), acceptance, *errors, partial)
+    nonfinite, divergent = counts[:, 1:].sum(0).long().tolist()
+    acceptance = counts[:, 0].mean().item()
+    x, energy, logs, log_ratio, ancestors = map(torch.cat, columns)
+    return Population(
+        x, energy, logs, log_ratio, ancestors, acceptance, nonfinite, divergent, partial
+    )

@@ -128,9 +128,9 @@ class Schedule:
         the particles, in reverse order. Reference: Grosse, Ghahramani and Adams 2015,
         arXiv:1511.02543 (bidirectional Monte Carlo)."""
         logs = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        segment, pair = None, None
+        segment, pair = self.path.segments[-1], self.path.segments[-1].pair(x)
         for k, (beta, level) in reversed(list(enumerate(self.steps))):
-            if pair is None or segment is not self.path.segments[level.segment]:
+            if segment is not self.path.segments[level.segment]:
                 segment = self.path.segments[level.segment]
                 pair = segment.pair(x)
             if k < len(self.levels) - 1:

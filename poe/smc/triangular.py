@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-MOST_DIMENSIONS = 40
+MAX_DIMENSIONS = 40
 STEEP = 30.0  # log scales stay within ± this, smoothly
 NOISE = 4.0  # standard errors from 0 up to which a coefficient is taken to be 0
 
@@ -79,7 +79,7 @@ class Triangular(nn.Module):
         too many dimensions for them, or where numbers are too far apart for a regression."""
         flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
         n, d = flat.shape
-        if d > MOST_DIMENSIONS or n < 10 * (d + 1):
+        if d > MAX_DIMENSIONS or n < 10 * (d + 1):
             return None
         order = torch.arange(d, device=x.device)
         order = order.flip(0) if backwards else order

@@ -26,7 +26,8 @@ from poe.smc.gaussians import Gaussians
 from poe.smc.noise_path import NoisePath
 from poe.smc.population import anneal
 from poe.smc.resampling import estimate
-from poe.smc.starts import CANDIDATES, pilot, sampler, weigh
+from poe.smc.search import find_schedule
+from poe.smc.starts import WEIGHED_DRAWS, sampler, weigh
 from poe.smc.tuning import StalledError, TunedSchedule
 
 MIN_FITTED_SHARE = 1 / 5  # of effective draws of a fitted start, for it to do without moves
@@ -45,7 +46,7 @@ def draw(job: Job) -> Raw:
     started = time.perf_counter()
     populations, wide = sizes(job)
     try:
-        tuned = pilot(
+        tuned = find_schedule(
             job.target,
             None if job.start is None else job.start.density,
             job.streams(Phase.TUNING)[0],
@@ -96,7 +97,7 @@ def _from_fitted(job: Job, tuned: TunedSchedule, started: float) -> Raw | None:
     path = tuned.schedule.path
     if not isinstance(path.start, Gaussians):
         return None
-    near = weigh(path.start, path.end, job.streams(Phase.FITTED_START)[0], 4 * CANDIDATES)
+    near = weigh(path.start, path.end, job.streams(Phase.FITTED_START)[0], 4 * WEIGHED_DRAWS)
     if not (near.pareto_k <= MAX_PARETO_K and near.ess >= len(near.x) * MIN_FITTED_SHARE):
         return None
 
@@ -114,7 +115,7 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
     """log Z from annealed populations or, where the method was not named, from the weights of a
     start that was fitted to the target."""
     energy, generators = job.energy, job.streams
-    run = pilot(
+    run = find_schedule(
         job.target,
         None if job.start is None else job.start.density,
         generators[estimation.Phase.TUNING],

@@ -16,12 +16,12 @@ from poe.diagnostics.weights import pareto_smoothed, weight_ess
 from poe.sampling.job import Job, Phase
 from poe.smc.noise_path import EXPENSIVE_POPULATIONS, MAX_EXPENSIVE_PARTICLES, expensive
 from poe.smc.resampling import curve, estimate, systematic
-from poe.smc.starts import CANDIDATES, Start, weigh
+from poe.smc.starts import WEIGHED_DRAWS, Start, weigh
 from poe.spaces.path import take
 
 POPULATIONS = 16  # independent ones, unless `chains` says otherwise
 MIN_PARTICLES = 1024  # over all populations
-MAX_WEIGHED = 64 * CANDIDATES  # draws of a start that importance resampling may take
+MAX_WEIGHED = 64 * WEIGHED_DRAWS  # draws of a start that importance resampling may take
 OVERSAMPLING = 4  # effective draws that are weighed for each one that is kept
 
 
@@ -78,7 +78,7 @@ def resampled(
     share = start.ess / len(start.x)
     populations, wide = sizes(job)
     wanted = math.ceil(OVERSAMPLING * job.draws / share)
-    each = max(CANDIDATES, min(MAX_WEIGHED, wanted)) // populations + 1
+    each = max(WEIGHED_DRAWS, min(MAX_WEIGHED, wanted)) // populations + 1
     x, logs, failed = [], [], 0
     streams = job.streams(Phase.POPULATIONS)
     for size, generator in zip(split(populations, job.shards), streams, strict=True):

@@ -20,7 +20,7 @@ from poe.kernels.defaults import default_kernel
 from poe.mcmc.run import Trace, run
 from poe.sampling.job import Job, Phase
 from poe.smc import discrete
-from poe.smc.starts import nowhere
+from poe.smc.starts import why_no_start
 from poe.spaces.path import StandardNormal
 from poe.spaces.points import uniform_points
 from poe.spaces.transport import Transported
@@ -29,7 +29,7 @@ WARMUP = 400  # steps
 PILOT_DRAWS = 64  # of each chain, from which the gap between draws is found
 MAX_GAP = 48  # steps between two draws
 MAX_UNIFORMS = 1 << 24  # that are drawn at once
-CANDIDATES = 64  # points for each chain among which those of finite energy are found
+WEIGHED_DRAWS = 64  # points for each chain among which those of finite energy are found
 
 
 class Runs:
@@ -118,7 +118,7 @@ class Runs:
             return uniform_points(self.job.energy, self.count, self.shared)
         job, like = self.job, self.job.energy._like()
         z = torch.randn(
-            CANDIDATES * self.count,
+            WEIGHED_DRAWS * self.count,
             *job.target.event_shape,
             generator=self.shared,
             dtype=like.dtype,
@@ -128,7 +128,7 @@ class Runs:
             finite = job.target(z).isfinite()
         self.energies += len(z)
         if not bool(finite.any()):
-            raise ValueError(nowhere(job.target, z))
+            raise ValueError(why_no_start(job.target, z))
         good = z[finite]
         return good[torch.arange(self.count, device=good.device) % len(good)]
 

@@ -13,8 +13,10 @@ from poe.algebra.mixture import Mixture
 from poe.mcmc.run import streams
 from poe.smc.population import anneal
 from poe.smc.resampling import estimate
-from poe.smc.starts import candidates, nearest, pilot, weigh
+from poe.smc.search import find_schedule
+from poe.smc.starts import nearest, weigh
 from poe.spaces.path import StandardNormal
+from poe.spaces.structure import candidates
 from poe.spaces.transport import Transported, Unconstrained
 from tests.poe.targets import Gauss, Raw
 
@@ -82,7 +84,7 @@ def test_a_target_of_which_nothing_is_known_is_reached(function, d: int, map: bo
     z = []
     for seed in range(3):
         generators = streams(seed, 2, CPU)
-        tuned = pilot(target, None, generators[0])
+        tuned = find_schedule(target, None, generators[0])
         path = tuned.schedule.path
         assert isinstance(path.end, Transported) is map
         moved = anneal(
@@ -108,7 +110,7 @@ def test_chains_and_particles_move_in_the_noise_of_a_flow() -> None:
         error = draws.mcse()
         for i in (0, 1):
             assert abs(draws.x[:, i].mean() - truth[i]) < 4.5 * error[i], method
-    tuned = pilot(flow & tilt, flow, streams(0, 1, CPU)[0])
+    tuned = find_schedule(flow & tilt, flow, streams(0, 1, CPU)[0])
     assert isinstance(tuned.schedule.path.start, StandardNormal) and isinstance(
         tuned.schedule.path.end, Transported
     )

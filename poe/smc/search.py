@@ -1,0 +1,247 @@
+"""The search for a schedule of annealing that reaches a target: from a start, down levels of noise,
+or from normals fitted to hot chains, refined by densities fitted to the particles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poe.algebra import support as sets
+from poe.algebra.capabilities import quick
+from poe.algebra.energy import Energy
+from poe.kernels import Kernel, Langevin
+from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.run import run
+from poe.smc import discrete
+from poe.smc.diffusion import ReverseDiffusion
+from poe.smc.diffusion_tuning import tune_diffusion
+from poe.smc.gaussians import Gaussians
+from poe.smc.noise_path import NoisePath, diffusible, expensive
+from poe.smc.starts import sampler, why_no_start
+from poe.smc.triangular import MAX_DIMENSIONS, Triangular
+from poe.smc.tuning import StalledError, TunedSchedule, tune
+from poe.spaces.noise import noise_levels
+from poe.spaces.path import Geometric, Path, StandardNormal, Stepped
+from poe.spaces.transport import Transported, Unconstrained
+
+PARTICLES, REFINED_PARTICLES = 1024, 4096  # of the first tuning, and from fitted starts
+TEMPERATURES = 1.0, 16.0  # of the chains that find the extent of a target
+MAX_COORDINATE = 1e12  # beyond which chains count as divergent
+MAX_LOG_Z_GAP = 0.5  # nats below the best estimate of log Z, below which a schedule missed mass
+MAX_UNREFINED_LEVELS = 2  # of a schedule that needs no better start
+MAX_REFINEMENTS = 6  # fitted starts, each from the particles of the one before
+# a refined schedule is better if its gradients are below this share, or its log Z above by this
+MAX_COST_SHARE, MIN_LOG_Z_GAIN = 0.9, 0.1
+
+
+def find_schedule(
+    target: Energy,
+    start: Energy | None,
+    generator: torch.Generator,
+    *,
+    kernel: Kernel | None = None,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> TunedSchedule:
+    """A tuned schedule to the target: from the start, in its noise where it is a flow; without one,
+    from the best that is found.
+
+    Where experts have noise levels, the path leads down those, and from a normal to the noisiest.
+    Else, without a start, normals are fitted to chains of the target and of the target at
+    temperature 16, whose large moves reach modes that lie far apart. Of the two schedules, one
+    whose log Z is more than half a nat below the other's has missed mass; else the cheaper one is
+    taken.
+
+    To the particles of a schedule of more than `MAX_UNREFINED_LEVELS` levels a triangular map and a
+    mixture of Gaussians in its noise are fitted: a start closer to the target, in variables in
+    which particles move more easily. This is repeated with the particles of the new schedule, until
+    twice in a row the schedule is not better.
+
+    Raises StalledError where no path reaches the target, and ValueError where it seems improper.
+    """
+    if sets.is_discrete(target.support):
+        search = _Search(target, generator, kernel, progress, checkpoint)
+        return discrete.find_schedule(target, start, search.tune, kernel)
+    mover = Langevin() if kernel is None else kernel
+    search = _Search(target, generator, mover, progress, checkpoint)
+    known, spent = search.from_known(start)
+    if known is None:
+        found, spent = search.from_normals()
+    else:
+        found = [known]
+    top = max(tuned.log_ratio for tuned in found)
+    if not math.isfinite(top):
+        raise ValueError(
+            f"{target} has particles of energy -inf, or diverges: it seems improper, with no "
+            "finite mass to draw from"
+        )
+    kept = (tuned for tuned in found if tuned.log_ratio > top - MAX_LOG_Z_GAP)
+    best, gradients = search.refined(min(kept, key=lambda tuned: tuned.schedule.gradients))
+    return best._replace(gradients=spent + gradients)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A target, and the ways to tune a schedule to it. Methods that return gradients count those
+    that they spent."""
+
+    target: Energy
+    generator: torch.Generator
+    kernel: Kernel | None
+    progress: bool
+    checkpoint: Checkpoint | None
+
+    def tune(
+        self, path: Path, particles: int, kernel: Kernel | None = None, **limits: Any
+    ) -> TunedSchedule:
+        """The schedule of a path, tuned with draws of its start."""
+        kernel = self.kernel if kernel is None else kernel
+        x = sampler(path.start, path.end)(particles, self.generator)
+
+        def tuned() -> TunedSchedule:
+            return tune(path, x, self.generator, kernel=kernel, progress=self.progress, **limits)
+
+        return self.staged(tuned, path, kernel)
+
+    def staged(self, tuned: Callable[[], TunedSchedule], *known: Any) -> TunedSchedule:
+        """A result, saved in the checkpoint where there is one."""
+        if self.checkpoint is None:
+            return tuned()
+        return self.checkpoint.stage(tuned, TunedSchedule, *known, generators=[self.generator])
+
+    def from_known(self, start: Energy | None) -> tuple[TunedSchedule | None, float]:
+        """Down the levels of noise, or from the start; None where there is neither."""
+        noised, spent = _noised(self.target), 0.0
+        if diffusible(self.target):
+            found = self.by_diffusion()
+        elif noised is not None:
+            normal, spent = self.normal(noised[0], 1.0)
+            found = self.tune(Stepped.through([normal, *noised]), PARTICLES)
+        elif start is not None and quick(start):  # in its noise its own law is standard normal
+            zeros = self.target._like().new_zeros(start.event_shape)
+            normal = StandardNormal(zeros, torch.ones_like(zeros))
+            found = self.tune(Geometric(normal, Transported(self.target, start)), PARTICLES)
+        elif start is not None:
+            found = self.tune(Geometric(start, self.target), PARTICLES)
+        else:
+            return None, 0.0
+        return found, spent + found.gradients
+
+    def by_diffusion(self) -> TunedSchedule:
+        """Reverse diffusion down the levels of noise."""
+        path = NoisePath.to(self.target, self.generator)
+
+        def tuned() -> TunedSchedule:
+            return tune_diffusion(path, self.generator, kernel=self.kernel, progress=self.progress)
+
+        return self.staged(tuned, ReverseDiffusion, path, path.approach, self.kernel)
+
+    def from_normals(self) -> tuple[list[TunedSchedule], float]:
+        """From normals fitted to chains at each temperature. Raises StalledError where none
+        reaches the target."""
+        d, found, spent = math.prod(self.target.event_shape), [], 0.0
+        particles = max(PARTICLES, 64 * d) if d <= MAX_DIMENSIONS else PARTICLES
+        for temperature in TEMPERATURES:
+            normal, gradients = self.normal(self.target, temperature)
+            spent += gradients
+            try:
+                found.append(self.tune(Geometric(normal, self.target), particles))
+            except StalledError:
+                continue
+            spent += found[-1].gradients
+        if not found:
+            raise StalledError(
+                f"no path from a normal reaches {self.target}; give init= points, or multiply by "
+                "an expert that draws samples"
+            )
+        return found, spent
+
+    def refined(self, best: TunedSchedule) -> tuple[TunedSchedule, float]:
+        """The best schedule from starts that are fitted to particles, or the given one."""
+        last, failures, spent = best, 0, 0.0
+        if expensive(self.target) or len(best.schedule.levels) <= MAX_UNREFINED_LEVELS:
+            return best, spent
+        for _ in range(MAX_REFINEMENTS):
+            fitted = _fitted(last.to_x(), self.generator)
+            if fitted is None:
+                break
+            map, start = fitted
+            end = self.target if map is None else Transported(self.target, map)
+            last = self.tune(Geometric(start, end), REFINED_PARTICLES)
+            spent += last.gradients
+            cost, least = last.schedule.gradients, best.schedule.gradients
+            better = cost < MAX_COST_SHARE * least
+            better = better or last.log_ratio > best.log_ratio + MIN_LOG_Z_GAIN
+            best = last if better or cost <= least else best
+            failures = 0 if better else failures + 1
+            if failures == 2:
+                break
+        return best, spent
+
+    def normal(self, energy: Energy, temperature: float) -> tuple[StandardNormal, float]:
+        """A normal with the mean of 64 chains at a temperature, and 1.5 times their standard
+        deviation."""
+        like = energy._like()
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        z = torch.randn(64 * 64, *energy.event_shape, generator=self.generator, **options)
+        with torch.no_grad():
+            good = z[energy(z).isfinite()]
+        if not len(good):
+            raise ValueError(why_no_start(energy, z))
+        good = good[torch.arange(64, device=good.device) % len(good)]
+        trace = run(
+            Langevin(),
+            energy if temperature == 1 else energy ** (1 / temperature),
+            good,
+            draws=50,
+            warmup=200,
+            generators=[self.generator],
+            checkpoint=self.checkpoint,
+        )
+        x = trace.x.flatten(0, 1)
+        if not bool(x.abs().max() < MAX_COORDINATE):
+            raise ValueError(
+                f"chains of {energy} diverge beyond {MAX_COORDINATE:g}: it seems improper, with no "
+                "finite mass to draw from"
+            )
+        scale = 1.5 * x.std(0).clamp(min=1e-6)
+        return StandardNormal(x.mean(0), scale), trace.counts.gradients + len(z)
+
+
+def _noised(target: Energy) -> list[Energy] | None:
+    """The target at decreasing levels of noise, where its experts have any."""
+    if isinstance(target, Unconstrained):
+        levels = noise_levels(target.energy)
+        return None if levels is None else [target.around(level) for level in levels]
+    return noise_levels(target)
+
+
+def _fitted(x: Tensor, generator: torch.Generator) -> tuple[Triangular | None, Gaussians] | None:
+    """A map and a mixture in its noise, fitted to particles (n, *event): with the map, of none and
+    two orders of the coordinates, that gives the particles held out the highest density. None where
+    no mixture can be fitted."""
+    half, held = x[::2], x[1::2]
+    best: tuple[float, bool | None] | None = None
+    for backwards in (None, False, True):
+        map = None if backwards is None else Triangular.fitted(half, backwards=backwards)
+        if map is None and backwards is not None:
+            continue
+        z, z_held, log_det = half, held, 0.0
+        if map is not None:
+            z, (z_held, log_det) = map.to_noise(half)[0], map.to_noise(held)
+        mixture = Gaussians.fitted(z, generator)
+        if mixture is None:
+            return None
+        score = float((mixture.log_prob(z_held) + log_det).mean())
+        if best is None or score > best[0] + 0.05:  # nats per particle, in favour of no map
+            best = score, backwards
+    assert best is not None
+    map = None if best[1] is None else Triangular.fitted(x, backwards=best[1])
+    mixture = Gaussians.fitted(x if map is None else map.to_noise(x)[0], generator)
+    assert mixture is not None
+    return map, mixture
