@@ -13,7 +13,7 @@ from torch import Tensor
 
 import poe
 from experts import MADE, RBM, Bernoulli, Ising, PixelCNN
-from poe.smc.sequential import line
+from poe.smc.sequential import ordered_product
 from poe.spaces import points
 
 SHAPE = (3, 4)
@@ -111,7 +111,7 @@ def test_general_methods_agree_with_the_table(method: str, target: poe.Energy) -
 )
 def test_products_with_an_order_are_drawn_along_it(terms: list[tuple[poe.Energy, float]]) -> None:
     target = poe.product([LEAVES["made"], *(e for e, _ in terms)], [1.0, *(w for _, w in terms)])
-    assert line(target) is not None
+    assert ordered_product(target) is not None
     draws = poe.sample(target, 2000, method="sequential", seed=2)
     assert excess(target, draws.x, min(2000, draws.diagnostics.ess_bulk)) < 0
     states, _ = law_of(target)

@@ -17,7 +17,7 @@ from poe.sampling.estimation import POPULATIONS, Estimation, checked
 from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
 from poe.sampling.methods.populations import distinct, population, sizes, split
 from poe.smc.resampling import estimate, systematic
-from poe.smc.sequential import Particles, carry, line, twists
+from poe.smc.sequential import Particles, ordered_product, propagate, should_twist
 from poe.spaces.path import take
 from poe.spaces.structure import Structure
 
@@ -35,15 +35,15 @@ def draw(job: Job) -> Raw:
     """Independent populations along the order, of which the draws are resampled. Raises
     MethodNotApplicable where no particle has weight."""
     started = time.perf_counter()
-    order_of = line(job.energy)
+    order_of = ordered_product(job.energy)
     assert order_of is not None
     populations, wide = sizes(job)
     particles, generators = max(2 * wide, MIN_PARTICLES), job.streams(Phase.POPULATIONS)
-    twisted = twists(order_of, job.streams(Phase.TUNING)[0])
+    twisted = should_twist(order_of, job.streams(Phase.TUNING)[0])
     each = split(populations, job.shards)
 
     def shard(i: int) -> Particles:
-        return carry(order_of, each[i], particles, generators[i], twisted=twisted)
+        return propagate(order_of, each[i], particles, generators[i], twisted=twisted)
 
     def all_shards() -> list[Particles]:
         return parallel.spread(shard, generators, Codec(Particles, device=generators[0].device))
@@ -72,11 +72,11 @@ def draw(job: Job) -> Raw:
 
 def log_z(job: Estimation) -> Estimate | None:
     """log Z from the weights of independent populations along the order."""
-    order_of = line(job.energy)
+    order_of = ordered_product(job.energy)
     assert order_of is not None
-    twisted = twists(order_of, job.streams[estimation.Phase.START])
+    twisted = should_twist(order_of, job.streams[estimation.Phase.START])
     generator = job.streams[estimation.Phase.TUNING]
-    moved = carry(order_of, POPULATIONS, job.each, generator, twisted=twisted)
+    moved = propagate(order_of, POPULATIONS, job.each, generator, twisted=twisted)
     return checked(job.energy, estimate(moved.log_ratio))
 
 

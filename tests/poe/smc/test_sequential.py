@@ -12,7 +12,7 @@ from experts import Bernoulli, Ising
 from poe.algebra.support import Box
 from poe.mcmc.run import streams
 from poe.smc.resampling import estimate
-from poe.smc.sequential import carry, line, twists
+from poe.smc.sequential import ordered_product, propagate, should_twist
 from poe.spaces import points
 
 CPU = torch.device("cpu")
@@ -130,10 +130,10 @@ def test_draws_and_log_z_are_those_of_the_global_product(name: str) -> None:
         draws.x, target, draws.diagnostics.weight_ess / 2
     )  # resampling from twice as many adds its own noise
     assert statistic < 2 * chi2.ppf(0.999, freedom)
-    of = line(target)
+    of = ordered_product(target)
     assert of is not None
     for twisted in (False, True) if of.rest is not None else (False,):
-        found = estimate(carry(of, 32, 128, streams(2, 1, CPU)[0], twisted=twisted).log_ratio)
+        found = estimate(propagate(of, 32, 128, streams(2, 1, CPU)[0], twisted=twisted).log_ratio)
         assert abs(found.value - truth) < 4.5 * found.standard_error
 
 
@@ -179,9 +179,9 @@ def test_a_plan_follows_the_order_where_there_is_one() -> None:
 
 
 def test_a_rest_that_is_local_is_worth_a_twist() -> None:
-    of = line(Causal(24, 2, 0, sharp=0.3) & Ising((24,), 1.0, bits=True))
-    assert of is not None and twists(of, streams(0, 1, CPU)[0])
-    assert not twists(line(TARGETS["two"]()), streams(0, 1, CPU)[0])  # type: ignore[arg-type]
+    of = ordered_product(Causal(24, 2, 0, sharp=0.3) & Ising((24,), 1.0, bits=True))
+    assert of is not None and should_twist(of, streams(0, 1, CPU)[0])
+    assert not should_twist(ordered_product(TARGETS["two"]()), streams(0, 1, CPU)[0])  # type: ignore[arg-type]
 
 
 def test_what_no_particle_reaches_is_said() -> None:
