@@ -169,7 +169,7 @@ class ReverseDiffusion:
                     logs,
                     generator,
                     always=index == len(self.steps) - 1,
-                    below=RESAMPLE_THRESHOLD if self.path.follows_scores else 0.5,
+                    threshold=RESAMPLE_THRESHOLD if self.path.follows_scores else 0.5,
                     count=arriving if index == self.oversampled_steps - 1 else None,
                 )
                 particles, log_ratio = particles.taken(order), log_ratio + increase

@@ -70,7 +70,7 @@ class _Search:
             self.stride = min(longest, 1.3 * self.stride)
         self.shares.append(self.survival * share)
         order, logs, increase = resampled(
-            weighed, self.generator, always=aim == 0 or not guided, below=RESAMPLE_THRESHOLD
+            weighed, self.generator, always=aim == 0 or not guided, threshold=RESAMPLE_THRESHOLD
         )
         self.survival *= share if not logs.any() else 1.0
         self.log_ratio += float(increase)

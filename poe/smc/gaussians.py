@@ -1,5 +1,4 @@
-"""A mixture of Gaussians fitted to particles: a start that lies near the target where nothing else
-is known of it."""
+"""A mixture of Gaussians fitted to particles, as a start close to the target."""
 
 from __future__ import annotations
 
@@ -10,12 +9,11 @@ from torch import Tensor
 
 from poe.algebra.energy import Density
 
-COUNTS = (1, 2, 4, 8, 16, 32, 64)  # components tried
+COMPONENTS = (1, 2, 4, 8, 16, 32, 64)  # that are tried
 MAX_DIMENSIONS = 40
-WIDER = 1.3  # variances are inflated by this, so that weights stay bounded in the tails
-DEFENCE = (
-    0.1  # weight of one wide component with the moments of all particles, four times their variance
-)
+VARIANCE_INFLATION = 1.3  # of each component, so that weights stay bounded in the tails
+# weight of a defensive component with the mean of all particles and four times their covariance
+DEFENSIVE_WEIGHT = 0.1
 
 
 class Gaussians(Density):
@@ -61,35 +59,41 @@ class Gaussians(Density):
 
     @classmethod
     def fitted(cls, x: Tensor, generator: torch.Generator) -> Gaussians | None:
-        """By expectation maximisation on half of x (n, *event), with the number of components that
-        the other half likes best; then widened, and mixed with one wide component. None in more
-        than `MAX_DIMENSIONS` dimensions."""
+        """By expectation maximisation on x (n, *event), with the number of components whose fit to
+        one half gives the other the highest density; then inflated, and mixed with a defensive
+        component. None above `MAX_DIMENSIONS` dimensions, or for too few points."""
         flat, d = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1), math.prod(x.shape[1:])
         if d > MAX_DIMENSIONS or len(flat) < 20 * (d + 1):
             return None
         flat = flat.double()[torch.randperm(len(flat), generator=generator, device=flat.device)]
-        train, held = flat[::2], flat[1::2]
-        best, top = None, -math.inf
-        for count in COUNTS:
-            if len(train) < 5 * count * (d + 1) ** 0.5:
-                break
-            fit = maximised(train, count, generator)
-            score = float((fit[0].log() + _normal(held, fit[1], fit[2])).logsumexp(-1).mean())
-            if score > top:
-                best, top = count, score
-            elif count >= 4 * (best or 1):
-                break
-        assert best is not None
+        best = _components(flat[::2], flat[1::2], generator)
         weights, means, roots = maximised(flat, best, generator)
         spread, failed = torch.linalg.cholesky_ex(
             flat.T.cov().reshape(d, d) + 1e-12 * torch.eye(d).to(flat)
         )
         if failed:
             return None
-        weights = torch.cat([weights * (1 - DEFENCE), weights.new_tensor([DEFENCE])])
+        weights = torch.cat(
+            [weights * (1 - DEFENSIVE_WEIGHT), weights.new_tensor([DEFENSIVE_WEIGHT])]
+        )
         means = torch.cat([means, flat.mean(0, keepdim=True)])
-        roots = torch.cat([roots * math.sqrt(WIDER), 2 * spread.unsqueeze(0)])
+        roots = torch.cat([roots * math.sqrt(VARIANCE_INFLATION), 2 * spread.unsqueeze(0)])
         return cls(weights.to(x), means.to(x), roots.to(x), x.shape[1:])
+
+
+def _components(train: Tensor, held: Tensor, generator: torch.Generator) -> int:
+    """The number of components whose fit to `train` (n, d) gives `held` the highest density."""
+    best, top = COMPONENTS[0], -math.inf
+    for count in COMPONENTS:
+        if len(train) < 5 * count * (train.shape[1] + 1) ** 0.5:
+            break
+        weights, means, roots = maximised(train, count, generator)
+        score = float((weights.log() + _normal(held, means, roots)).logsumexp(-1).mean())
+        if score > top:
+            best, top = count, score
+        elif count >= 4 * best:
+            break
+    return best
 
 
 def _normal(x: Tensor, means: Tensor, roots: Tensor) -> Tensor:
@@ -111,18 +115,12 @@ def maximised(
     """(weights, means, Cholesky factors) after EM from centres chosen far apart (k-means++: each
     next one ∝ squared distance).
 
-    Covariances are shrunk towards their diagonals, by d + 1 points' worth; components of fewer than
-    d + 2 points are dropped.
+    Covariances are shrunk towards their diagonals, with the weight of d + 1 points; components of
+    fewer than d + 2 points are dropped.
     """
     n, d = x.shape
-    centres = x[torch.randint(n, (1,), generator=generator, device=x.device)]
     scale = x.std(0).clamp(min=1e-12)
-    for _ in range(count - 1):
-        distance = torch.cdist(x / scale, centres / scale).square().amin(1) + 1e-30
-        centres = torch.cat([centres, x[torch.multinomial(distance, 1, generator=generator)]])
-    share = torch.nn.functional.one_hot(
-        torch.cdist(x / scale, centres / scale).argmin(1), count
-    ).to(x)
+    share = _nearest_centre(x, count, scale, generator)
     floor = torch.diag((scale * 1e-4).square())
     last = -math.inf
     for _ in range(rounds):
@@ -149,3 +147,15 @@ def maximised(
             break
         last = score
     return weights, means, roots
+
+
+def _nearest_centre(
+    x: Tensor, count: int, scale: Tensor, generator: torch.Generator
+) -> Tensor:  # (n, d) -> (n, count)
+    """One-hot: the nearest of `count` centres of k-means++ to each point, in units of `scale`."""
+    centres = x[torch.randint(len(x), (1,), generator=generator, device=x.device)]
+    for _ in range(count - 1):
+        distance = torch.cdist(x / scale, centres / scale).square().amin(1) + 1e-30
+        centres = torch.cat([centres, x[torch.multinomial(distance, 1, generator=generator)]])
+    nearest = torch.cdist(x / scale, centres / scale).argmin(1)
+    return torch.nn.functional.one_hot(nearest, count).to(x)

@@ -1,5 +1,5 @@
-"""A triangular map fitted to particles: variables in which bananas and funnels look like
-normals."""
+"""A triangular map fitted to particles, under which curved targets and funnels are close to
+normal."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 MAX_DIMENSIONS = 40
-STEEP = 30.0  # log scales stay within ± this, smoothly
-NOISE = 4.0  # standard errors from 0 up to which a coefficient is taken to be 0
+MAX_LOG_SCALE = 30.0  # a smooth bound of ±log scales, in nats
+MIN_Z_SCORE = 4.0  # standard errors from 0 below which a coefficient is set to 0
 
 
 class Triangular(nn.Module):
     """u = (x - m)/s;   z_j = (u_j - μ_j(u_<j)) exp(-λ_j(u_<j)),   j = 1 ... d along an order of the
     coordinates,
 
-    with μ_j a quadratic polynomial of the coordinates before, and λ_j = `STEEP`·tanh(v_j /
-    `STEEP`), v_j linear in them. The inverse goes through the coordinates one by one. log|det
-    dz/dx| = -Σ_j (λ_j + log s_j).
+    with μ_j a quadratic polynomial of the coordinates before, and λ_j = b·tanh(v_j / b), v_j linear
+    in them, b = `MAX_LOG_SCALE`. The inverse goes through the coordinates one by one.
+    log|det dz/dx| = -Σ_j (λ_j + log s_j).
 
     Fitted by maximum likelihood of independent standard normal z_j: for each j in turn, μ_j by
     weighted least squares and v_j by Newton's method on the convex Σ_i ½ r_i² exp(-2 v_i) + v_i,
@@ -52,9 +52,9 @@ class Triangular(nn.Module):
             + u @ self.linear.T
             + torch.einsum("jik,...i,...k->...j", self.quadratic, u, u)
         )
-        steep = STEEP * ((self.level + u @ self.slope.T) / STEEP).tanh()
-        z = (u - mean) * (-steep).exp()
-        return z.reshape(x.shape), -steep.sum(-1) - self.scale.log().sum()
+        log_scale = _bounded(self.level + u @ self.slope.T)
+        z = (u - mean) * (-log_scale).exp()
+        return z.reshape(x.shape), -log_scale.sum(-1) - self.scale.log().sum()
 
     def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
@@ -67,16 +67,18 @@ class Triangular(nn.Module):
                 + u @ self.linear[j, :j]
                 + torch.einsum("ik,...i,...k->...", self.quadratic[j, :j, :j], u, u)
             )
-            steep = STEEP * ((self.level[j] + u @ self.slope[j, :j]) / STEEP).tanh()
-            u = torch.cat([u, (mean + steep.exp() * flat[..., j]).unsqueeze(-1)], -1)
-            log_det = log_det + steep
+            log_scale = (
+                MAX_LOG_SCALE * ((self.level[j] + u @ self.slope[j, :j]) / MAX_LOG_SCALE).tanh()
+            )
+            u = torch.cat([u, (mean + log_scale.exp() * flat[..., j]).unsqueeze(-1)], -1)
+            log_det = log_det + log_scale
         x = u[..., self.order.argsort()] * self.scale + self.centre
         return x.reshape(z.shape), log_det
 
     @classmethod
     def fitted(cls, x: Tensor, *, backwards: bool = False) -> Triangular | None:
-        """From particles (n, *event), along the coordinates in their order or backwards; None in
-        too many dimensions for them, or where numbers are too far apart for a regression."""
+        """From particles (n, *event), along the coordinates in their order or backwards; None above
+        `MAX_DIMENSIONS`, for too few particles, or where a regression is singular."""
         flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
         n, d = flat.shape
         if d > MAX_DIMENSIONS or n < 10 * (d + 1):
@@ -98,31 +100,26 @@ class Triangular(nn.Module):
             constant[j], linear[j, :j] = mean[0], mean[1 : j + 1]
             quadratic[j, i, k] = mean[j + 1 :]
             level[j], slope[j, :j] = log_scale[0], log_scale[1:]
-        tensors = {
-            "centre": centre,
-            "scale": scale,
-            "constant": constant,
-            "linear": linear,
-            "quadratic": quadratic,
-            "level": level,
-            "slope": slope,
-        }
-        return cls(
-            x.shape[1:], order=order, **{name: tensor.to(x) for name, tensor in tensors.items()}
-        )
+        found = centre, scale, constant, linear, quadratic, level, slope
+        names = "centre", "scale", "constant", "linear", "quadratic", "level", "slope"
+        tensors = {name: tensor.to(x) for name, tensor in zip(names, found, strict=True)}
+        return cls(x.shape[1:], order=order, **tensors)
+
+
+def _bounded(v: Tensor) -> Tensor:
+    """A log scale, smoothly bounded by ±`MAX_LOG_SCALE`."""
+    return MAX_LOG_SCALE * (v / MAX_LOG_SCALE).tanh()
 
 
 def _regress(features: Tensor, before: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     # (n, f), (n, b), (n) -> (f), (b)
-    """Coefficients of the mean and of the log standard deviation. Those within `NOISE` standard
-    errors of 0 are set to 0 and the others
-    fitted again: a map is used where it has seen no points, and noise there grows with the
-    coordinates."""
-    every = torch.ones(features.shape[1]).to(y) > 0, torch.ones(before.shape[1]).to(y) > 0
+    """Coefficients of the mean and of the log standard deviation. Those within `MIN_Z_SCORE`
+    standard errors of 0 are set to 0 and the others fitted again: the map is also used far from the
+    points, where errors grow with the coordinates."""
     mean, log_scale, errors = _fit(features, before, y, 3)
     kept = [
-        chosen & (value.abs() > NOISE * error)
-        for chosen, value, error in zip(every, (mean, log_scale), errors, strict=True)
+        value.abs() > MIN_Z_SCORE * error
+        for value, error in zip((mean, log_scale), errors, strict=True)
     ]
     for chosen in kept:
         chosen[0] = True
@@ -141,9 +138,8 @@ def _fit(
     log_scale[0] = math.log(0.5)
     small = 1e-6 * torch.eye(features.shape[1]).to(y)
     for _ in range(rounds):
-        weight = (
-            (-2 * (before @ log_scale)).clamp(-40, 40).exp()
-        )  # of a regression only: no energy is touched
+        # clamped for the regression only: no energy is
+        weight = (-2 * (before @ log_scale)).clamp(-40, 40).exp()
         normal = (features * weight.unsqueeze(1)).T @ features
         normal = normal + small * normal.diagonal().mean()
         mean = torch.linalg.solve(normal, features.T @ (weight * y))

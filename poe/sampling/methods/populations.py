@@ -15,7 +15,7 @@ from poe.diagnostics.raw import Raw
 from poe.diagnostics.weights import pareto_smoothed, weight_ess
 from poe.sampling.job import Job, Phase
 from poe.smc.noise_path import EXPENSIVE_POPULATIONS, MAX_EXPENSIVE_PARTICLES, expensive
-from poe.smc.resampling import curve, estimate, systematic
+from poe.smc.resampling import estimate, morton_order, systematic
 from poe.smc.starts import WEIGHED_DRAWS, Start, weigh
 from poe.spaces.path import take
 
@@ -92,7 +92,7 @@ def resampled(
     drawn, (generator, *_) = torch.cat(x), job.streams(Phase.TUNING)
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": raw.device}
     uniform = torch.rand(populations, 2, **options)
-    path = curve(drawn, len(target.event_shape))
+    path = morton_order(drawn, len(target.event_shape))
     order = path.gather(1, systematic(smooth.gather(1, path), uniform, wide))
     order = order.gather(1, torch.rand(order.shape, **options).argsort(1))
     return population(
