@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from experts.boltzmann.ising import Ising, Potts
     from experts.boltzmann.rbm import RBM
     from experts.classifier import Classifier
-    from experts.denoiser import Denoiser, NoiseSchedule
+    from experts.denoiser import Denoiser
     from experts.distribution import Distribution
     from experts.families.beta import Beta, Dirichlet
     from experts.families.discrete import Bernoulli, Categorical, Poisson
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from experts.neural import ConvEnergy, MLPEnergy
     from experts.noise.energy import NoiseConditional
     from experts.noise.network import ConceptNetwork
+    from experts.noise_schedule import NoiseSchedule
     from experts.normflows import NormFlow
     from experts.pixelcnn import PixelCNN
     from experts.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ _NAMES = {  # module of experts -> its public names
     "boltzmann.ising": ("Ising", "Potts"),
     "boltzmann.rbm": ("RBM",),
     "classifier": ("Classifier",),
-    "denoiser": ("Denoiser", "NoiseSchedule"),
+    "denoiser": ("Denoiser",),
     "distribution": ("Distribution",),
     "families.beta": ("Beta", "Dirichlet"),
     "families.discrete": ("Bernoulli", "Categorical", "Poisson"),
@@ -64,6 +65,7 @@ _NAMES = {  # module of experts -> its public names
     "neural": ("ConvEnergy", "MLPEnergy"),
     "noise.energy": ("NoiseConditional",),
     "noise.network": ("ConceptNetwork",),
+    "noise_schedule": ("NoiseSchedule",),
     "normflows": ("NormFlow",),
     "pixelcnn": ("PixelCNN",),
     "vocabulary": ("Vocabulary",),

@@ -1,6 +1,6 @@
-"""Classifiers as energies: E(x) = -log p(y ∈ labels | x), in nats, a factor that asks for a class.
+"""Classifiers as energies: E(x) = -log p(y ∈ labels | x), in nats, a factor that selects classes.
 
-It says nothing about how likely x itself is, so it is no density on its own (`prior &
+It does not state how likely x itself is, so it is not a density on its own (`prior &
 Classifier(...)` is one; Dhariwal & Nichol, Diffusion models beat GANs, 2021, section 4). E >= 0, so
 the factor never exceeds 1.
 """
@@ -14,27 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experts.locked import Locked
 from poe.algebra.energy import Energy
 from poe.registry import register
 
 
 @register("classifier")
-class Classifier(Energy):
+class Classifier(Locked, Energy):
     """E(x) = logsumexp_{all y} l_y(x) / T - logsumexp_{y in labels} l_y(x) / T with logits l of a
     network.
 
     Arguments:
         network: takes (n, *input_shape) and returns logits, (n, classes); None builds a small
             convolutional one.
-        labels: the wanted class, or several of which any will do.
+        labels: the wanted class, or several, any of which is accepted.
         event_shape: shape of one x.
         input_shape: the shape in which the network takes one x; by default the event shape.
         temperature: T > 0; above 1 the factor is softer.
         classes, channels, hidden, dropout: of the network that is built where none is given; events
-            are then (height, width) or (planes, height, width) with sides divisible by 2.
+            are then (height, width) or (channels, height, width) with even sides.
 
-    The network stays in eval mode, whatever a parent does (dropout would make the energy random);
-    train it before it is wrapped. Raises ValueError for labels that the network has no logit for.
+    The network stays in eval mode (dropout would make the energy random): train it before it is
+    wrapped, or inside `training_mode`. Raises ValueError for labels without a logit.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class Classifier(Energy):
             }
         elif architecture:
             raise TypeError(
-                f"{', '.join(architecture)} describe a new network, but one is given: leave either "
-                "away"
+                f"{', '.join(architecture)} describe a new network, but one is given: omit one of "
+                "the two"
             )
         self.labels = tuple(labels)
         self.temperature = temperature
@@ -89,7 +90,7 @@ class Classifier(Energy):
                 "classes"
             )
         if len(self.labels) == logits.shape[-1]:
-            return logits.sum(-1) * 0  # any class will do; NaN stays NaN
+            return logits.sum(-1) * 0  # every class is accepted; NaN stays NaN
         others = [y for y in range(logits.shape[-1]) if y not in self.labels]
         # log(1 + odds against): exact where p(labels | x) is near 1
         return nn.functional.softplus(
@@ -103,12 +104,12 @@ class Classifier(Energy):
         return logits.reshape(*batch, logits.shape[-1])
 
     def predict(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        """The likeliest class of each x."""
+        """The most likely class of each x."""
         with torch.no_grad():
             return self.logits(x).argmax(-1)
 
     def wants(self, *labels: int) -> Classifier:
-        """The same classifier, asking for other labels; it shares the network."""
+        """The same classifier with other labels; it shares the network."""
         other = Classifier(
             self.network,
             labels=labels,
@@ -120,10 +121,6 @@ class Classifier(Energy):
         other._config = None if self._config is None else {**self._config, "labels": list(labels)}
         return other
 
-    def train(self, mode: bool = True) -> Classifier:
-        """Stays in eval mode."""
-        return super().train(False)
-
     @property
     def bounded(self) -> bool | None:
         """True: p(y | x) <= 1."""
@@ -132,11 +129,9 @@ class Classifier(Energy):
     def config(self) -> dict[str, Any]:
         if self._config is None:
             raise TypeError(
-                "Classifier wraps a network object, whose architecture has no plain description: "
-                "build it "
-                'with poe.create("classifier", labels=..., event_shape=..., classes=...) and '
-                "load_state_dict "
-                "the weights"
+                "Classifier wraps a network object, which a file cannot describe: build it by "
+                'poe.create("classifier", labels=..., event_shape=..., classes=...) and load its '
+                "weights by load_state_dict"
             )
         return self._config
 
@@ -154,11 +149,9 @@ def build(
     shape = tuple(event_shape)
     if len(shape) not in (2, 3) or shape[-1] % 2 or shape[-2] % 2 or len(channels) != 2:
         raise ValueError(
-            f"events of shape {shape} do not suit the network that Classifier builds, which takes "
-            "images "
-            "(height, width) or (planes, height, width) with even sides and two channel counts; "
-            "pass a "
-            "network of your own"
+            f"events of shape {shape} do not fit the network that Classifier builds: it takes "
+            "images (height, width) or (channels, height, width) with even sides, and two channel "
+            "counts; pass a network of your own"
         )
     first, second = channels
     return nn.Sequential(
@@ -177,11 +170,11 @@ def build(
 
 
 class _Image(nn.Module):
-    """Gives an image its axis of planes."""
+    """Images with one axis of channels."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = (math.prod(shape[:-2]), *shape[-2:])
 
-    def forward(self, x: Tensor) -> Tensor:  # (n, *event) -> (n, planes, height, width)
+    def forward(self, x: Tensor) -> Tensor:  # (n, *event) -> (n, channels, height, width)
         return x.reshape(len(x), *self.shape)

@@ -1,5 +1,5 @@
-"""Denoising networks that somebody trained, whatever they predict and on whatever schedule, as
-experts at a level of noise.
+"""Denoising networks that were trained elsewhere, with any prediction and schedule, as experts at a
+level of noise.
 
 Here x = x₀ + σ ε, ε ~ N(0, 1) in each coordinate. A network sees u = αx = αx₀ + sε, s = ασ, and a
 time t; α' and s' are the rates at which its own path changes, scaled so that αs' - sα' = 1:
@@ -10,8 +10,8 @@ time t; α' and s' are the rates at which its own path changes, scaled so that �
 | preserving | 1/√(1+σ²)   | σ/√(1+σ²)   | -s  | α  | αε - sx₀  |
 | flow       | 1/(1+σ)     | σ/(1+σ) = t | -1  | 1  | ε - x₀    |
 
-What it returns, `out`, says what the clean point is, D = E[x₀ | x], and what the noise is, e = (x -
-D)/σ = E[ε | x]; the score is -e/σ.
+What it returns, `out`, determines the denoised point, D = E[x₀ | x], and the noise, e = (x - D)/σ =
+E[ε | x]; the score is -e/σ.
 
 | predicts   | out              | D               | e               |
 |------------|------------------|-----------------|-----------------|
@@ -20,10 +20,10 @@ D)/σ = E[ε | x]; the score is -e/σ.
 | "denoised" | E[x₀ | x]        | out             | (x - out)/σ     |
 | "velocity" | s'E[ε] + α'E[x₀] | s'αx - s out    | α out - α'αx    |
 
-Nothing is divided by α, by s or by 1 - t. At σ = 0 D is x; e holds there too, but of a network that
-predicts D, which does not say it, and one that predicts the score gives it even there, as α out.
-What rounding by a share r costs: D of "noise" and "score" σr, which matters at large σ, and e of
-"denoised" r|x|/σ, at small σ. The networks do not know these better.
+Nothing is divided by α, by s or by 1 - t. At σ = 0 D is x; e is defined there too, except for a
+network that predicts D, and one that predicts the score gives that even there, as α out. A relative
+rounding error r becomes an error σr in D of "noise" and "score", which matters at large σ, and
+r|x|/σ in e of "denoised", at small σ.
 
 References: Vincent 2011, Neural Computation 23(7); Song, Sohl-Dickstein, Kingma et al. 2021, ICLR
 (both SDEs); Salimans and Ho 2022, ICLR (velocities that preserve variance); Liu, Gong and Liu 2023,
@@ -34,15 +34,14 @@ from __future__ import annotations
 
 import copy
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from experts.locked import Locked
+from experts.noise_schedule import Coefficients, NoiseSchedule
 from poe.algebra.bindings import Bindings
 from poe.algebra.capabilities import Conditional, NoiseConditional, ScoreOnly
 from poe.algebra.energy import Energy, checked_level
@@ -52,117 +51,15 @@ from poe.registry import near, register
 PREDICTIONS = ("noise", "score", "denoised", "velocity")
 
 
-class Coefficients(NamedTuple):
-    """α, s, α' and s' of a schedule at one level; finite for every σ from 0 to infinity, both
-    included, but s of "exploding"."""
-
-    alpha: float
-    s: float
-    alpha_rate: float
-    s_rate: float
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """How a network was shown noise: made by `exploding`, `preserving`, `linear`, `discrete` and
-    `flow`.
-
-    Arguments:
-        kind: "exploding", "preserving" or "flow".
-        sigma_range: lowest and highest level that it knows, in units of x.
-        time: the t that it is given at a level σ.
-    """
-
-    kind: str
-    sigma_range: tuple[float, float]
-    time: Callable[[float], float]
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("exploding", "preserving", "flow"):
-            raise ValueError(f"a schedule is exploding, preserving or flow, not {self.kind!r}")
-        low, high = self.sigma_range
-        if not 0 < low < high < math.inf:
-            raise ValueError(
-                "sigma_range must be (low, high) with 0 < low < high, finite, not "
-                f"{self.sigma_range}"
-            )
-
-    @classmethod
-    def exploding(cls, low: float, high: float, *, log: bool = False) -> NoiseSchedule:
-        """u = x, and t is σ, or log σ."""
-        return cls("exploding", (low, high), math.log if log else float)
-
-    @classmethod
-    def preserving(cls, low: float, high: float, time: Callable[[float], float]) -> NoiseSchedule:
-        """α² + s² = 1, and t a function of σ = s/α."""
-        return cls("preserving", (low, high), time)
-
-    @classmethod
-    def linear(cls, low: float = 0.1, high: float = 20.0, *, first: float = 1e-3) -> NoiseSchedule:
-        """The variance-preserving diffusion whose rate goes from `low` to `high`, for t from
-        `first` to 1: log(1 + σ²) = low·t + (high - low)t²/2."""
-        if not (0 < low <= high and 0 < first < 1):
-            raise ValueError(
-                f"the rates rise from low > 0 to high, and 0 < first < 1, not {low}, {high} and "
-                f"{first}"
-            )
-
-        def time(sigma: float) -> float:
-            grown = 2 * math.log1p(sigma**2)
-            return grown / (low + math.sqrt(low**2 + (high - low) * grown))
-
-        ends = (math.sqrt(math.expm1(low * t + (high - low) * t * t / 2)) for t in (first, 1.0))
-        return cls("preserving", tuple(ends), time)  # type: ignore[arg-type]
-
-    @classmethod
-    def discrete(cls, alphas_cumprod: Sequence[float] | Tensor) -> NoiseSchedule:
-        """A table of α², for t = 0, 1, 2, ...; between two entries t is linear in log σ. The range
-        is that of the table."""
-        table = torch.as_tensor(alphas_cumprod).detach().double().flatten().tolist()
-        if len(table) < 2 or not all(0 < b < a < 1 for a, b in pairwise(table)):
-            raise ValueError(
-                "alphas_cumprod must be a table of two or more numbers that fall, all above 0 and "
-                "below 1"
-            )
-        logs = [math.log1p(-a) / 2 - math.log(a) / 2 for a in table]
-
-        def time(sigma: float) -> float:
-            x = math.log(sigma)
-            i = min(max(bisect_left(logs, x), 1), len(logs) - 1)
-            return i - 1 + min(max((x - logs[i - 1]) / (logs[i] - logs[i - 1]), 0.0), 1.0)
-
-        return cls("preserving", (math.exp(logs[0]), math.exp(logs[-1])), time)
-
-    @classmethod
-    def flow(cls, low: float = 1e-3, high: float = 1e3) -> NoiseSchedule:
-        """u = (1 - t)x₀ + tε, σ = t/(1 - t)."""
-        return cls("flow", (low, high), _share)
-
-    def coefficients(self, sigma: float) -> Coefficients:
-        """At a level σ from 0 to infinity."""
-        if self.kind == "exploding":
-            return Coefficients(1.0, sigma, 0.0, 1.0)
-        if self.kind == "flow":
-            return Coefficients(1 / (1 + sigma), _share(sigma), -1.0, 1.0)
-        alpha = 1 / math.hypot(1, sigma)
-        s = sigma * alpha if sigma < 1 else 1 / math.hypot(1, 1 / sigma)
-        return Coefficients(alpha, s, -s, alpha)
-
-
-def _share(sigma: float) -> float:
-    """t = σ/(1 + σ)."""
-    return sigma / (1 + sigma) if sigma < 1 else 1 / (1 + 1 / sigma)
-
-
 @register("denoiser")
-class Denoiser(Energy):
+class Denoiser(Locked, Energy):
     """A denoising network at one level of noise, as a score, or as an energy of its own.
 
     Arguments:
         network: takes u, (n, *event), and t, (n), and returns something of the shape of u; with
             `conditional` a context comes third. An `nn.Module` is put in eval mode and kept there.
         event_shape: shape of one x.
-        schedule: how it was shown noise.
+        schedule: how the network was shown noise.
         predicts: "noise", "score", "denoised" or "velocity".
         energy: None, or "denoised" for E(x) = ‖x - D‖² / 2σ² = ‖e‖² / 2.
         sigma: the level, in units of x; the lowest by default, which is the target.
@@ -172,23 +69,22 @@ class Denoiser(Energy):
         bounded: whether D is known to be bounded, as for a network that ends in tanh: E then grows
             as |x|²/2σ².
 
-    By default only the score is known, -e/σ, and `score` gives it; there is no energy, calling the
-    expert raises TypeError, and `value_and_grad` has NaN for the value. Products of it and of
-    anything else are drawn by `poe.LineIntegral`; where modes lie apart, from the noisiest level
-    down, each from the draws of the one before (of e, over levels of noise, with x from a normal
-    that wide):
+    By default only the score -e/σ is known, which `score` returns; there is no energy: calling the
+    expert raises TypeError, and the value of `value_and_grad` is NaN. Products with any other
+    energy are drawn by `poe.LineIntegral`; where modes lie far apart, from the noisiest level down,
+    each level from the draws of the one before (of a product e, x at first from a normal as wide as
+    the noise):
 
         for sigma in levels:
             x = poe.sample(e.at(sigma), len(x), kernel=poe.LineIntegral(), init=x).x
 
-    These carry no weights: a product of noised densities is not the noised product, and only moves
-    at the last levels put that right.
+    These have no weights: a product of noised densities is not the noised product, and only moves
+    at the last levels correct that.
 
-    With energy="denoised" the expert has all that energies have: exact tests, mixtures, contrasts.
-    Its density has -∇E for a score, which is -e/σ for a network that was trained by that (Du et al.
-    2023, ICML); one that was fitted to x₀ by least squares stands for
-    another density than p_σ: if the data are N(0, τ²), for one of variance (σ² + τ²)²/σ², not σ² +
-    τ².
+    With energy="denoised" the expert is an energy in full: exact tests, mixtures, contrasts. Its
+    score is -∇E, which is -e/σ for a network that was trained by that (Du et al. 2023, ICML); a
+    network that was fitted to x₀ by least squares has another density than p_σ: if the data are
+    N(0, τ²), one of variance (σ² + τ²)²/σ², not σ² + τ².
 
     Raises ValueError for an unknown prediction, a level outside the range, and a network that
     returns another shape or NaN.
@@ -240,11 +136,9 @@ class Denoiser(Energy):
         self._levels: dict[float, Denoiser] = {self.sigma: self}
         self._concepts: dict[Any, dict[float, Denoiser]] = {None: self._levels}
         self._bindings = Bindings()
-        self.train(False)
+        self.eval()
         if not conditional:
             self._probe()
-
-    # ---- what it knows
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -275,17 +169,9 @@ class Denoiser(Energy):
             return self.takes_context and self.context is None
         if capability is ScoreOnly:
             return self.energy is None
-        if (
-            capability is NoiseConditional
-        ):  # as those ask who weigh particles by energies on their way down; `at` works without
+        if capability is NoiseConditional:  # asked where energies at each level weigh particles
             return self.energy is not None
         return super().can(capability)
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode."""
-        return super().train(False)
-
-    # ---- what it computes
 
     def denoised(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, *event)
         """D = E[x₀ | x], in units of x."""
@@ -313,9 +199,8 @@ class Denoiser(Energy):
         if self.energy is None:
             raise TypeError(
                 f"{self} has a score and no energy: draw products of it by poe.sample(..., "
-                "kernel=poe.LineIntegral(), init=points), "
-                "which tests moves by line integrals of scores; or give energy='denoised' to a "
-                "network trained as one"
+                "kernel=poe.LineIntegral(), init=points), which accepts moves by line integrals of "
+                "scores; or give energy='denoised' to a network that was trained as an energy"
             )
         return (
             self.noise(x).unsqueeze(-1).flatten(x.ndim - len(self.event_shape)).square().sum(-1) / 2
@@ -348,9 +233,8 @@ class Denoiser(Energy):
             shape = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
                 f"the network of {self} returned {shape} for u of shape {tuple(rows.shape)}, and a "
-                "prediction has that shape too; a "
-                "model that returns more is wrapped as lambda u, t: model(u, t).sample, or "
-                "model(u, t)[:, :channels]"
+                "prediction has the shape of u; wrap a model that returns more as lambda u, t: "
+                "model(u, t).sample, or model(u, t)[:, :channels]"
             )
         return out.reshape(x.shape), c
 
@@ -361,8 +245,8 @@ class Denoiser(Energy):
         return (context.expand(len(rows), *context.shape),)
 
     def _probe(self) -> None:
-        """Both ends of the range, twice, so that a network that does not fit says so when it is
-        wrapped."""
+        """Evaluates both ends of the range, twice, so that a network that does not fit raises when
+        it is wrapped."""
         x = torch.zeros(2, *self.event_shape, dtype=self.dtype, device=self.device)
         for end in map(self.at, self.sigma_range):
             with torch.no_grad():
@@ -373,12 +257,9 @@ class Denoiser(Energy):
                 )
             if not torch.equal(first, second):
                 raise ValueError(
-                    f"the network of {self} returns two values at one point: a density cannot be "
-                    "random; call its eval() method, and "
-                    "leave out what draws numbers"
+                    f"the network of {self} returns two values at one point: a density must be "
+                    "deterministic; call its eval() method, and remove what draws random numbers"
                 )
-
-    # ---- levels and contexts
 
     def at(self, sigma: float) -> Denoiser:
         """The same at level sigma (units of x); at 0, and at the lowest level, the target. Raises
@@ -419,6 +300,6 @@ class Denoiser(Energy):
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
-            f"{self} wraps a network object, which no file describes: store its weights, and wrap "
-            "it again after loading them"
+            f"{self} wraps a network object, which a file cannot describe: save its weights, and "
+            "wrap it again after loading them"
         )

@@ -1,5 +1,5 @@
 """U-Nets of diffusers as experts: `poe.as_energy(unet, scheduler=...)` reads what the network
-predicts, and at which noise, from the scheduler that it was trained with. Nothing of diffusers is
+predicts, and at which noise, from the scheduler that it was trained with. diffusers itself is not
 imported.
 
 | scheduler states | predicts | schedule |
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experts.denoiser import Denoiser, NoiseSchedule
+from experts.denoiser import Denoiser
+from experts.noise_schedule import NoiseSchedule
 
 PREDICTS = {"epsilon": "noise", "sample": "denoised", "v_prediction": "velocity"}
 
@@ -39,7 +40,7 @@ class UNet(nn.Module):
         classes, name = self.model.config.get("num_class_embeds"), type(self.model).__name__
         if context is None and classes is not None:
             raise ValueError(
-                f"this {name} knows {classes} classes and nothing without one: bind one, .given(0)"
+                f"this {name} has {classes} classes and needs one: bind it by .given(0)"
             )
         if context is None:
             return self.model(u, t).sample
@@ -64,22 +65,22 @@ def from_diffusers(
     `energy`, `sigma`, `bounded` and `name`.
 
     The event is (channels, height, width) as the model's configuration states it, or `event_shape`.
-    A model of classes, or one that
-    attends to a text, takes a context: `.given(label)`, or `.given(embeddings)` of shape (tokens,
-    width).
+    A model of classes, or one that attends to a text, takes a context: `.given(label)`, or
+    `.given(embeddings)` of shape (tokens, width).
 
-    Raises ValueError for a scheduler that states neither, or an unknown prediction.
+    Raises ValueError for a scheduler that states no known prediction or schedule, or a model that
+    does not state its size.
     """
-    config, said = dict(model.config), dict(scheduler.config)
+    config, stated = dict(model.config), dict(scheduler.config)
     if event_shape is None:
         size = config.get("sample_size")
         if size is None:
             raise ValueError(
-                "this model does not state the size of its pictures: give event_shape=(channels, "
+                "this model does not state the size of its images: give event_shape=(channels, "
                 "height, width)"
             )
         event_shape = (config["in_channels"], *((size, size) if isinstance(size, int) else size))
-    predicts, schedule = _read(scheduler, said)
+    predicts, schedule = _read(scheduler, stated)
     conditional = (
         config.get("num_class_embeds") is not None or config.get("cross_attention_dim") is not None
     )
@@ -93,20 +94,19 @@ def from_diffusers(
     )
 
 
-def _read(scheduler: Any, said: dict[str, Any]) -> tuple[str, NoiseSchedule]:
-    kind = said.get("prediction_type")
-    if kind in PREDICTS and "sigma_data" not in said:
+def _read(scheduler: Any, stated: dict[str, Any]) -> tuple[str, NoiseSchedule]:
+    """The prediction and the schedule that a scheduler states."""
+    kind = stated.get("prediction_type")
+    if kind in PREDICTS and "sigma_data" not in stated:
         table = torch.as_tensor(scheduler.alphas_cumprod)
-        return PREDICTS[kind], NoiseSchedule.discrete(
-            table[table > 0]
-        )  # a last 0 is pure noise, which no σ stands for
-    if kind is None and "shift" in said:
-        flow, steps = NoiseSchedule.flow(), said["num_train_timesteps"]
+        table = table[table > 0]  # 0 is pure noise, at infinite σ
+        return PREDICTS[kind], NoiseSchedule.discrete(table)
+    if kind is None and "shift" in stated:
+        flow, steps = NoiseSchedule.flow(), stated["num_train_timesteps"]
         return "velocity", replace(flow, time=lambda sigma: steps * flow.time(sigma))
     raise ValueError(
-        f"{type(scheduler).__name__} states the prediction {kind!r}, and known are "
-        f"{', '.join(map(repr, PREDICTS))} with a table of "
-        "alphas_cumprod, and flow matching; wrap the model by hand: Denoiser(lambda u, t: model(u, "
-        "t).sample, event_shape, "
+        f"{type(scheduler).__name__} states the prediction {kind!r}; supported are "
+        f"{', '.join(map(repr, PREDICTS))} with a table of alphas_cumprod, and flow matching; wrap "
+        "the model by hand: Denoiser(lambda u, t: model(u, t).sample, event_shape, "
         "schedule=NoiseSchedule..., predicts=...)"
     )

@@ -1,17 +1,17 @@
 """Neural energies: networks whose scalar output is E(x), in nats, with Z unknown.
 
-A bare network need not have a finite Z. Both energies here therefore tilt a base density q,
+A bare network need not have a finite Z. Both energies here therefore tilt a base density q:
 
     E(x) = -log q(x) + f(x),    |f| <= limit,
 
-so that exp(-limit) <= Z <= exp(limit): proper and bounded by construction, with a tail that grows
-like the base's, as |x|². The network only learns how the data differ from the base
-(noise-contrastive estimation with q as its noise starts from there; Arbel, Zhou & Gretton,
-Generalized energy based models, 2021). With `base=None` and `limit=None`, E is the bare network.
+so that exp(-limit) <= Z <= exp(limit): proper and bounded by construction, with the tail of the
+base, |x|². The network learns only how the data differ from the base (where noise-contrastive
+estimation with q as its noise starts; Arbel, Zhou & Gretton, Generalized energy based models,
+2021). With `base=None` and `limit=None`, E is the bare network.
 
 `base` is "normal" for one Gaussian, or an integer K for a mixture of K Gaussians with full
-covariances; `fit_base` sets it from data or from a mixture that was fitted elsewhere. Its
-parameters are buffers: training leaves them alone.
+covariances; `fit_base` sets it from a mixture that was fitted elsewhere. Its parameters are
+buffers, which training does not change.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class GaussianBase(nn.Module):
     def log_components(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch, K)
         flat = x.reshape(-1, x.shape[-1])
         k, n = self.mean.shape
-        rows = (self.whiten @ self.mean[..., None]).reshape(
-            -1
-        )  # one matrix product for all components
+        rows = (self.whiten @ self.mean[..., None]).reshape(-1)  # one product for all components
         z = torch.addmm(-rows, flat, self.whiten.reshape(k * n, n).T).reshape(-1, k, n)
         log_det = self.whiten.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_q = self.log_weight + log_det - n * HALF_LOG_2PI - 0.5 * (z * z).sum(-1)
@@ -74,9 +72,8 @@ class GaussianBase(nn.Module):
         if means.shape != self.mean.shape or covariances.shape != self.whiten.shape:
             raise ValueError(
                 f"the base has means of shape {tuple(self.mean.shape)}, not {tuple(means.shape)}, "
-                "and "
-                "covariances of shape "
-                f"{tuple(self.whiten.shape)}, not {tuple(covariances.shape)}"
+                f"and covariances of shape {tuple(self.whiten.shape)}, not "
+                f"{tuple(covariances.shape)}"
             )
         self.mean.copy_(means)
         lower = torch.linalg.cholesky(covariances.double())
@@ -110,8 +107,8 @@ class NeuralEnergy(Energy):
     """E(x) = -log q(x) + limit tanh(net((x - loc) / scale) / limit) + offset; a subclass states its
     network.
 
-    `offset` is a learnable constant: noise-contrastive estimation drives it to where Z is 1, but
-    log_z stays unknown until somebody estimates it (`poe.normalize`).
+    `offset` is a learnable constant: noise-contrastive estimation moves it to where Z is 1, but
+    log_z stays unknown until it is estimated (`poe.normalize`).
     """
 
     loc: Tensor
@@ -179,15 +176,15 @@ class NeuralEnergy(Energy):
 
     @torch.no_grad()
     def standardise(self, x: Tensor, *, least: float = 0.0) -> None:  # (n, *event)
-        """Feed the network (x - mean) / std of these data, std not below `least`."""
+        """Sets what the network sees to (x - mean) / std of these data, std at least `least`."""
         flat = x.reshape(len(x), -1)
         self.loc.copy_(flat.mean(0))
         self.scale.copy_(flat.std(0).clamp(min=least))
 
     @torch.no_grad()
     def fit_base(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Make the base this mixture of Gaussians over the flattened event. Raises ValueError where
-        shapes differ."""
+        """Sets the base to this mixture of Gaussians over the flattened event. Raises ValueError
+        where shapes differ."""
         if self.base is None:
             raise ValueError(f'{self} has no base to fit: build it with base="normal" or base=K')
         self.base.set(weights, means, covariances)
@@ -226,7 +223,7 @@ class MLPEnergy(NeuralEnergy):
         hidden: widths of the hidden layers.
         base: "normal", a number of Gaussians, or None.
         limit: bound on |f| in nats, or None.
-        activation: "silu", "elu", "softplus" or "tanh"; smooth ones, for Langevin needs gradients.
+        activation: "silu", "elu", "softplus" or "tanh": smooth, as Langevin needs gradients.
     """
 
     def __init__(
@@ -282,10 +279,9 @@ class ConvEnergy(NeuralEnergy):
         shape = tuple(event_shape)
         if len(shape) not in (2, 3) or min(shape[-2:]) % 2 ** (len(channels) - 1):
             raise ValueError(
-                f"events of shape {shape} do not suit {len(channels)} convolutions: give (height, "
-                "width) or "
-                "(channels, height, "
-                f"width) with sides divisible by {2 ** (len(channels) - 1)}"
+                f"events of shape {shape} do not fit {len(channels)} convolutions: give (height, "
+                "width) or (channels, height, width) with sides divisible by "
+                f"{2 ** (len(channels) - 1)}"
             )
         super().__init__(
             event_shape,

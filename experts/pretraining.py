@@ -1,4 +1,4 @@
-"""Learning of deep Boltzmann machines: layer by layer first, then all layers together.
+"""Training of deep Boltzmann machines: layer by layer first, then all layers together.
 
 >>> import torch
 >>> from poe.training.losses import PersistentContrastiveDivergence
@@ -16,7 +16,7 @@ layers stand for).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,8 +32,8 @@ from poe.training.losses import ContrastiveDivergence, PersistentContrastiveDive
 
 
 class Doubled(Energy):
-    """A restricted Boltzmann machine whose layers come in copies that share weights: a layer of a
-    deep machine that is alone as yet.
+    """A restricted Boltzmann machine whose layers are copies that share weights: one layer of a
+    deep machine, trained alone.
 
     With `below` copies v_i of the visible units and `above` copies of the hidden ones, which are
     summed out,
@@ -41,7 +41,7 @@ class Doubled(Energy):
         E(v_1, v_2, ...) = -Σ_i b·v_i - above · Σ_j softplus(c_j + Σ_i (v_iᵀW)_j).
 
     So hidden units take `below` times the input Wᵀv that they take in the deep machine, in place of
-    what the layer above will send; and visible ones `above` times the input W h.
+    the input from the layer above; and visible ones `above` times the input W h.
 
     Arguments:
         weights: W, (n, H).
@@ -75,8 +75,8 @@ class Doubled(Energy):
 
     @property
     def uniforms(self) -> tuple[int, ...]:
-        """How many numbers `sample_block` takes: for all hidden units, then for all visible
-        ones."""
+        """The number of uniforms that `sample_block` takes: for all hidden units, then for all
+        visible ones."""
         return (self.above * self.weights.shape[1] + self.below * self.weights.shape[0],)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, below · n) -> (*batch)
@@ -91,7 +91,7 @@ class Doubled(Energy):
 
     def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor:
         # (*batch, below · n), (*batch, above · H + below · n) -> (*batch, below · n)
-        """The visible units redrawn by way of the hidden ones."""
+        """The visible units redrawn, given a draw of the hidden ones."""
         first, second = uniforms.split(
             [self.above * self.weights.shape[1], self.below * self.weights.shape[0]], -1
         )
@@ -118,22 +118,21 @@ def pretrain(
     generator: torch.Generator | None = None,
 ) -> DBM:
     # data: (n, n_0)
-    """A learnable deep machine from restricted ones that were trained one upon the other, greedily,
-    by contrastive divergence.
+    """A learnable deep machine from restricted ones that are trained greedily, one on top of the
+    other, by contrastive divergence.
 
-    Layer l learns weights W_l from the bits of the layer below: the data, or hidden units drawn
-    anew in each epoch by the machines that are there. As it lacks the input of its other
-    neighbours, the first one has doubled visible units, the last one doubled hidden units, and one
-    in between both (`Doubled`); a single layer neither. In the deep machine each unit then takes
-    the inputs of
-    both sides once, its bias the mean of the two that were learned: its log-odds are the mean of
+    Layer l learns weights W_l from the bits of the layer below: the data, or hidden units that the
+    machines below draw anew in each epoch. As it lacks the input of its other neighbour, the first
+    one has doubled visible units, the last one doubled hidden units, and one in between both
+    (`Doubled`); a single layer neither. In the deep machine each unit takes the inputs of both
+    sides once, and its bias is the mean of the two that were learned: its log-odds are the mean of
     those in the machines above and below it.
 
     Arguments:
         data: bits, or probabilities of bits that are drawn anew in each epoch.
-        hidden: how many units each hidden layer has.
+        hidden: the number of units of each hidden layer.
         epochs, batch: passes over the data for each layer, points in a step.
-        rate: of gradient descent with momentum 0.9; it falls to 0 in a straight line.
+        rate: of gradient descent with momentum 0.9; it decreases linearly to 0.
         k: steps of contrastive divergence.
         decay: of the weights, as `weight_decay` of `torch.optim.SGD`.
 
@@ -163,35 +162,50 @@ def pretrain(
         return x
 
     for index, units in enumerate(hidden):
-        ones = torch.stack(
-            [bits(chosen).sum(0) for chosen in torch.arange(len(data)).split(1000)]
-        ).sum(0)
-        odds = (ones + 0.5).log() - (len(data) - ones + 0.5).log()
-        weights = 0.01 * torch.randn(
-            len(odds), units, generator=generator, device=data.device, dtype=data.dtype
-        )
         below, above = 1 if index == len(hidden) - 1 else 2, 1 if index == 0 else 2
-        layer = Doubled(weights, odds, odds.new_zeros(units), below=below, above=above)
-        loss = ContrastiveDivergence(k, generator=generator)
-        groups = [
-            {"params": [layer.weights], "weight_decay": decay},
-            {"params": [layer.visible_bias, layer.hidden_bias]},
-        ]
-        optimiser = torch.optim.SGD(groups, rate, momentum=0.9)
+        layer = _initial(bits, data, units, below, above, generator)
+        optimiser = _optimiser(layer, rate, decay)
         steps = epochs * -(-len(data) // batch)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step, steps=steps: 1 - step / steps
         )
+        loss = ContrastiveDivergence(k, generator=generator)
         for _ in range(epochs):
-            for chosen in torch.randperm(len(data), generator=generator, device=data.device).split(
-                batch
-            ):
+            order = torch.randperm(len(data), generator=generator, device=data.device)
+            for chosen in order.split(batch):
                 optimiser.zero_grad()
                 loss(layer, torch.cat([bits(chosen)] * below, -1)).backward()
                 optimiser.step()
                 schedule.step()
         layers.append(layer)
     return _joined(layers)
+
+
+def _initial(
+    bits: Callable[[Tensor], Tensor],
+    data: Tensor,
+    units: int,
+    below: int,
+    above: int,
+    generator: torch.Generator | None,
+) -> Doubled:
+    """A machine before training: visible biases are the log-odds of the bits, weights are small."""
+    batches = torch.arange(len(data)).split(1000)
+    ones = torch.stack([bits(chosen).sum(0) for chosen in batches]).sum(0)
+    odds = (ones + 0.5).log() - (len(data) - ones + 0.5).log()
+    weights = 0.01 * torch.randn(
+        len(odds), units, generator=generator, device=data.device, dtype=data.dtype
+    )
+    return Doubled(weights, odds, odds.new_zeros(units), below=below, above=above)
+
+
+def _optimiser(layer: Doubled, rate: float, decay: float) -> torch.optim.SGD:
+    """Gradient descent with momentum; only the weights decay."""
+    groups = [
+        {"params": [layer.weights], "weight_decay": decay},
+        {"params": [layer.visible_bias, layer.hidden_bias]},
+    ]
+    return torch.optim.SGD(groups, rate, momentum=0.9)
 
 
 def _joined(layers: Sequence[Doubled]) -> DBM:
@@ -213,12 +227,12 @@ class MeanFieldLikelihood:
     """mean F(v) - mean E(x): F(v) the variational free energy of the batch, `DBM.free_energy`; x
     the points of chains that persist.
 
-    Its gradient estimates that of the mean of -`DBM.lower_bound`, so that learning raises the
-    bound: it pulls p(v) to the data, and p(h | v) to a factorial law.
+    Its gradient estimates that of the mean of -`DBM.lower_bound`, so that training raises the
+    bound: it moves p(v) towards the data, and p(h | v) towards a factorial law.
 
     Arguments:
         chains: what moves the points x. Unless it has a `start`, they begin at points of the batch,
-            each hidden unit at its likelier value.
+            each hidden unit at its more likely value.
         iterations, tolerance: of `DBM.mean_field`.
     """
 

@@ -86,5 +86,5 @@ def test_nonsense_is_refused():
         Classifier(labels=0, event_shape=(5,))
     with pytest.raises(ValueError, match="do not fill inputs"):
         linear(0, input_shape=(3,))
-    with pytest.raises(TypeError, match="leave either away"):
+    with pytest.raises(TypeError, match="omit one of the two"):
         linear(0, classes=4)

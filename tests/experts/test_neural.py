@@ -90,7 +90,7 @@ def test_shapes_gradient_and_config(make):
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="do not suit 2 convolutions"):
+    with pytest.raises(ValueError, match="do not fit 2 convolutions"):
         ConvEnergy((5, 5))
     with pytest.raises(ValueError, match="no activation"):
         MLPEnergy((2,), activation="relu6")
