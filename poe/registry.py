@@ -1,8 +1,8 @@
-"""Experts by name: one table that ours and a stranger's are plugged into in the same way.
+"""Experts by name: one table for the experts of this library and of plug-ins.
 
 A package offers experts through entry points in group `poe.experts`: the name is what `poe.create`
 takes, the value a class, a factory, or a module that registers its experts when it is imported. Our
-own experts are imported when one is asked for; a stranger's, which may register further names, on
+own experts are imported when one is asked for; plug-ins, which may register further names, on
 the first unknown name or listing.
 """
 
@@ -189,7 +189,7 @@ def entry_points(group: str) -> list[EntryPoint]:
     none."""
     try:
         return list(importlib.metadata.entry_points(group=group))
-    except Exception as error:  # metadata of a stranger's package must not stop this library
+    except Exception as error:  # metadata of another package must not stop this library
         _warn(f"the entry points of group {group!r} cannot be read: {_reason(error)}")
         return []
 
@@ -230,7 +230,7 @@ def _load_asked(point: EntryPoint) -> None:
 
 
 def _load_plugins() -> None:
-    """Import what strangers installed, once: their modules may register further names."""
+    """Import installed plug-ins, once: their modules may register further names."""
     for point in _declared(GROUP).values():
         if point in _tried or not _is_foreign(point):
             continue

@@ -1,7 +1,7 @@
 """What an energy can do, as small protocols.
 
 A method of drawing never asks what class an energy is; it asks `energy.can(Samples)`. An expert
-answers by having the methods of the protocol; a composition answers from its parts. A stranger's
+answers by having the methods of the protocol; a composition answers from its parts. A third-party
 expert therefore gets every method of this library by implementing the right protocol.
 """
 

@@ -1,4 +1,4 @@
-"""What is said against arguments of the algebra, in the user's own expression."""
+"""Checks of arguments of the algebra; messages repeat the expression that was written."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ POINTS, SIMPLEX, VOLUME = (
     "integrals over the simplex",
     "integrals over volume",
 )  # measures, as in messages
-MOST_PIECES = 64  # unions of more boxes are intersected lazily
+MAX_PIECES = 64  # unions of more boxes are intersected lazily
 
 
 class Box(Constraint):
@@ -297,7 +297,7 @@ def intersect(supports: Sequence[Constraint]) -> Constraint:
         for part in kept
         if isinstance(part, Union) and all(isinstance(piece, Box) for piece in part.parts)
     ]
-    if unions and len(kept) > 1 and len(unions[0].parts) <= MOST_PIECES:
+    if unions and len(kept) > 1 and len(unions[0].parts) <= MAX_PIECES:
         rest = [part for part in kept if part is not unions[0]]
         return union([intersect([piece, *rest]) for piece in unions[0].parts])
     if all(isinstance(part, Box) and part.step == 1 for part in kept):
