@@ -55,7 +55,7 @@ class _Search:
     def advance(self) -> None:
         """To the next level, as far as `MIN_ESS_SHARE` of the particles stay effective; where
         scores are followed, by `stride`."""
-        guided, logs = self.path.follows_scores, self.log_weights
+        guided = self.path.follows_scores
         while True:
             aim = self._aim()
             particles, weighed, share = self._tried(aim)
