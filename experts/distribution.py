@@ -143,9 +143,8 @@ class Distribution(Density):
         if x.numel() == 0:  # some of torch's distributions cannot
             return x.new_zeros(x.shape[: x.ndim - len(self.event_shape)], dtype=self.dtype)
         outside = None
-        if not sets.is_real(
-            self.support
-        ):  # an open end, such as 0 of a LogNormal, counts as outside
+        # an open end, such as 0 of a LogNormal, counts as outside
+        if not sets.is_real(self.support):
             support: Any = dist.support
             inside = support.check(x)
             outside = ~inside
@@ -316,9 +315,8 @@ def _placeholder(key: str, value: dict[str, Any]) -> Tensor:
     elif key == "scale_tril":
         blank = torch.eye(shape[-1], dtype=dtype).expand(shape).clone()
     else:
-        blank = torch.full(
-            shape, 1e6 if key == "df" else 1.0, dtype=dtype
-        )  # a Wishart wants df > n - 1
+        # a Wishart wants df > n - 1
+        blank = torch.full(shape, 1e6 if key == "df" else 1.0, dtype=dtype)
     return nn.Parameter(blank) if value["learnable"] else blank
 
 

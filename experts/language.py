@@ -124,8 +124,7 @@ class NGram(Text):
         if logits.ndim < 1 or logits.shape != (k + 1,) * (logits.ndim - 1) + (k,):
             raise ValueError(
                 f"an n-gram of {vocabulary} takes logits of shape ({k + 1}, ..., {k + 1}, {k}), n "
-                "- 1 axes of contexts first, not "
-                f"{tuple(logits.shape)}"
+                f"- 1 axes of contexts first, not {tuple(logits.shape)}"
             )
         best = logits.detach().masked_fill(~self.allowed, -torch.inf).amax(-1)
         if not bool(best.isfinite().all()):

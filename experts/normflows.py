@@ -104,8 +104,7 @@ class NormFlow(WrappedFlow):
         if raw:
             raise TypeError(
                 f"the ActNorm layers {', '.join(raw)} are not initialised, and the first batch "
-                "would set them: call "
-                "flow.log_prob(data) once before wrapping the flow"
+                "would set them: call flow.log_prob(data) once before wrapping the flow"
             )
         stated = vars(flow.q0).get("shape", vars(flow.q0).get("dim"))
         return (

@@ -62,8 +62,7 @@ class PixelCNN(Autoregressive):
         if len(shape) not in (2, 3) or kernel % 2 == 0 or channels < math.prod(shape[:-2]):
             raise ValueError(
                 "a PixelCNN takes events (height, width) or (C, height, width), an odd kernel and "
-                f"at least C channels; got {shape}, "
-                f"kernel={kernel}, channels={channels}"
+                f"at least C channels; got {shape}, kernel={kernel}, channels={channels}"
             )
         planes, (height, width) = math.prod(shape[:-2]), shape[-2:]
         places = torch.arange(math.prod(shape)).reshape(planes, height, width)

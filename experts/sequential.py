@@ -131,9 +131,8 @@ def next_step(model: Callable[[Tensor], Tensor], prefix: Tensor, bos: int, level
     if logits.shape != (*tokens.shape, levels):
         raise ValueError(
             f"a causal model maps tokens of shape {tuple(tokens.shape)} to logits of shape "
-            f"{(*tokens.shape, levels)}, one for each of "
-            f"{levels} values at each step; this one returned {tuple(logits.shape)}. To drop "
-            "logits of tokens that never occur, write "
+            f"{(*tokens.shape, levels)}, one for each of {levels} values at each step; this one "
+            f"returned {tuple(logits.shape)}. To drop logits of tokens that never occur, write "
             f"lambda tokens: model(tokens)[..., :{levels}]"
         )
     return logits.reshape(*prefix.shape[:-1], *logits.shape[-2:])

@@ -134,9 +134,8 @@ class KernelDensity(Density):
             or not bandwidth > 0
         ):
             raise ValueError(
-                "points (n, d), weights (n) >= 0 of positive sum and bandwidth > 0 are needed, "
-                f"not points {tuple(x.shape)}, "
-                f"weights {tuple(w.shape)}, bandwidth {bandwidth}"
+                "points (n, d), weights (n) >= 0 of positive sum and bandwidth > 0 are needed, not "
+                f"points {tuple(x.shape)}, weights {tuple(w.shape)}, bandwidth {bandwidth}"
             )
         super().__init__(x.shape[1:], name=name)
         self.kernel = kernel
@@ -295,9 +294,8 @@ class PredictProba(External):
             self._columns
         ) / len(self.classes)
         with np.errstate(divide="ignore"):
-            return np.where(
-                finite, np.maximum(-np.log(wanted), 0.0), np.nan
-            )  # shares may sum to 1 + 1e-16
+            # shares may sum to 1 + 1e-16
+            return np.where(finite, np.maximum(-np.log(wanted), 0.0), np.nan)
 
     @property
     def bounded(self) -> bool | None:

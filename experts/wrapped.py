@@ -251,8 +251,7 @@ class WrappedFlow(Locked, Density):
         if context.shape != self._context_shape:
             raise ValueError(
                 f"{self} takes one context of shape {tuple(self._context_shape)}, not "
-                f"{tuple(context.shape)}; for several contexts "
-                "bind each one with .given()"
+                f"{tuple(context.shape)}; for several contexts bind each one with .given()"
             )
         bound = type(self)(
             self.flow,
@@ -347,9 +346,8 @@ class WrappedFlow(Locked, Density):
             )
             raise TypeError(
                 f"the flow of {self.LIBRARY} does not evaluate on one point of shape "
-                f"{tuple(self._noise_shape)}{what} "
-                f"({type(error).__name__}: {error}); a conditional flow needs context_shape=..., "
-                "and .given(context) before it is used"
+                f"{tuple(self._noise_shape)}{what} ({type(error).__name__}: {error}); a "
+                "conditional flow needs context_shape=..., and .given(context) before it is used"
             ) from error
         if not torch.equal(first, second) and not first.isnan().any():
             raise TypeError(

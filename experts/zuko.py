@@ -107,9 +107,8 @@ class Zuko(WrappedFlow):
             )
             raise TypeError(
                 f"the flow of zuko gives no distribution {takes} ({type(error).__name__}: "
-                f"{error}); a conditional flow "
-                "needs the shape of its context, context_shape=..., and .given(context) before it "
-                "is used"
+                f"{error}); a conditional flow needs the shape of its context, context_shape=..., "
+                "and .given(context) before it is used"
             ) from error
 
     def _own_support(self, flow: Any) -> Any:

@@ -195,9 +195,8 @@ class DBM(Machine):
             [torch.zeros(a, b, dtype=torch.float64) for b in self.sizes[1::2]]
             for a in self.sizes[::2]
         ]
-        for k, w in enumerate(
-            weights
-        ):  # from an even layer up to an odd one, or from an odd one up to an even one
+        # from an even layer up to an odd one, or from an odd one up to an even one
+        for k, w in enumerate(weights):
             zero[(k + 1) // 2][k // 2] = w.T if k % 2 else w
         matrix = torch.cat([torch.cat(row, 1) for row in zero])
         return layers_log_z(

@@ -123,9 +123,8 @@ class Strip(NamedTuple):
         first = self._row(0)
         scale = first.max()
         table = (first - scale).exp()
-        table = (
-            table.diag() if self.closed else table.unsqueeze(0)
-        )  # (states of the first row or 1, states of the last row)
+        # (states of the first row or 1, states of the last row)
+        table = table.diag() if self.closed else table.unsqueeze(0)
         for row in range(1, rows):
             table, lost = self._descend(table, row - 1)
             own = self._row(row)

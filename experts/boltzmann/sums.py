@@ -27,10 +27,11 @@ def layered_log_z(weights: Tensor, left: Tensor, right: Tensor) -> float:  # (k,
     if len(left) > len(right):
         weights, left, right = weights.T, right, left
     half = len(left) // 2
+    # (2^half, m), (2^(k - half), m)
     upper, lower = (
         _inputs(weights[:half]) + right,
         _inputs(weights[half:]),
-    )  # (2^half, m), (2^(k - half), m)
+    )
     own = _inputs(left[:half, None]), _inputs(left[half:, None]).T
     reach = right.abs() + weights.abs().sum(0) + math.log(2)
     groups: list[list[int]] = [[]]

@@ -45,9 +45,8 @@ def merge(kind: type[ExponentialFamily], factors: Sequence[Factor]) -> tuple[Any
     size = [
         _weighted([abs(w) for w in powers], [part.abs() for part in column]) for column in columns
     ]
-    spread = (
-        0.0 if all(w == int(w) for w in powers) else sum(map(abs, powers))
-    )  # Σ w itself is rounded
+    # Σ w itself is rounded
+    spread = 0.0 if all(w == int(w) for w in powers) else sum(map(abs, powers))
     member = kind.from_natural(eta, [ROUNDING * (s + spread) for s in size])
     if member is None:
         return None

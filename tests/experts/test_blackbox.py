@@ -82,9 +82,8 @@ def test_without_a_gradient_every_way_to_one_says_so():
     with pytest.raises(TypeError, match=r"kernel=poe.RandomWalk\(\)"):
         target.value_and_grad(torch.zeros(2))
     x = torch.zeros(2, requires_grad=True)
-    with pytest.raises(
-        TypeError, match=r"kernel=poe.RandomWalk\(\)"
-    ):  # and a graph does not leave its share out
+    # and a graph does not leave its share out
+    with pytest.raises(TypeError, match=r"kernel=poe.RandomWalk\(\)"):
         target(x).backward()
 
 

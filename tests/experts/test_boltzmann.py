@@ -98,9 +98,8 @@ def test_spins_have_the_gradient_of_their_energy() -> None:
         energy, slope = expert.value_and_grad(x)
         torch.testing.assert_close(slope, gradient)
         torch.testing.assert_close(energy, expert(x).detach())
-        again = Ising(
-            (2, 4), expert.couplings, expert.fields, bits=bits, edges=expert.edges
-        )  # as a graph
+        # as a graph
+        again = Ising((2, 4), expert.couplings, expert.fields, bits=bits, edges=expert.edges)
         torch.testing.assert_close(again(x), expert(x))
         torch.testing.assert_close(again.value_and_grad(x)[1], slope)
 
@@ -136,10 +135,11 @@ def test_potts_energies_site_by_site() -> None:
     expert = Potts((2, 3), 3, torch.tensor([0.5, 0.25], dtype=F64), fields, periodic=False)
     own = sum(float(fields[i, j, x[i, j]]) for i in range(2) for j in range(3))
     assert float(expert(x)) == pytest.approx(-0.5 * 2 - 0.25 * 1 - own)
+    # [a = b] = (1 + s_a s_b)/2
     two, ising = (
         Potts((3, 3), 2, 0.8).double(),
         Ising((3, 3), 0.4).double(),
-    )  # [a = b] = (1 + s_a s_b)/2
+    )
     states = points(ising)
     torch.testing.assert_close(two((states + 1) / 2), ising(states) - 0.4 * 18)
 
@@ -244,9 +244,8 @@ def test_log_z_of_any_graph_and_of_long_strips() -> None:
         edges=[(i, (i * j) % 16) for i in range(1, 11) for j in (2, 5) if (i * j) % 16 != i],
     )
     assert value(graph) == pytest.approx(float((-graph(points(graph))).logsumexp(0)), abs=1e-9)
-    chain = Ising(
-        (5000,), torch.tensor(0.7, dtype=F64), 0.2
-    )  # eigenvalues of the 2 x 2 transfer matrix
+    # eigenvalues of the 2 x 2 transfer matrix
+    chain = Ising((5000,), torch.tensor(0.7, dtype=F64), 0.2)
     root = math.sqrt(math.exp(1.4) * math.sinh(0.2) ** 2 + math.exp(-1.4))
     top = math.exp(0.7) * math.cosh(0.2) + root
     assert value(chain) == pytest.approx(5000 * math.log(top), rel=1e-12)
@@ -326,9 +325,8 @@ def test_a_large_sum_is_taken_when_asked_for_and_then_known() -> None:
         (torch.nn.functional.softplus(s @ expert.weights.T, threshold=40).sum(1)).logsumexp(0)
         for s in states[:: 2**10].split(256)
     ]
-    assert exact is not None and exact > float(
-        torch.stack(parts).logsumexp(0)
-    )  # a part of the sum, by plain means
+    # a part of the sum, by plain means
+    assert exact is not None and exact > float(torch.stack(parts).logsumexp(0))
     assert value(expert) == exact
 
 
@@ -418,11 +416,12 @@ def test_precision_and_learning_follow_the_experts() -> None:
         optimiser.step()
     after = float(expert(data).detach().mean()) + value(expert)
     assert after < before - 0.3
+    # the entropy
     assert (
         after
         >= -float(torch.tensor([0.2, 0.2, 0.2, 0.4]).log() @ torch.tensor([0.2, 0.2, 0.2, 0.4]))
         - 1e-6
-    )  # the entropy
+    )
 
 
 def test_draws_by_the_library_agree_with_enumeration() -> None:

@@ -158,9 +158,8 @@ def test_coefficients_hold_at_both_ends_and_are_the_path_with_its_rates(
     schedule: NoiseSchedule, ends
 ) -> None:
     assert schedule.coefficients(0.0) == ends[0] and schedule.coefficients(math.inf) == ends[1]
-    angle = (
-        schedule.kind == "preserving"
-    )  # its velocity is the rate by the angle whose tangent is σ
+    # its velocity is the rate by the angle whose tangent is σ
+    angle = schedule.kind == "preserving"
     for t in (0.1, 0.5, 0.9):
         sigma = [math.tan(a) if angle else a / (1 - a) for a in (t - 1e-6, t, t + 1e-6)]
         before, c, after = (schedule.coefficients(value) for value in sigma)
@@ -197,9 +196,8 @@ def test_a_table_is_met_at_its_entries_and_followed_between_them_by_log_sigma() 
         return truth(u, alpha, (1 - table[t.long()]).sqrt().to(u))[1]
 
     x = points(1.0)
-    whole = replace(
-        schedule, time=lambda sigma: float(round(schedule.time(sigma), 6))
-    )  # σ from the table are rounded
+    # σ from the table are rounded
+    whole = replace(schedule, time=lambda sigma: float(round(schedule.time(sigma), 6)))
     e = Denoiser(net, (2,), schedule=whole)
     for t in (0, 300, 999):
         wanted = noised(x, sigmas[t])[1]

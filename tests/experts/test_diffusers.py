@@ -20,11 +20,12 @@ def diffusers():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = pytest.importorskip("diffusers")
+        # loaded when first asked for
         _ = (
             module.UNet2DModel,
             module.DDIMScheduler,
             module.FlowMatchEulerDiscreteScheduler,
-        )  # loaded when first asked for
+        )
     return module
 
 

@@ -215,16 +215,16 @@ def test_two_and_three_dimensions() -> None:
     a, b = Normal(t(1, 0), covariance=COVARIANCE[:2, :2]), Normal(t(-1, 2), t(0.5, 3))
     product = a & b**0.5
     grid, step = torch.linspace(-20, 20, 801, dtype=F64), 0.05
-    log_mass = torch.logsumexp(-product(torch.cartesian_prod(grid, grid)), 0) + 2 * math.log(
-        step
-    )  # trapezoidal rule
+    # trapezoidal rule
+    log_mass = torch.logsumexp(-product(torch.cartesian_prod(grid, grid)), 0) + 2 * math.log(step)
     assert product.log_z is not None
     assert float(log_mass) == pytest.approx(product.log_z.value, abs=1e-9)
     simplex = Dirichlet(t(1.5, 2, 3)) & Dirichlet(t(1.2, 1, 2)) ** 0.5
+    # u = sin² θ, midpoint rule
     theta, h = (
         (torch.arange(500, dtype=F64) + 0.5) * math.pi / 1000,
         math.pi / 1000,
-    )  # u = sin² θ, midpoint rule
+    )
     a, b = torch.cartesian_prod(theta, theta).unbind(-1)
     u, v = a.sin().square(), b.sin().square()
     x = torch.stack([u, (1 - u) * v, (1 - u) * (1 - v)], -1)

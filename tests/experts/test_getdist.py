@@ -55,6 +55,5 @@ def test_a_product_with_a_measurement_has_the_closed_form():
     weights = arrays(n)[1]
     effective = weights.sum() ** 2 / (weights**2).sum()
     error = math.sqrt(0.25 / effective + 0.5 / draws.diagnostics.ess_bulk)
-    assert (
-        abs(float(draws.x.mean()) - 0.5) < 5 * error + 0.05
-    )  # and the fit is no better than its smoothing
+    # and the fit is no better than its smoothing
+    assert abs(float(draws.x.mean()) - 0.5) < 5 * error + 0.05

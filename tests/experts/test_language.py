@@ -154,9 +154,8 @@ def test_half_precision_models_give_float32_log_probabilities(dtype):
     whole, half = wrapped(4), poe.as_energy(gpt2().to(dtype), length=4, vocabulary=WORDS, pad=5)
     x = whole.sample(20, generator=torch.Generator().manual_seed(0))
     assert half(x).dtype == torch.float32
-    assert (
-        half.next_logits(x[:, :2]).exp().sum(-1).sub(1).abs().max() < 1e-6
-    )  # half precision would be off by 1e-3
+    # half precision would be off by 1e-3
+    assert half.next_logits(x[:, :2]).exp().sum(-1).sub(1).abs().max() < 1e-6
     assert torch.allclose(half(x), whole(x), atol=0.5)
 
 
@@ -211,9 +210,8 @@ def test_training_of_a_parent_leaves_a_language_model_as_it_is():
     assert torch.equal(expert(x), before)
 
 
-OTHER = Vocabulary(
-    ("<s>", "a", "c", "b", "</s>", "<pad>"), bos=0, eos=4, pad=5
-)  # two words change places
+# two words change places
+OTHER = Vocabulary(("<s>", "a", "c", "b", "</s>", "<pad>"), bos=0, eos=4, pad=5)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +244,8 @@ def test_energies_that_say_nothing_compose_with_any_text():
     uniform = poe.create("categorical", logits=torch.zeros(5, 6))
     assert (text & uniform).vocabulary == PLAIN
     assert uniform.vocabulary is None
-    on_part = poe.on(
-        ngram(OTHER, length=3), [0, 1, 2], (5,)
-    )  # what stands at a place is the part's own affair
+    # what stands at a place is the part's own affair
+    on_part = poe.on(ngram(OTHER, length=3), [0, 1, 2], (5,))
     assert (text & on_part).vocabulary == PLAIN
 
 
@@ -264,9 +261,8 @@ def test_a_product_of_two_models_is_drawn_exactly():
     bound = 0.5 * (2 * p * (1 - p) / (math.pi * 4000)).sqrt().sum() + math.sqrt(
         math.log(1e6) / (2 * 4000)
     )
-    assert (
-        distance < bound
-    )  # the mean of the distance, and the deviation that McDiarmid's inequality allows once in 1e6
+    # the mean of the distance, and the deviation that McDiarmid's inequality allows once in 1e6
+    assert distance < bound
 
 
 def test_fitted_ngram_has_smoothed_frequencies():

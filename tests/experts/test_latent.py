@@ -262,9 +262,8 @@ def test_latent_draws_follow_the_generator_times_the_odds():
     n = draws.diagnostics.ess_bulk
     error = (uniform.mean() - 0.5).abs().item() / (1 / 12 / n) ** 0.5
     assert 2 * stats.norm.sf(error) > LEVEL
-    plain = (
-        found.decode(found.prior.sample(4000)).flatten().double()
-    )  # without the discriminator the test fails
+    # without the discriminator the test fails
+    plain = found.decode(found.prior.sample(4000)).flatten().double()
     wrong = (mass.cumsum(0) / mass.sum())[torch.searchsorted(axis, plain).clamp(max=len(axis) - 1)]
     assert 2 * stats.norm.sf((wrong.mean() - 0.5).abs().item() / (1 / 12 / 4000) ** 0.5) < LEVEL
 

@@ -330,9 +330,8 @@ def test_fitted_concepts_are_calibrated():
         excess = concept_matching(net, x, sigma, truth).double() + torch.nn.functional.logsigmoid(
             torch.where(truth[:, 0] == 0, exact, -exact)
         )
-    assert (
-        excess.mean() < 0.05
-    )  # nats above the entropy: what a divergence of the fitted from the true posterior costs
+    # nats above the entropy: what a divergence of the fitted from the true posterior costs
+    assert excess.mean() < 0.05
     assert torch.corrcoef(torch.stack([plus - minus, exact]))[0, 1] > 0.95
 
 
@@ -435,9 +434,8 @@ def test_fused_is_one_call_and_equal(which):
     any_.network.calls.clear()
     forward = e(x)
     assert any_.network.calls == [6] * levels
-    alone = e.rebuild(
-        [poe.shift(part, 0.0, log_z=poe.Estimate(0.0)) for part in e.parts]
-    )  # hides what the terms share
+    # hides what the terms share
+    alone = e.rebuild([poe.shift(part, 0.0, log_z=poe.Estimate(0.0)) for part in e.parts])
     assert not any(part.can(SharesNetwork) for part in alone.parts)
     wanted, slope = alone.value_and_grad(x)
     assert torch.allclose(value, wanted, atol=1e-5 * wanted.abs().max().item())
@@ -584,9 +582,8 @@ def test_draws_of_a_conjunction_are_what_was_asked_for() -> None:
     draws = poe.sample(target, 64, seed=0)
     judged = shapes.judge(draws.x)
     wanted = int(judged.has("blue", "large").sum())
-    assert binomtest(wanted, 64, 0.98, alternative="less").pvalue > 1e-3, (
-        wanted
-    )  # by chance: an eighth
+    # by chance: an eighth
+    assert binomtest(wanted, 64, 0.98, alternative="less").pvalue > 1e-3, wanted
     assert draws.diagnostics.nonfinite == 0
 
 

@@ -73,9 +73,8 @@ def test_the_bound_lies_below_the_likelihood(scale: float) -> None:
     with torch.no_grad():
         gap = log_p(machine, v) - machine.lower_bound(v)
     assert float(gap.min()) > -1e-9
-    assert (
-        float(gap.max()) > 1e-3
-    )  # a factorial law is not the posterior: the bound is none of the likelihood itself
+    # a factorial law is not the posterior: the bound is none of the likelihood itself
+    assert float(gap.max()) > 1e-3
     if scale == 0.3:
         assert float(gap.max()) < 0.1
 
@@ -182,9 +181,8 @@ def test_layers_are_joined_at_the_mean_of_their_log_odds() -> None:
 def test_training_raises_the_exact_likelihood(generator: torch.Generator) -> None:
     data = clusters()
     rates = data.mean(0)
-    alone = float(
-        (rates * rates.log() + (1 - rates) * (1 - rates).log()).sum()
-    )  # of independent bits
+    # of independent bits
+    alone = float((rates * rates.log() + (1 - rates) * (1 - rates).log()).sum())
     machine = pretrain(data, [4, 3], epochs=5, batch=50, rate=0.1, generator=generator)
     assert machine.sizes == (6, 4, 3) and all(p.requires_grad for p in machine.parameters())
     first, bound = (
