@@ -16,13 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from experts.masked import (
-    MaskedLinear,
-    check_prefix,
-    checked_order,
-    hidden_layers,
-    run_hidden,
-)
+from experts.masked import MaskedLinear, check_prefix, checked_order, hidden_layers, run_hidden
 from experts.neural import GaussianBase
 from poe.algebra.energy import Density
 from poe.registry import register

@@ -28,10 +28,7 @@ def layered_log_z(weights: Tensor, left: Tensor, right: Tensor) -> float:  # (k,
         weights, left, right = weights.T, right, left
     half = len(left) // 2
     # (2^half, m), (2^(k - half), m)
-    upper, lower = (
-        _inputs(weights[:half]) + right,
-        _inputs(weights[half:]),
-    )
+    upper, lower = (_inputs(weights[:half]) + right, _inputs(weights[half:]))
     own = _inputs(left[:half, None]), _inputs(left[half:, None]).T
     reach = right.abs() + weights.abs().sum(0) + math.log(2)
     groups: list[list[int]] = [[]]

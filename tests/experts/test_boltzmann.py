@@ -79,10 +79,7 @@ def test_laws(name: str) -> None:
     report = check_expert(MAKERS[name])
     assert {"normalisation", "save and load", "eval mode", "facts", "value_and_grad"} & set(
         report.checked
-    ) >= {
-        "normalisation",
-        "save and load",
-    }, report
+    ) >= {"normalisation", "save and load"}, report
     expert = MAKERS[name]()
     assert expert.proper is True and expert.bounded is True
     assert expert.can(BlockGibbs) and expert.can(Enumerates) == poe.algebra.support.is_discrete(
@@ -136,10 +133,7 @@ def test_potts_energies_site_by_site() -> None:
     own = sum(float(fields[i, j, x[i, j]]) for i in range(2) for j in range(3))
     assert float(expert(x)) == pytest.approx(-0.5 * 2 - 0.25 * 1 - own)
     # [a = b] = (1 + s_a s_b)/2
-    two, ising = (
-        Potts((3, 3), 2, 0.8).double(),
-        Ising((3, 3), 0.4).double(),
-    )
+    two, ising = (Potts((3, 3), 2, 0.8).double(), Ising((3, 3), 0.4).double())
     states = points(ising)
     torch.testing.assert_close(two((states + 1) / 2), ising(states) - 0.4 * 18)
 

@@ -21,11 +21,7 @@ def diffusers():
         warnings.simplefilter("ignore")
         module = pytest.importorskip("diffusers")
         # loaded when first asked for
-        _ = (
-            module.UNet2DModel,
-            module.DDIMScheduler,
-            module.FlowMatchEulerDiscreteScheduler,
-        )
+        _ = (module.UNet2DModel, module.DDIMScheduler, module.FlowMatchEulerDiscreteScheduler)
     return module
 
 

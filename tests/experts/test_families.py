@@ -221,10 +221,7 @@ def test_two_and_three_dimensions() -> None:
     assert float(log_mass) == pytest.approx(product.log_z.value, abs=1e-9)
     simplex = Dirichlet(t(1.5, 2, 3)) & Dirichlet(t(1.2, 1, 2)) ** 0.5
     # u = sin² θ, midpoint rule
-    theta, h = (
-        (torch.arange(500, dtype=F64) + 0.5) * math.pi / 1000,
-        math.pi / 1000,
-    )
+    theta, h = ((torch.arange(500, dtype=F64) + 0.5) * math.pi / 1000, math.pi / 1000)
     a, b = torch.cartesian_prod(theta, theta).unbind(-1)
     u, v = a.sin().square(), b.sin().square()
     x = torch.stack([u, (1 - u) * v, (1 - u) * (1 - v)], -1)

@@ -156,12 +156,7 @@ def test_passes_are_counted():
         kind: poe.create("normflows", kind=kind, event_shape=(4,), **SMALL).passes for kind in KINDS
     }
     # normflows' MAF is fast from noise to x
-    assert passes == {
-        "rq-autoregressive": 4,
-        "rq-coupling": 1,
-        "realnvp": 1,
-        "maf": 1,
-    }
+    assert passes == {"rq-autoregressive": 4, "rq-coupling": 1, "realnvp": 1, "maf": 1}
 
 
 def test_nonsense_is_refused():
