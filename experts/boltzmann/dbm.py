@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn.functional import linear
 
 from experts.boltzmann.machine import Machine, unit_vector
 from experts.boltzmann.sums import layers_log_z
 from experts.families import parameters as param
-from poe.algebra import support as sets
 from poe.algebra.energy import Estimate
 from poe.registry import register
 
@@ -63,10 +63,15 @@ class DBM(Machine):
         for key, n in zip(_named("bias", given), sizes, strict=True):
             values[key] = unit_vector(key, values[key], n)
         at = torch.arange(sum(sizes)).split(sizes)
-        n = sum(sizes)
-        box = sets.Box(torch.zeros(n), torch.ones(n), integer=True)
-        blocks = [torch.cat(at[start::2]) for start in (0, 1)]
-        super().__init__(values, {}, support=box, blocks=blocks, learnable=learnable, name=name)
+        super().__init__(
+            values,
+            {},
+            event_shape=(sum(sizes),),
+            support=constraints.boolean,
+            blocks=[torch.cat(at[start::2]) for start in (0, 1)],
+            learnable=learnable,
+            name=name,
+        )
         self.sizes = tuple(sizes)
 
     @property
@@ -84,7 +89,7 @@ class DBM(Machine):
         return x.split(list(self.sizes), -1)
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, n) -> (*batch)
-        layers = self.layers(x if x.is_floating_point() else x.to(self.dtype))
+        layers = self.layers(self._floats(x))
         energy = x.new_zeros(x.shape[:-1], dtype=layers[0].dtype)
         for layer, bias in zip(layers, self.biases, strict=True):
             energy = energy - layer @ bias.to(layer.dtype)
@@ -94,15 +99,13 @@ class DBM(Machine):
 
     def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:  # (*batch, n), (k) -> (*batch, k)
         """Log-odds b_l + W_{l-1}ᵀ x_{l-1} + W_l x_{l+1} of units of layer l."""
-        layers = self.layers(x if x.is_floating_point() else x.to(self.dtype))
+        layers = self.layers(self._floats(x))
         for parity, block in enumerate(self.blocks):
             if sites is block:
-                return torch.cat(
-                    [self._layer_inputs(layers, k) for k in range(parity, len(layers), 2)], -1
-                )
-        return torch.cat([self._layer_inputs(layers, k) for k in range(len(layers))], -1)[
-            ..., sites
-        ]
+                inputs = [self._layer_inputs(layers, k) for k in range(parity, len(layers), 2)]
+                return torch.cat(inputs, -1)
+        inputs = [self._layer_inputs(layers, k) for k in range(len(layers))]
+        return torch.cat(inputs, -1)[..., sites]
 
     def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor:
         # (*batch, n), (*batch, len(block)) -> (*batch, n)
@@ -136,17 +139,14 @@ class DBM(Machine):
         with torch.no_grad():
             layers = [v.to(self.dtype)]
             for k in range(1, top + 1):
-                double = 1 if k == top else 2
-                layers.append(
-                    linear(double * layers[-1], self.weights[k - 1].T, self.biases[k]).sigmoid()
-                )
+                below = layers[-1] if k == top else 2 * layers[-1]
+                layers.append(linear(below, self.weights[k - 1].T, self.biases[k]).sigmoid())
             for _ in range(iterations):
                 change = 0.0
                 for k in (*range(1, top + 1, 2), *range(2, top + 1, 2)):
                     old, layers[k] = layers[k], self._layer_inputs(layers, k).sigmoid()
-                    change = max(
-                        change, float((layers[k] - old).abs().max()) if old.numel() else 0.0
-                    )
+                    if old.numel():
+                        change = max(change, float((layers[k] - old).abs().max()))
                 if change <= tolerance:
                     break
         return tuple(layers[1:])
@@ -184,24 +184,20 @@ class DBM(Machine):
         if k > 0:
             total = linear(layers[k - 1], self.weights[k - 1].T, total)
         if k < len(layers) - 1:
-            above = linear(layers[k + 1], self.weights[k])
-            total = total + above
+            total = total + linear(layers[k + 1], self.weights[k])
         return total
 
     def _sum(self, patient: bool) -> float | None:
         weights = [w.detach().double().cpu() for w in self.weights]
         biases = [b.detach().double().cpu() for b in self.biases]
-        zero = [
-            [torch.zeros(a, b, dtype=torch.float64) for b in self.sizes[1::2]]
-            for a in self.sizes[::2]
-        ]
+        even, odd = self.sizes[::2], self.sizes[1::2]
+        zero = [[torch.zeros(a, b, dtype=torch.float64) for b in odd] for a in even]
         # from an even layer up to an odd one, or from an odd one up to an even one
         for k, w in enumerate(weights):
             zero[(k + 1) // 2][k // 2] = w.T if k % 2 else w
         matrix = torch.cat([torch.cat(row, 1) for row in zero])
-        return layers_log_z(
-            matrix, torch.cat(biases[::2]), torch.cat(biases[1::2]), patient=patient
-        )
+        left, right = torch.cat(biases[::2]), torch.cat(biases[1::2])
+        return layers_log_z(matrix, left, right, patient=patient)
 
     @classmethod
     def _rebuilt(cls, values: dict[str, Tensor], structure: dict[str, Any]) -> Machine:

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn.functional import linear, softplus
 
 from experts.boltzmann.machine import Machine
-from experts.boltzmann.restricted import Restricted, read_weights
+from experts.boltzmann.restricted import Restricted
 from experts.boltzmann.sums import MAX_UNITS, quadratic_log_z
 from experts.families import parameters as param
-from poe.algebra import support as sets
 from poe.registry import register
 
 
@@ -48,17 +48,17 @@ class GaussianRBM(Restricted):
         learnable: bool = False,
         name: str | None = None,
     ) -> None:
-        values, shape = read_weights(weights, event_shape, hidden_bias, loc=loc, scale=scale)
-        param.require_positive("scale", values["scale"], "a standard deviation must be positive")
-        blocks, structure = [torch.arange(shape.numel())], {"event_shape": list(shape)}
         super().__init__(
-            values,
-            structure,
-            support=sets.real(shape),
-            blocks=blocks,
+            weights,
+            hidden_bias,
+            loc=loc,
+            scale=scale,
+            event_shape=event_shape,
+            support=constraints.real,
             learnable=learnable,
             name=name,
         )
+        param.require_positive("scale", self.scale, "a standard deviation must be positive")
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         residual = (self._flat(x) - self.loc) / self.scale

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from experts.boltzmann.lattice import Strip, torus_log_z
 from experts.boltzmann.machine import shared_dtype
@@ -54,14 +55,14 @@ class Ising(PairModel):
         learnable: bool = False,
         name: str | None = None,
     ) -> None:
-        low, high = (
-            torch.full(tuple(event_shape), end, dtype=torch.float64)
-            for end in (0.0 if bits else -1.0, 1.0)
-        )
+        low, high = torch.tensor([0.0 if bits else -1.0, 1.0], dtype=torch.float64)
         super().__init__(
             couplings,
             fields,
-            support=sets.Box(low, high, integer=True, step=1 if bits else 2),
+            event_shape=event_shape,
+            support=sets.Box(
+                low.expand(tuple(event_shape)), high, integer=True, step=1 if bits else 2
+            ),
             values=0,
             edges=edges,
             periodic=periodic,
@@ -104,8 +105,7 @@ class Ising(PairModel):
         return self.fields.expand(self.event_shape).reshape(-1)
 
     def _spins(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, n)
-        s = self._flat(x)
-        s = s if s.is_floating_point() else s.to(self.dtype)
+        s = self._floats(self._flat(x))
         return 2 * s - 1 if self.bits else s
 
     def _local(self, s: Tensor, sites: Tensor) -> Tensor:  # (*batch, n), (k) -> (*batch, k)
@@ -170,11 +170,11 @@ class Potts(PairModel):
     ) -> None:
         if values < 2:
             raise ValueError(f"a Potts site takes two or more values, not {values}")
-        low = torch.zeros(tuple(event_shape), dtype=torch.float64)
         super().__init__(
             couplings,
             fields,
-            support=sets.Box(low, low + values - 1, integer=True),
+            event_shape=event_shape,
+            support=constraints.integer_interval(0, values - 1),
             values=values,
             edges=edges,
             periodic=periodic,
@@ -218,8 +218,7 @@ class Potts(PairModel):
         return self._fields.detach().double().cpu(), torch.eye(self.values, dtype=torch.float64)
 
 
-# ---------------------------------------------------------------- closed forms: couplings and
-# fields add up
+# ---- closed forms: couplings and fields add up
 
 
 def _rule(
@@ -251,29 +250,22 @@ def _merged(factors: Sequence[Factor]) -> dict[str, Any] | None:
     where the graphs differ."""
     models = [energy for energy, _ in factors]
     first = models[0]
-    kept = {
-        key: value for key, value in first._structure.items() if key not in ("edges", "periodic")
-    }
+    kept = {k: v for k, v in first._structure.items() if k not in ("edges", "periodic")}
     if any(model._structure[key] != value for model in models for key, value in kept.items()):
         return None
     dtype = shared_dtype(factors)
     couplings = [power * model.edge_couplings.detach().double() for model, power in factors]
-    fields = torch.stack([power * model._fields.detach().double() for model, power in factors]).sum(
-        0
-    )
-    if all(
-        m._structure["edges"] == first._structure["edges"] and m.periodic == first.periodic
-        for m in models
-    ):
+    fields = torch.stack([power * model._fields.detach().double() for model, power in factors])
+    fields = fields.sum(0)
+    graph = {key: first._structure[key] for key in ("edges", "periodic")}
+    if all(model._structure[key] == value for model in models for key, value in graph.items()):
         total = torch.stack(couplings).sum(0)
-        kept |= {"edges": first._structure["edges"], "periodic": first.periodic}
+        kept |= graph
     else:
-        edges, place = torch.cat([m.edges.sort(-1).values for m in models]).unique(
-            dim=0, return_inverse=True
-        )
-        total = torch.zeros_like(edges[:, 0], dtype=torch.float64).index_add(
-            0, place, torch.cat(couplings)
-        )
+        every = torch.cat([model.edges.sort(-1).values for model in models])
+        edges, place = every.unique(dim=0, return_inverse=True)
+        zeros = torch.zeros(len(edges), dtype=torch.float64, device=edges.device)
+        total = zeros.index_add(0, place, torch.cat(couplings))
         kept["edges"] = edges
     shape = (*first.event_shape, *fields.shape[1:])
     return {**kept, "couplings": total.to(dtype), "fields": fields.reshape(shape).to(dtype)}
@@ -281,12 +273,10 @@ def _merged(factors: Sequence[Factor]) -> dict[str, Any] | None:
 
 def _bernoulli_fields(energy: Bernoulli, model: Ising) -> tuple[Tensor, Tensor] | None:
     """logit·x = logit·(s + 1)/2 of bits: h = logit/2, and softplus(logit) - logit/2 is left."""
+    if not model.bits:
+        return None
     logits = energy.exact("logits")
-    return (
-        (logits / 2, nn.functional.softplus(logits, threshold=40) - logits / 2)
-        if model.bits
-        else None
-    )
+    return logits / 2, nn.functional.softplus(logits, threshold=40) - logits / 2
 
 
 def _categorical_fields(energy: Categorical, model: Potts) -> tuple[Tensor, Tensor] | None:

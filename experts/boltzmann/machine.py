@@ -42,12 +42,13 @@ class Machine(Energy):
         values: dict[str, Tensor],
         structure: dict[str, Any],
         *,
-        support: sets.Box,
+        event_shape: Sequence[int],
+        support: sets.Constraint,
         blocks: Sequence[Tensor],
         learnable: bool,
         name: str | None,
     ) -> None:
-        super().__init__(support.event_shape, support=support, name=name)
+        super().__init__(event_shape, support=support, name=name)
         param.hold(self, values, learnable=learnable)
         for index, block in enumerate(blocks):
             self.register_buffer(f"_block_{index}", block.to(self.device), persistent=False)
@@ -66,6 +67,9 @@ class Machine(Energy):
 
     def _flat(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, n)
         return vectors(x, len(self.event_shape))
+
+    def _floats(self, x: Tensor) -> Tensor:
+        return x if x.is_floating_point() else x.to(self.dtype)
 
     # ---- exact sums
 

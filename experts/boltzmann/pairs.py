@@ -47,7 +47,8 @@ class PairModel(Machine):
         couplings: Any,
         fields: Any,
         *,
-        support: sets.Box,
+        event_shape: Sequence[int],
+        support: sets.Constraint,
         values: int,
         edges: Any,
         periodic: bool | Sequence[bool],
@@ -55,10 +56,10 @@ class PairModel(Machine):
         learnable: bool,
         name: str | None,
     ) -> None:
-        shape, n = support.event_shape, support.event_shape.numel()
-        closed = (
-            (periodic,) * len(shape) if isinstance(periodic, bool) else tuple(map(bool, periodic))
-        )
+        shape = torch.Size(event_shape)
+        n = shape.numel()
+        each = (periodic,) * len(shape) if isinstance(periodic, bool) else periodic
+        closed = tuple(map(bool, each))
         if len(closed) != len(shape):
             raise ValueError(
                 f"periodic must be one truth value, or one for each of {len(shape)} axes, not "
@@ -72,22 +73,13 @@ class PairModel(Machine):
             colours = greedy_colours(n, pairs)
         numbers = param.tensors(couplings=couplings, fields=fields)
         _check_couplings(numbers["couplings"], len(pairs), 0 if axes is None else len(shape))
-        wanted = (*shape, values) if values else tuple(shape)
-        if param.common_shape(
-            {"fields": numbers["fields"], "event": torch.empty(wanted, device="meta")}
-        ) != torch.Size(wanted):
-            raise ValueError(
-                f"fields of shape {tuple(numbers['fields'].shape)} do not fit {wanted}"
-            )
-        numbers = {
-            "couplings": numbers["couplings"],
-            **param.expanded({"fields": numbers["fields"]}, wanted),
-        }
-        blocks = (
-            [(colours == k).nonzero().squeeze(-1) for k in range(int(colours.max()) + 1)]
-            if n
-            else []
-        )
+        wanted, fields = (*shape, values) if values else tuple(shape), numbers["fields"]
+        event = torch.empty(wanted, device="meta")
+        if param.common_shape({"fields": fields, "event": event}) != torch.Size(wanted):
+            raise ValueError(f"fields of shape {tuple(fields.shape)} do not fit {wanted}")
+        numbers |= param.expanded({"fields": fields}, wanted)
+        count = int(colours.max()) + 1 if n else 0
+        blocks = [(colours == k).nonzero().squeeze(-1) for k in range(count)]
         structure = {
             "event_shape": list(shape),
             "edges": None if edges is None else pairs.tolist(),
@@ -95,16 +87,21 @@ class PairModel(Machine):
             **structure,
         }
         super().__init__(
-            numbers, structure, support=support, blocks=blocks, learnable=learnable, name=name
+            numbers,
+            structure,
+            event_shape=shape,
+            support=support,
+            blocks=blocks,
+            learnable=learnable,
+            name=name,
         )
         adjacent, bond = neighbours(n, pairs)
         for key, table in (("edges", pairs), ("_adjacent", adjacent), ("_bond", bond)):
             self.register_buffer(key, table.to(self.device), persistent=False)
         self._ragged = bool((bond == len(pairs)).any())
         self._tables: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._lengths = (
-            () if axes is None else tuple(int((axes == k).sum()) for k in range(len(shape)))
-        )
+        dims = 0 if axes is None else len(shape)
+        self._lengths = tuple(int((axes == k).sum()) for k in range(dims))
         self._wide = values
 
     @property
@@ -135,10 +132,10 @@ class PairModel(Machine):
             sites = [*shape[:axis], shape[axis] - (not self.periodic[axis]), *shape[axis + 1 :]]
             if each:
                 piece = self.couplings.narrow(0, sum(self._lengths[:axis]), count).reshape(sites)
+            elif self.couplings.numel() > 1:
+                piece = self.couplings[axis].expand(sites)
             else:
-                piece = (
-                    self.couplings[axis] if self.couplings.numel() > 1 else self.couplings
-                ).expand(sites)
+                piece = self.couplings.expand(sites)
             found.append((axis - len(shape), piece))
         return found
 
@@ -148,14 +145,11 @@ class PairModel(Machine):
         """Of a grid, neighbours along an axis as pairs of slices of s, with their couplings:
         inside, and from the last to the first."""
         last = s.shape[axis] - 1
-        pairs = [
-            (s.narrow(axis, 0, last), s.narrow(axis, 1, last), couplings.narrow(axis, 0, last))
+        places = [(0, 1, last), (last, 0, 1)] if self.periodic[axis] else [(0, 1, last)]
+        return [
+            (s.narrow(axis, a, n), s.narrow(axis, b, n), couplings.narrow(axis, a, n))
+            for a, b, n in places
         ]
-        if self.periodic[axis]:
-            pairs.append(
-                (s.narrow(axis, last, 1), s.narrow(axis, 0, 1), couplings.narrow(axis, last, 1))
-            )
-        return pairs
 
     @abstractmethod
     def site_logits(self, x: Tensor, sites: Tensor) -> Tensor:
@@ -178,11 +172,9 @@ class PairModel(Machine):
             known = self._tables[id(sites)] = sites, self._adjacent[:, sites], self._bond[:, sites]
         _, adjacent, bond = known
         couplings = self.edge_couplings
-        return (
-            adjacent,
-            bond,
-            torch.cat([couplings, couplings.new_zeros(1)]) if self._ragged else couplings,
-        )
+        if self._ragged:
+            couplings = torch.cat([couplings, couplings.new_zeros(1)])
+        return adjacent, bond, couplings
 
     @abstractmethod
     def _weights(self) -> tuple[Tensor, Tensor]:
@@ -205,9 +197,8 @@ class PairModel(Machine):
         """A grid whose axes longer than 1 are rows and columns."""
         rows, columns = ([length for length in self.event_shape if length > 1] + [1])[:2]
         tables = [torch.zeros(rows, columns, dtype=torch.float64) for _ in range(2)]
-        for table, sites, (_, piece) in zip(
-            tables, [(-1, columns), (rows, -1)], self._axis_couplings(), strict=False
-        ):
+        sizes = [(-1, columns), (rows, -1)]
+        for table, sites, (_, piece) in zip(tables, sizes, self._axis_couplings(), strict=False):
             piece = piece.detach().double().cpu().reshape(sites)
             table[: piece.shape[0], : piece.shape[1]] = piece
         return Strip(fields.reshape(rows, columns, -1), tables[0], tables[1], pair)

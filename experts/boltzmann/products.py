@@ -48,7 +48,7 @@ def _rbm(factors: Sequence[Factor]) -> Energy | None:
     A power of an RBM is one only where it is a whole number: so many copies of its hidden units.
     """
     machines = [(e, power) for e, power in factors if isinstance(e, RBM)]
-    if not machines or not _copies([power for _, power in machines]):
+    if not machines or not _copies(machines):
         return None
     weights, hidden = _side_by_side(machines)
     zero = hidden.new_zeros(())
@@ -67,11 +67,7 @@ def _gaussian_rbm(factors: Sequence[Factor]) -> Energy | None:
     that is not positive."""
     machines = [(e, power) for e, power in factors if isinstance(e, GaussianRBM)]
     normals = [(e, power) for e, power in factors if isinstance(e, Normal)]
-    if (
-        not machines
-        or not _copies([power for _, power in machines])
-        or any(e.full for e, _ in normals)
-    ):
+    if not machines or not _copies(machines) or any(e.full for e, _ in normals):
         return None
     first, offset = machines[0][0], 0.0
     n = first.event_shape.numel()
@@ -83,35 +79,26 @@ def _gaussian_rbm(factors: Sequence[Factor]) -> Energy | None:
             loc, scale = (value.expand(first.event_shape).flatten() for value in (loc, scale))
             offset += power * float((scale.log() + 0.5 * math.log(2 * math.pi)).sum())
         weight = power / scale.square()
-        precision, slope, square = (
-            precision + weight,
-            slope + weight * loc,
-            square + weight * loc.square(),
-        )
+        precision = precision + weight
+        slope, square = slope + weight * loc, square + weight * loc.square()
     if not bool((precision > 0).all()):
         return None
     weights, hidden = _side_by_side(machines)
     loc = slope / precision
     merged = GaussianRBM(weights, loc, precision.rsqrt(), hidden, event_shape=first.event_shape)
-    return shift(
-        merged.to(first.device, shared_dtype(factors)),
-        offset + 0.5 * float((square - slope * loc).sum()),
-    )
+    offset += 0.5 * float((square - slope * loc).sum())
+    return shift(merged.to(first.device, shared_dtype(factors)), offset)
 
 
-def _copies(powers: Sequence[float]) -> bool:
-    return all(0 < power <= MAX_COPIES and power == int(power) for power in powers)
+def _copies(machines: Sequence[Factor]) -> bool:
+    return all(0 < power <= MAX_COPIES and power == int(power) for _, power in machines)
 
 
 def _side_by_side(machines: Sequence[Factor]) -> tuple[Tensor, Tensor]:
     """The weights and biases of all hidden units, as often as each power says."""
-    weights = torch.cat(
-        [e.weights.detach().double().repeat(1, int(power)) for e, power in machines], 1
-    )
-    biases = [
-        e.hidden_bias.detach().double().expand(e.hidden).repeat(int(power)) for e, power in machines
-    ]
-    return weights, torch.cat(biases)
+    weights = [e.weights.detach().double().repeat(1, int(w)) for e, w in machines]
+    biases = [e.hidden_bias.detach().double().expand(e.hidden).repeat(int(w)) for e, w in machines]
+    return torch.cat(weights, 1), torch.cat(biases)
 
 
 def _with_fields(bias: Tensor, factors: Sequence[Factor]) -> tuple[Tensor, float]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.distributions import constraints
 from torch.nn.functional import linear, softplus
 
 from experts.boltzmann.dbm import DBM
-from experts.boltzmann.restricted import Restricted, read_weights
+from experts.boltzmann.restricted import Restricted
 from experts.boltzmann.sums import layer_weights, layers_log_z
-from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples
 from poe.algebra.fingerprint import Fingerprint
 from poe.registry import converter, register
@@ -48,11 +48,14 @@ class RBM(Restricted):
         learnable: bool = False,
         name: str | None = None,
     ) -> None:
-        values, shape = read_weights(weights, event_shape, hidden_bias, visible_bias=visible_bias)
-        box = sets.Box(torch.zeros(shape), torch.ones(shape), integer=True)
-        blocks, structure = [torch.arange(shape.numel())], {"event_shape": list(shape)}
         super().__init__(
-            values, structure, support=box, blocks=blocks, learnable=learnable, name=name
+            weights,
+            hidden_bias,
+            visible_bias=visible_bias,
+            event_shape=event_shape,
+            support=constraints.boolean,
+            learnable=learnable,
+            name=name,
         )
         self._hidden_law: tuple[Fingerprint, Tensor] | None = None
 
@@ -84,9 +87,8 @@ class RBM(Restricted):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         inputs = self._inputs(x)
-        return -(self._flat(x).to(inputs.dtype) @ self._visible.to(inputs.dtype)) - softplus(
-            inputs, threshold=40
-        ).sum(-1)
+        visible = self._flat(x).to(inputs.dtype) @ self._visible.to(inputs.dtype)
+        return -visible - softplus(inputs, threshold=40).sum(-1)
 
     def can(self, capability: type) -> bool:
         if capability is Samples:
@@ -103,22 +105,14 @@ class RBM(Restricted):
             )
         shape = (n,) if isinstance(n, int) else tuple(n)
         total = math.prod(shape)
-        where = None if generator is None else generator.device
+        where = self.device if generator is None else generator.device
         with torch.no_grad():
-            law = self._table().to(where or self.device)
-            number = torch.multinomial(law, max(total, 1), replacement=True, generator=generator)[
-                :total
-            ]
-            h = (number.unsqueeze(-1) >> torch.arange(self.hidden, device=number.device) & 1).to(
-                self.device, self.dtype
-            )
-            uniforms = torch.rand(
-                total,
-                self.weights.shape[0],
-                generator=generator,
-                dtype=self.dtype,
-                device=where or self.device,
-            )
+            law = self._table().to(where)
+            number = torch.multinomial(law, max(total, 1), replacement=True, generator=generator)
+            bits = number[:total, None] >> torch.arange(self.hidden, device=where) & 1
+            h = bits.to(self.device, self.dtype)
+            size = (total, self.weights.shape[0])
+            uniforms = torch.rand(size, generator=generator, dtype=self.dtype, device=where)
             x = toss(self.site_logits(h, self.blocks[0]), uniforms.to(self.device), self.dtype)
         return x.reshape(*shape, *self.event_shape)
 
@@ -165,11 +159,8 @@ def from_sklearn(
 ) -> RBM:
     """A fitted scikit-learn BernoulliRBM, in its own precision."""
     try:
-        weights, visible, hidden = (
-            machine.components_,
-            machine.intercept_visible_,
-            machine.intercept_hidden_,
-        )
+        weights, hidden = machine.components_, machine.intercept_hidden_
+        visible = machine.intercept_visible_
     except AttributeError:
         raise ValueError(
             f"{type(machine).__name__} has no weights yet: call its fit(X) first"

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from experts.boltzmann.machine import Machine, unit_vector
 from experts.families import parameters as param
+from poe.algebra import support as sets
 from poe.spaces.sites import toss
 
 
@@ -20,6 +21,28 @@ class Restricted(Machine):
 
     weights: Tensor
     hidden_bias: Tensor
+
+    def __init__(
+        self,
+        weights: Any,
+        hidden_bias: Any,
+        *,
+        event_shape: Sequence[int] | None,
+        support: sets.Constraint,
+        learnable: bool,
+        name: str | None,
+        **visible: Any,
+    ) -> None:
+        values, shape = _checked(weights, event_shape, hidden_bias, **visible)
+        super().__init__(
+            values,
+            {"event_shape": list(shape)},
+            event_shape=shape,
+            support=support,
+            blocks=[torch.arange(shape.numel())],
+            learnable=learnable,
+            name=name,
+        )
 
     @property
     def hidden(self) -> int:
@@ -40,10 +63,7 @@ class Restricted(Machine):
             return toss(inputs, uniforms, inputs.dtype)
 
     def _inputs(self, v: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, H)
-        v = self._flat(v)
-        return linear(
-            v if v.is_floating_point() else v.to(self.dtype), self.weights.T, self.hidden_bias
-        )
+        return linear(self._floats(self._flat(v)), self.weights.T, self.hidden_bias)
 
     def _split(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         if uniforms.shape[-1] != self.uniforms[0]:
@@ -54,7 +74,7 @@ class Restricted(Machine):
         return uniforms[..., : self.hidden], uniforms[..., self.hidden :]
 
 
-def read_weights(
+def _checked(
     weights: Any, event_shape: Sequence[int] | None, hidden_bias: Any, **others: Any
 ) -> tuple[dict[str, Tensor], torch.Size]:
     """Weights (n, H), hidden biases (H) and vectors (n), and the event shape."""

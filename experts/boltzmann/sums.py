@@ -27,8 +27,8 @@ def layered_log_z(weights: Tensor, left: Tensor, right: Tensor) -> float:  # (k,
     if len(left) > len(right):
         weights, left, right = weights.T, right, left
     half = len(left) // 2
-    # (2^half, m), (2^(k - half), m)
-    upper, lower = (_inputs(weights[:half]) + right, _inputs(weights[half:]))
+    upper = _inputs(weights[:half]) + right  # (2^half, m)
+    lower = _inputs(weights[half:])  # (2^(k - half), m)
     own = _inputs(left[:half, None]), _inputs(left[half:, None]).T
     reach = right.abs() + weights.abs().sum(0) + math.log(2)
     groups: list[list[int]] = [[]]
@@ -44,11 +44,10 @@ def layered_log_z(weights: Tensor, left: Tensor, right: Tensor) -> float:  # (k,
         total = own[0][rows] + own[1]
         for group in groups:
             if len(group) == 1:  # perhaps too large an exponent for a factor
-                total = total + softplus(
-                    upper[rows, group][:, None] + lower[:, group[0]], threshold=40
-                )
-                continue
-            total = total + _factors(upper[rows][:, group].exp(), lower[:, group].exp()).log()
+                exponent = upper[rows, group][:, None] + lower[:, group[0]]
+                total = total + softplus(exponent, threshold=40)
+            else:
+                total = total + _factors(upper[rows][:, group].exp(), lower[:, group].exp()).log()
         found.append(total.logsumexp((0, 1)))
     return float(torch.stack(found).logsumexp(0))
 
@@ -90,9 +89,8 @@ def quadratic_log_z(linear: Tensor, square: Tensor) -> float:  # (k), (k, k)
     cross = states[0] @ square[:half, half:]
     found = []
     for rows in torch.arange(len(cross)).split(max(1, CHUNK // len(states[1]))):
-        found.append(
-            (own[0][rows].unsqueeze(-1) + own[1] + cross[rows] @ states[1].T).logsumexp((0, 1))
-        )
+        total = own[0][rows].unsqueeze(-1) + own[1] + cross[rows] @ states[1].T
+        found.append(total.logsumexp((0, 1)))
     return float(torch.stack(found).logsumexp(0))
 
 

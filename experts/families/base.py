@@ -33,6 +33,7 @@ class ExponentialFamily(Density):
 
     Arguments:
         values: the parameters, whose shapes broadcast together.
+        support: of one x; torch's intervals are spread over the event.
         event_shape: shape of one x; by default the broadcast shape.
         learnable: makes every parameter an `nn.Parameter`.
     """

@@ -10,7 +10,6 @@ from torch.distributions import constraints
 
 from experts.families import parameters as param
 from experts.families.base import ExponentialFamily, Natural, Tensors, sum_event
-from poe.algebra import support as sets
 from poe.registry import register
 
 
@@ -25,15 +24,8 @@ class Beta(ExponentialFamily):
     def __init__(
         self, a: Any = 1.0, b: Any = 1.0, *, learnable: bool = False, name: str | None = None
     ) -> None:
-        values = param.parameters(a=a, b=b)
-        param.require_positive("a", values["a"], "Beta(a, b) takes positive numbers")
-        param.require_positive("b", values["b"], "Beta(a, b) takes positive numbers")
-        super().__init__(
-            values,
-            support=sets.box(0.0, 1.0, param.common_shape(values)),
-            learnable=learnable,
-            name=name,
-        )
+        values = param.positive("Beta(a, b) takes positive numbers", a=a, b=b)
+        super().__init__(values, support=constraints.unit_interval, learnable=learnable, name=name)
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         log_beta = self.a.lgamma() + self.b.lgamma() - (self.a + self.b).lgamma()
@@ -84,12 +76,8 @@ class Dirichlet(ExponentialFamily):
     def __init__(
         self, concentration: Any, *, learnable: bool = False, name: str | None = None
     ) -> None:
-        values = param.parameters(concentration=concentration)
-        param.require_positive(
-            "concentration",
-            values["concentration"],
-            "Dirichlet(concentration) takes positive numbers",
-        )
+        meaning = "Dirichlet(concentration) takes positive numbers"
+        values = param.positive(meaning, concentration=concentration)
         shape = param.common_shape(values)
         if not shape or shape[-1] < 2:
             raise ValueError(

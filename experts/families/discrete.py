@@ -7,10 +7,10 @@ from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributions import constraints
 
 from experts.families import parameters as param
 from experts.families.base import ExponentialFamily, Natural, Tensors
-from poe.algebra import support as sets
 from poe.algebra.closed_forms import Empty
 from poe.registry import register
 
@@ -31,17 +31,15 @@ class Bernoulli(ExponentialFamily):
         learnable: bool = False,
         name: str | None = None,
     ) -> None:
-        values = {
-            "logits": param.logits_of("Bernoulli", probs, logits, lambda p: p.log() - (-p).log1p())
-        }
-        if not bool(values["logits"].isfinite().all()):
+        value = param.logits_of("Bernoulli", probs, logits, lambda p: p.log() - (-p).log1p())
+        if not bool(value.isfinite().all()):
             raise ValueError(
                 "Bernoulli(probs) takes 0 < probs < 1; clamp a coordinate that is known with "
                 "`energy @ poe.fill(...)`"
             )
-        shape = param.common_shape(values)
-        binary = sets.Box(torch.zeros(shape), torch.ones(shape), integer=True)
-        super().__init__(values, support=binary, learnable=learnable, name=name)
+        super().__init__(
+            {"logits": value}, support=constraints.boolean, learnable=learnable, name=name
+        )
 
     @property
     def probs(self) -> Tensor:
@@ -108,12 +106,12 @@ class Categorical(ExponentialFamily):
             raise ValueError(
                 "a Categorical needs logits below +inf, and in every row one above -inf"
             )
-        shape = value.shape[:-1]
-        categories = sets.Box(
-            torch.zeros(shape), torch.full(shape, float(value.shape[-1] - 1)), integer=True
-        )
         super().__init__(
-            {"logits": value}, support=categories, event_shape=shape, learnable=learnable, name=name
+            {"logits": value},
+            support=constraints.integer_interval(0, value.shape[-1] - 1),
+            event_shape=value.shape[:-1],
+            learnable=learnable,
+            name=name,
         )
 
     @property
@@ -170,11 +168,10 @@ class Poisson(ExponentialFamily):
     def __init__(
         self, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None
     ) -> None:
-        values = param.parameters(rate=rate)
-        param.require_positive("rate", values["rate"], "Poisson(rate) takes positive numbers")
-        shape = param.common_shape(values)
-        counts = sets.Box(torch.zeros(shape), torch.full(shape, math.inf), integer=True)
-        super().__init__(values, support=counts, learnable=learnable, name=name)
+        values = param.positive("Poisson(rate) takes positive numbers", rate=rate)
+        super().__init__(
+            values, support=constraints.nonnegative_integer, learnable=learnable, name=name
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self._sum(x * self.rate.log() - self.rate - (x + 1.0).lgamma())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from experts.families import parameters as param
 from experts.families.base import ExponentialFamily, Natural, Tensors
-from poe.algebra import support as sets
 from poe.registry import register
 
 
@@ -23,14 +22,8 @@ class Exponential(ExponentialFamily):
     def __init__(
         self, rate: Any = 1.0, *, learnable: bool = False, name: str | None = None
     ) -> None:
-        values = param.parameters(rate=rate)
-        param.require_positive("rate", values["rate"], "Exponential(rate) takes positive numbers")
-        super().__init__(
-            values,
-            support=sets.box(0.0, math.inf, param.common_shape(values)),
-            learnable=learnable,
-            name=name,
-        )
+        values = param.positive("Exponential(rate) takes positive numbers", rate=rate)
+        super().__init__(values, support=constraints.nonnegative, learnable=learnable, name=name)
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         return self._sum(self.rate.log() - self.rate * x)
@@ -68,21 +61,9 @@ class Gamma(ExponentialFamily):
         learnable: bool = False,
         name: str | None = None,
     ) -> None:
-        values = param.parameters(concentration=concentration, rate=rate)
-        param.require_positive(
-            "concentration",
-            values["concentration"],
-            "Gamma(concentration, rate) takes positive numbers",
-        )
-        param.require_positive(
-            "rate", values["rate"], "Gamma(concentration, rate) takes positive numbers"
-        )
-        super().__init__(
-            values,
-            support=sets.box(0.0, math.inf, param.common_shape(values)),
-            learnable=learnable,
-            name=name,
-        )
+        meaning = "Gamma(concentration, rate) takes positive numbers"
+        values = param.positive(meaning, concentration=concentration, rate=rate)
+        super().__init__(values, support=constraints.nonnegative, learnable=learnable, name=name)
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         a = self.concentration

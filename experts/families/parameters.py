@@ -96,6 +96,14 @@ def parameters(**values: Any) -> dict[str, Tensor]:
     return expanded(found, common_shape(found))
 
 
+def positive(meaning: str, **values: Any) -> dict[str, Tensor]:
+    """`parameters`, all positive. Raises ValueError, with what they mean, where one is not."""
+    found = parameters(**values)
+    for key, value in found.items():
+        require_positive(key, value, meaning)
+    return found
+
+
 def common_shape(values: dict[str, Tensor]) -> torch.Size:
     """The shape that all parameters broadcast to. Raises ValueError where they do not."""
     try:

@@ -7,10 +7,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from experts.families import parameters as param
 from experts.families.base import ExponentialFamily, Natural, Tensors
-from poe.algebra import support as sets
 from poe.registry import register
 
 
@@ -39,12 +39,8 @@ class VonMises(ExponentialFamily):
                 f"concentration = {param.first_bad(values['concentration'], lambda v: v < 0)}: "
                 "VonMises(loc, concentration) takes a concentration of at least 0"
             )
-        super().__init__(
-            values,
-            support=sets.box(-math.pi, math.pi, param.common_shape(values)),
-            learnable=learnable,
-            name=name,
-        )
+        period = constraints.interval(-math.pi, math.pi)
+        super().__init__(values, support=period, learnable=learnable, name=name)
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         kappa = self.concentration
@@ -70,8 +66,6 @@ class VonMises(ExponentialFamily):
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         kappa = self.exact("concentration").expand((*shape, *self.event_shape))
-        angle = param.von_mises_draws(kappa.flatten(), generator).reshape(kappa.shape) + self.exact(
-            "loc"
-        )
-        wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+        angle = param.von_mises_draws(kappa.flatten(), generator).reshape(kappa.shape)
+        wrapped = torch.remainder(angle + self.exact("loc") + math.pi, 2 * math.pi) - math.pi
         return wrapped.clamp(-math.pi, math.pi)
