@@ -81,8 +81,14 @@ def _(energy: Shifted) -> Combination | None:
 
 @singledispatch
 def combined_as(energy: Energy, combination: Combination) -> Energy:
-    """A product that is known to be this combination; other energies as they are."""
+    """A product, which may be shifted, that is known to be this combination; other energies as they
+    are."""
     return energy
+
+
+@combined_as.register
+def _(energy: Shifted, combination: Combination) -> Energy:
+    return energy.rebuild([combined_as(energy.energy, combination)])
 
 
 def kept(energies: Sequence[Energy], powers: Sequence[Any]) -> Combination | None:
