@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from poe.algebra.energy import Energy, Estimate
+from experts.functions import Stated
+from poe.algebra.energy import Estimate
 from poe.algebra.points import batch_shape
 from poe.registry import register
 
 Batched = Callable[[np.ndarray], Any]
 
 
-class External(Energy):
+class External(Stated):
     """An energy computed outside torch: a subclass gives energies, and gradients where it has them,
     of numpy rows in float64."""
 
@@ -59,8 +60,8 @@ class External(Energy):
         if found.shape != (len(rows), *each):
             raise ValueError(
                 f"the function of {self} returned shape {found.shape} for {len(rows)} rows of "
-                f"event shape {tuple(self.event_shape)}: "
-                f"it must return {(len(rows), *each)}; wrap a function of one x in a loop over rows"
+                f"event shape {tuple(self.event_shape)}: it must return {(len(rows), *each)}; wrap "
+                "a function of one x in a loop over rows"
             )
         return torch.as_tensor(found).to(device=x.device, dtype=x.dtype).reshape((*batch, *each))
 
@@ -79,9 +80,8 @@ class _Through(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         (x,) = ctx.saved_tensors
         gradient = ctx.energy.called(ctx.energy.gradients, x, ctx.energy.event_shape)
-        return upstream[0].reshape(
-            upstream[0].shape + (1,) * len(ctx.energy.event_shape)
-        ) * gradient, None
+        shape = upstream[0].shape + (1,) * len(ctx.energy.event_shape)
+        return upstream[0].reshape(shape) * gradient, None
 
 
 @register("black-box")
@@ -124,39 +124,23 @@ class BlackBox(External):
             raise TypeError(
                 "a BlackBox takes functions of numpy rows: log_prob and, optionally, gradient"
             )
-        super().__init__(event_shape, support=support, name=name)
+        proper = True if log_z is not None else proper
+        super().__init__(event_shape, support=support, proper=proper, bounded=bounded, name=name)
         self._log_prob, self._gradient = log_prob, gradient
-        self._log_z = (
-            log_z if log_z is None or isinstance(log_z, Estimate) else Estimate(float(log_z))
-        )
-        self._proper, self._bounded = True if log_z is not None else proper, bounded
+        plain = not (log_z is None or isinstance(log_z, Estimate))
+        self._log_z = Estimate(float(log_z)) if plain else log_z
 
     def energies(self, rows: np.ndarray) -> Any:  # (n, *event) -> (n)
         return -np.asarray(self._log_prob(rows), dtype=float)
 
     def gradients(self, rows: np.ndarray) -> Any:  # (n, *event) -> (n, *event)
-        return (
-            super().gradients(rows)
-            if self._gradient is None
-            else -np.asarray(self._gradient(rows), dtype=float)
-        )
+        if self._gradient is None:
+            return super().gradients(rows)
+        return -np.asarray(self._gradient(rows), dtype=float)
 
     @property
     def log_z(self) -> Estimate | None:
         return self._log_z
-
-    @property
-    def proper(self) -> bool | None:
-        return super().proper if self._proper is None else self._proper
-
-    @property
-    def bounded(self) -> bool | None:
-        return super().bounded if self._bounded is None else self._bounded
-
-    def config(self) -> dict[str, Any]:
-        raise TypeError(
-            f"{self} wraps code, which a file cannot hold: save what made it, and wrap it again"
-        )
 
 
 @register("jax")

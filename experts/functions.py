@@ -42,8 +42,37 @@ _ENERGY: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Stated(Energy):
+    """An energy made of code, whose facts are what the caller states; a file cannot hold it."""
+
+    instead = "save what made it, and wrap it again"
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        support: Constraint | None = None,
+        proper: bool | None = None,
+        bounded: bool | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(event_shape, support=support, name=name)
+        self._proper, self._bounded = proper, bounded
+
+    @property
+    def proper(self) -> bool | None:
+        return super().proper if self._proper is None else self._proper
+
+    @property
+    def bounded(self) -> bool | None:
+        return super().bounded if self._bounded is None else self._bounded
+
+    def config(self) -> dict[str, Any]:
+        raise TypeError(f"{self} wraps code, which a file cannot hold: {self.instead}")
+
+
 @register("function")
-class Function(Locked, Energy):
+class Function(Locked, Stated):
     """The energy of a function g through a link: p ∝ exp(-g), g², |g| or log(1 + e^g), in nats.
 
     Arguments:
@@ -63,6 +92,11 @@ class Function(Locked, Energy):
     2.0
     """
 
+    instead = (
+        "write the function as a class derived from poe.Energy with a method config(), and "
+        "register it with @poe.register"
+    )
+
     def __init__(
         self,
         g: Callable[[Tensor], Tensor],
@@ -77,18 +111,16 @@ class Function(Locked, Energy):
         if not callable(g):
             raise TypeError(f"a Function takes a callable x -> number, not {g!r}")
         if link not in _ENERGY:
-            raise ValueError(
-                f"unknown link {link!r}; choose one of {', '.join(map(repr, _ENERGY))}"
-            )
+            known = ", ".join(map(repr, _ENERGY))
+            raise ValueError(f"unknown link {link!r}; choose one of {known}")
         if event_shape is None:
             event_shape = getattr(g, "event_shape", None)
         if event_shape is None:
             raise TypeError(
                 "state the shape of one x, such as event_shape=(2,): a function does not state it"
             )
-        super().__init__(event_shape, support=support, name=name)
+        super().__init__(event_shape, support=support, proper=proper, bounded=bounded, name=name)
         self.g, self.link = g, link
-        self._proper, self._bounded = proper, bounded
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
@@ -99,33 +131,17 @@ class Function(Locked, Energy):
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"the function of {self} returned {type(value).__name__}, not a tensor of one "
-                "number for each x; a log-density "
-                'outside torch is poe.create("black-box", log_prob=..., event_shape=...)'
+                "number for each x; a log-density outside torch is "
+                'poe.create("black-box", log_prob=..., event_shape=...)'
             )
         if value.shape != (n,):
-            cure = (
-                ": drop its last axis, lambda x: g(x).squeeze(-1)" if value.shape == (n, 1) else ""
-            )
+            drop = ": drop its last axis, lambda x: g(x).squeeze(-1)"
             raise ValueError(
                 f"the function of {self} returned shape {tuple(value.shape)} for x of shape "
-                f"{tuple(rows.shape)}, where it must "
-                f"give one number for each event of shape {tuple(self.event_shape)}{cure}"
+                f"{tuple(rows.shape)}, where it must give one number for each event of shape "
+                f"{tuple(self.event_shape)}{drop if value.shape == (n, 1) else ''}"
             )
         return _ENERGY[self.link](value).reshape(batch)
-
-    @property
-    def proper(self) -> bool | None:
-        return super().proper if self._proper is None else self._proper
-
-    @property
-    def bounded(self) -> bool | None:
-        return super().bounded if self._bounded is None else self._bounded
-
-    def config(self) -> dict[str, Any]:
-        raise TypeError(
-            f"{self} wraps code, which a file cannot hold: write the function as a class derived "
-            "from poe.Energy with a method config(), and register it with @poe.register"
-        )
 
 
 def function(

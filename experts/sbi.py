@@ -92,19 +92,23 @@ class Amortised(Locked, Energy):
         bound = type(self)(self.estimator, context, support=self._stated_support, name=self.name)
         return self._bindings.first(bound, bound.context)
 
-    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+    def _bound(self) -> Tensor:
         if self.context is None:
             raise TypeError(
                 f"{self} is conditional: bind an observation of shape {tuple(self._observation)} "
                 "with .given(x)"
             )
+        return self.context
+
+    def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
+        context = self._bound()
         if x.dtype != self.dtype:
             raise TypeError(
                 f"{self} works in {self.dtype}, x is {x.dtype}: x.to({self.dtype}), or .double() "
                 "the expert"
             )
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        rows, context = x.reshape(batch.numel(), *self.event_shape), self.context
+        rows = x.reshape(batch.numel(), *self.event_shape)
 
         def energies(rows: Tensor) -> Tensor:  # (n, *event) -> (n)
             parts = rows.split(max(1, MAX_PAIRS // len(context)))
@@ -128,20 +132,14 @@ class Amortised(Locked, Energy):
         shape = self._observation
         if x.shape == shape:
             return x.unsqueeze(0)
-        if (
-            x.shape[1:] == shape
-            and x.ndim == len(shape) + 1
-            and len(x) >= 1
-            and (self.trials or len(x) == 1)
-        ):
+        several = x.ndim == len(shape) + 1 and x.shape[1:] == shape and len(x) >= 1
+        if several and (self.trials or len(x) == 1):
             return x
-        several = (
-            f", or (trials, *{tuple(shape)})"
-            if self.trials
-            else " (a network trained on single observations takes no trials)"
-        )
+        also = " (a network trained on single observations takes no trials)"
+        if self.trials:
+            also = f", or (trials, *{tuple(shape)})"
         raise ValueError(
-            f"{self} takes an observation of shape {tuple(shape)}{several}, not {tuple(x.shape)}"
+            f"{self} takes an observation of shape {tuple(shape)}{also}, not {tuple(x.shape)}"
         )
 
 
@@ -185,13 +183,9 @@ class Posterior(Amortised):
     @torch.no_grad()
     def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event): those of the estimator that lie in the support."""
-        if self._log_z is None:
-            raise TypeError(
-                f"{self} is conditional: bind an observation of shape {tuple(self._observation)} "
-                "with .given(x)"
-            )
-        batch = (n,) if isinstance(n, int) else tuple(n)
-        total, kept, count, share = math.prod(batch), [], 0, math.exp(self._log_z.value)
+        self._bound()
+        batch, mass = (n,) if isinstance(n, int) else tuple(n), self._log_z or Estimate(0.0)
+        total, kept, count, share = math.prod(batch), [], 0, math.exp(mass.value)
         with _seeded(seed_of(generator), self.device):
             while count < total:
                 kept.append(self._inner(max(100, int(1.1 * (total - count) / share))))
@@ -264,11 +258,8 @@ def from_posterior(posterior: Any, *, name: str | None = None) -> Energy:
     else:
         potential = facts.get("potential_fn", posterior)
         inner = vars(potential)
-        found = [
-            (k, inner[key])
-            for key, k in (("likelihood_estimator", Likelihood), ("ratio_estimator", Ratio))
-            if key in inner
-        ]
+        kinds = {"likelihood_estimator": Likelihood, "ratio_estimator": Ratio}
+        found = [(k, inner[key]) for key, k in kinds.items() if key in inner]
         if not found:
             raise TypeError(
                 f"{type(posterior).__name__} has neither a posterior, a likelihood nor a "

@@ -55,10 +55,8 @@ def gaussian_mixture(model: Any, *, name: str | None = None) -> Energy:
     """
     _check_fitted(model, "means_")
     dtype = torch.get_default_dtype()
-    means, covariances = (
-        torch.as_tensor(model.means_, dtype=dtype),
-        torch.as_tensor(model.covariances_, dtype=dtype),
-    )
+    means = torch.as_tensor(model.means_, dtype=dtype)
+    covariances = torch.as_tensor(model.covariances_, dtype=dtype)
     count, d = means.shape
     match model.covariance_type:
         case "full":
@@ -107,10 +105,8 @@ class KernelDensity(Density):
     ) -> None:
         if model is not None:
             _check_fitted(model, "tree_")
-            if (
-                model.metric not in ("euclidean", "l2", "minkowski")
-                or (model.metric_params or {}).get("p", 2) != 2
-            ):
+            power = (model.metric_params or {}).get("p", 2)
+            if model.metric not in ("euclidean", "l2", "minkowski") or power != 2:
                 raise ValueError(
                     f"only Euclidean distances are supported, the model has metric={model.metric!r}"
                 )
@@ -121,18 +117,12 @@ class KernelDensity(Density):
                 "a KernelDensity takes a fitted model of scikit-learn, or points=, an array (n, d)"
             )
         if kernel not in _LOG_KERNEL:
-            raise ValueError(
-                f"kernel {kernel!r} is not supported; choose one of {', '.join(_LOG_KERNEL)}"
-            )
+            known = ", ".join(_LOG_KERNEL)
+            raise ValueError(f"kernel {kernel!r} is not supported; choose one of {known}")
         x = torch.as_tensor(points, dtype=torch.get_default_dtype())
         w = torch.ones(len(x)) if weights is None else torch.as_tensor(np.asarray(weights))
-        if (
-            x.ndim != 2
-            or w.shape != (len(x),)
-            or not bool((w >= 0).all())
-            or not float(w.sum()) > 0
-            or not bandwidth > 0
-        ):
+        fits = x.ndim == 2 and w.shape == (len(x),)
+        if not (fits and bool((w >= 0).all()) and float(w.sum()) > 0 and bandwidth > 0):
             raise ValueError(
                 "points (n, d), weights (n) >= 0 of positive sum and bandwidth > 0 are needed, not "
                 f"points {tuple(x.shape)}, weights {tuple(w.shape)}, bandwidth {bandwidth}"
@@ -149,25 +139,20 @@ class KernelDensity(Density):
         rows = x.reshape(-1, d)
         area = math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)  # of the unit sphere
         constant = area + _LOG_RADIAL[self.kernel](d) + d * self.bandwidth.log()
-        parts = [
-            self._summed(chunk) for chunk in rows.split(max(1, MAX_DISTANCES // len(self.points)))
-        ]
-        return (torch.cat(parts) - constant).reshape(x.shape[:-1])
+        chunks = rows.split(max(1, MAX_DISTANCES // len(self.points)))
+        return (torch.cat([*map(self._summed, chunks)]) - constant).reshape(x.shape[:-1])
 
     def _summed(self, rows: Tensor) -> Tensor:  # (n, d) -> (n)
-        r = (
-            torch.cdist(rows, self.points, compute_mode="donot_use_mm_for_euclid_dist")
-            / self.bandwidth
-        )
+        r = torch.cdist(rows, self.points, compute_mode="donot_use_mm_for_euclid_dist")
+        r = r / self.bandwidth
         if self.kernel in _ENDLESS:
             return (_LOG_KERNEL[self.kernel](r) + self.log_weights).logsumexp(-1)
         near = r < 1
         logs = torch.where(near, _LOG_KERNEL[self.kernel](torch.where(near, r, 0.0)), -math.inf)
         logs = torch.where(r.isnan(), r, logs) + self.log_weights
         reached = near.any(-1) | r.isnan().any(-1)  # logsumexp of nothing has no gradient
-        return torch.where(
-            reached, torch.where(reached[:, None], logs, 0.0).logsumexp(-1), -math.inf
-        )
+        logs = torch.where(reached[:, None], logs, 0.0)
+        return torch.where(reached, logs.logsumexp(-1), -math.inf)
 
     @torch.no_grad()
     def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
@@ -176,17 +161,13 @@ class KernelDensity(Density):
         total, like = math.prod(batch), self.points
         if not total:
             return like.new_empty(*batch, d)
-        which = torch.multinomial(
-            self.log_weights.double().exp(), total, replacement=True, generator=generator
-        )
-        noise = torch.randn(total, d, dtype=torch.float64, device=like.device, generator=generator)
-        if self.kernel == "gaussian":
-            step = noise
-        else:
-            uniform = torch.rand(
-                total, d + 2, dtype=torch.float64, device=like.device, generator=generator
-            ).clamp_min(1e-300)
-            step = noise / noise.norm(dim=-1, keepdim=True) * self._radii(uniform)[:, None]
+        options: Any = {"dtype": torch.float64, "device": like.device, "generator": generator}
+        weights = self.log_weights.double().exp()
+        which = torch.multinomial(weights, total, replacement=True, generator=generator)
+        step = torch.randn(total, d, **options)
+        if self.kernel != "gaussian":
+            uniform = torch.rand(total, d + 2, **options).clamp_min(1e-300)
+            step = step / step.norm(dim=-1, keepdim=True) * self._radii(uniform)[:, None]
         return (self.points[which] + self.bandwidth * step.to(like)).reshape(*batch, d)
 
     def _radii(self, uniform: Tensor) -> Tensor:  # (n, d + 2) -> (n)
@@ -263,7 +244,7 @@ class PredictProba(External):
             )
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing is a share in [0, 1), not {smoothing}")
-        super().__init__(event, name=name)
+        super().__init__(event, bounded=True, name=name)
         self.model, self.smoothing, self.classes = model, smoothing, list(model.classes_)
         self._columns = None if labels is None else self._found(labels)
         self.context = None if self._columns is None else tuple(self._columns)
@@ -273,13 +254,8 @@ class PredictProba(External):
 
     def given(self, context: Any) -> PredictProba:
         """The factor for this label, or for any of these."""
-        bound = PredictProba(
-            self.model,
-            context,
-            event_shape=self.event_shape,
-            smoothing=self.smoothing,
-            name=self.name,
-        )
+        facts: Any = {"smoothing": self.smoothing, "name": self.name}
+        bound = PredictProba(self.model, context, event_shape=self.event_shape, **facts)
         return self._bindings.first(bound, bound.context)
 
     def energies(self, rows: np.ndarray) -> np.ndarray:  # (n, *event) -> (n)
@@ -290,16 +266,11 @@ class PredictProba(External):
         flat = rows.reshape(len(rows), -1)
         finite: np.ndarray = np.asarray(np.isfinite(flat).all(1))
         share = self._predict(np.where(finite[:, None], flat, 0.0))
-        wanted = (1 - self.smoothing) * share[:, self._columns].sum(1) + self.smoothing * len(
-            self._columns
-        ) / len(self.classes)
+        wanted = (1 - self.smoothing) * share[:, self._columns].sum(1)
+        wanted = wanted + self.smoothing * len(self._columns) / len(self.classes)
         with np.errstate(divide="ignore"):
             # shares may sum to 1 + 1e-16
             return np.where(finite, np.maximum(-np.log(wanted), 0.0), np.nan)
-
-    @property
-    def bounded(self) -> bool | None:
-        return True
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
@@ -323,6 +294,5 @@ def _check_fitted(model: Any, fact: str) -> None:
     try:
         getattr(model, fact)
     except AttributeError as error:
-        raise TypeError(
-            f"this {type(model).__name__} is not fitted: call .fit(data) first"
-        ) from error
+        kind = type(model).__name__
+        raise TypeError(f"this {kind} is not fitted: call .fit(data) first") from error

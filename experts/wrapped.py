@@ -71,11 +71,8 @@ class WrappedFlow(Locked, Density):
                 raise TypeError(
                     f"a new flow of {self.LIBRARY} needs event_shape, for instance event_shape=(2,)"
                 )
-            flow = self.build(
-                math.prod(event_shape),
-                context=0 if bound is None else bound.numel(),
-                **architecture,
-            )
+            width = 0 if bound is None else bound.numel()
+            flow = self.build(math.prod(event_shape), context=width, **architecture)
             plain = architecture
         elif architecture:
             raise TypeError(
@@ -102,11 +99,8 @@ class WrappedFlow(Locked, Density):
                 f"the flow has {shape.numel()} features of shape {tuple(shape)}, which do not fill "
                 f"events of shape {tuple(event)}"
             )
-        super().__init__(
-            event,
-            support=_constraint(self._own_support(flow) if support is None else support, event),
-            name=name,
-        )
+        stated = self._own_support(flow) if support is None else support
+        super().__init__(event, support=_constraint(stated, event), name=name)
         self._architecture, self._noise_shape, self._context_shape = plain, shape, bound
         self._known_bounded, self._counted, self._bindings = bounded, None, Bindings()
         self._stated_support = support
@@ -183,9 +177,8 @@ class WrappedFlow(Locked, Density):
         if total == 0:
             return like.new_empty(*batch, *self.event_shape)
         if base is not None:
-            noise = torch.randn(
-                total, *self._noise_shape, dtype=like.dtype, generator=generator, device=like.device
-            )
+            size, device = (total, *self._noise_shape), like.device
+            noise = torch.randn(size, dtype=like.dtype, generator=generator, device=device)
             rows = self._invert(base[0] + base[1] * noise, context)
         else:
             with seeded(seed_of(generator), self.device):
@@ -203,9 +196,8 @@ class WrappedFlow(Locked, Density):
         if not len(rows):
             return x, rows.flatten(1).sum(1).reshape(batch)
         u, log_det = self._encode(rows, self._bound())
-        return ((u - mean) / scale).reshape(x.shape), (log_det - self._log_scale(scale)).reshape(
-            batch
-        )
+        log_det = log_det - self._log_scale(scale)
+        return ((u - mean) / scale).reshape(x.shape), log_det.reshape(batch)
 
     def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
@@ -227,12 +219,8 @@ class WrappedFlow(Locked, Density):
         """How often x = f⁻¹(u) calls the network that is called most, counted on one point; the
         determinant may take one call more."""
         if self._counted is None:
-            like = self._like()
             with torch.no_grad(), _counting(self.flow) as calls:
-                self._invert(
-                    torch.zeros(1, *self._noise_shape, dtype=like.dtype, device=like.device),
-                    self._bound(),
-                )
+                self._invert(self._zeros(), self._bound())
             self._counted = max([1, *calls.values()])
         return self._counted
 
@@ -283,13 +271,9 @@ class WrappedFlow(Locked, Density):
                 "load_state_dict its weights into .flow"
             )
         context = None if self._context_shape is None else list(self._context_shape)
+        facts = {"event_shape": list(self.event_shape), "context_shape": context}
         bound = {} if self.context is None else {"bound": True}
-        return {
-            "event_shape": list(self.event_shape),
-            "context_shape": context,
-            **bound,
-            **self._architecture,
-        }
+        return facts | bound | self._architecture
 
     @classmethod
     def from_config(cls, *, bound: bool = False, **config: Any) -> Self:
@@ -330,20 +314,19 @@ class WrappedFlow(Locked, Density):
     def _log_scale(self, scale: Tensor) -> Tensor:
         return scale.expand(1, *self._noise_shape).log().sum()
 
+    def _zeros(self) -> Tensor:  # -> (1, *features)
+        return self._like().new_zeros(1, *self._noise_shape)
+
     def _probe(self) -> None:
         """Two evaluations, so that a flow that cannot answer, or answers at random, says so when it
         is wrapped."""
-        like = self._like()
-        zeros = torch.zeros(1, *self._noise_shape, dtype=like.dtype, device=like.device)
+        zeros, context = self._zeros(), self.context
         try:
             with torch.no_grad():
-                first, second = (self._log_prob(zeros, self.context) for _ in range(2))
+                first, second = (self._log_prob(zeros, context) for _ in range(2))
         except Exception as error:
-            what = (
-                ""
-                if self.context is None
-                else f" given a context of shape {tuple(self.context.shape)}"
-            )
+            shape = None if context is None else tuple(context.shape)
+            what = "" if shape is None else f" given a context of shape {shape}"
             raise TypeError(
                 f"the flow of {self.LIBRARY} does not evaluate on one point of shape "
                 f"{tuple(self._noise_shape)}{what} ({type(error).__name__}: {error}); a "
@@ -352,8 +335,8 @@ class WrappedFlow(Locked, Density):
         if not torch.equal(first, second) and not first.isnan().any():
             raise TypeError(
                 f"the flow of {self.LIBRARY} gives two values of log p at one point, "
-                f"{first.item():.6g} and {second.item():.6g}: "
-                "its density is only estimated, at random, and no kernel is exact with it"
+                f"{first.item():.6g} and {second.item():.6g}: its density is only estimated, at "
+                "random, and no kernel is exact with it"
             )
 
 
@@ -361,11 +344,8 @@ def _constraint(support: Any, event_shape: Sequence[int]) -> sets.Constraint | N
     if support is None or isinstance(support, sets.Constraint):
         return support
     low, high = support
-    ends = [
-        torch.as_tensor(-math.inf if low is None else low),
-        torch.as_tensor(math.inf if high is None else high),
-    ]
-    return sets.box(ends[0], ends[1], event_shape)
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    return sets.box(torch.as_tensor(low), torch.as_tensor(high), event_shape)
 
 
 @contextlib.contextmanager
@@ -379,11 +359,8 @@ def _counting(module: nn.Module) -> Iterator[dict[int, int]]:
 
         return hook
 
-    handles = [
-        m.register_forward_hook(count(id(m)))
-        for m in module.modules()
-        if any(True for _ in m.parameters(recurse=False))
-    ]
+    counted = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    handles = [m.register_forward_hook(count(id(m))) for m in counted]
     try:
         yield calls
     finally:
