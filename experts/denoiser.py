@@ -239,6 +239,7 @@ class Denoiser(Locked, Energy):
         return out.reshape(x.shape), c
 
     def _contexts(self, rows: Tensor) -> tuple[Any]:
+        """The context for the network: a tensor is repeated for each row."""
         if not isinstance(self.context, Tensor):
             return (self.context,)
         context = self.context.to(rows if self.context.is_floating_point() else rows.device)
@@ -283,6 +284,7 @@ class Denoiser(Locked, Energy):
         return lowest._other(self.sigma, lowest.context, lowest._levels)
 
     def _other(self, sigma: float, context: Any, levels: dict[float, Denoiser]) -> Denoiser:
+        """The same at another level and with another context, made once for each level."""
         if sigma not in levels:
             other = copy.copy(self)
             other.sigma, other.context, other._levels = self._checked(sigma), context, levels
@@ -290,6 +292,7 @@ class Denoiser(Locked, Energy):
         return levels[sigma]
 
     def _checked(self, sigma: float) -> float:
+        """The level. Raises ValueError outside the range."""
         low, high = self.sigma_range
         if not low <= sigma <= high:
             raise ValueError(

@@ -115,6 +115,7 @@ def find_schedule(
     most = min(MAX_PARTICLES, MAX_SITES // target.event_shape.numel())
 
     def tuned(start: Energy) -> TunedSchedule:
+        """The schedule from a start."""
         path = Geometric(start, target, gradients=False)
         half = path.level(torch.tensor(0.5, dtype=energy.dtype, device=energy.device))
         mover = default_discrete_kernel(half) if kernel is None else kernel

@@ -63,6 +63,7 @@ def anneal(
     rounds = -(-max(sizes) // at_once)
 
     def batch(shard: int, done: int) -> tuple | None:
+        """The next populations of a shard; None where all are done."""
         count = min(at_once, sizes[shard] - done)
         if count <= 0:
             return None
@@ -71,28 +72,24 @@ def anneal(
             x.unflatten(0, (count, starting)), generators[shard], resample, bar
         )
 
+    def batches(done: int) -> list[tuple | None]:
+        """The next populations of every shard."""
+        codec = Codec(device=generators[0].device)
+
+        def all_shards() -> list[tuple | None]:
+            return parallel.spread(lambda shard: batch(shard, done), generators, codec)
+
+        if checkpoint is None:
+            return all_shards()
+        return checkpoint.stage(all_shards, generators=generators)
+
     finished: list[list[tuple | None]] = []
-    mine, partial = len(parallel.share(len(sizes))), False
-    hidden = not progress or parallel.rank() > 0
-    with tqdm(
-        total=rounds * mine * len(schedule.levels), desc="annealing", disable=hidden, leave=False
-    ) as bar:
+    total = rounds * len(parallel.share(len(sizes))) * len(schedule.levels)
+    hidden, partial = not progress or parallel.rank() > 0, False
+    with tqdm(total=total, desc="annealing", disable=hidden, leave=False) as bar:
         try:
             for done in range(0, rounds * at_once, at_once):
-
-                def all_shards(done: int = done) -> list[tuple | None]:
-                    return parallel.spread(
-                        lambda shard: batch(shard, done),
-                        generators,
-                        Codec(device=generators[0].device),
-                    )
-
-                stage = (
-                    all_shards()
-                    if checkpoint is None
-                    else checkpoint.stage(all_shards, generators=generators)
-                )
-                finished.append(stage)
+                finished.append(batches(done))
         except KeyboardInterrupt:
             if checkpoint is not None:
                 checkpoint.freeze()

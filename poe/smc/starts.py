@@ -72,6 +72,7 @@ def sampler(start: Energy, target: Energy) -> Callable[[int, torch.Generator], T
     assert source is not None
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
+        """n draws, (n, *event)."""
         x = source.sample(n, generator=generator)
         return x.to(target.device) if sets.is_discrete(target.support) else x.to(target._like())
 

@@ -77,6 +77,7 @@ class Geometric:
         return Pair(before.end, before.end_gradient, *self._evaluated(self.end, x))
 
     def _evaluated(self, energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy and gradient at x, the latter empty without `gradients`."""
         if self.gradients:
             return energy.value_and_grad(x)
         with torch.no_grad():

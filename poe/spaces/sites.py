@@ -94,6 +94,7 @@ def box_of(energy: Energy) -> sets.Box | None:
 
 @singledispatch
 def _box(energy: Energy) -> sets.Box | None:
+    """The box of an energy, by default the coarsest one that its support states."""
     support = energy.support
     parts = support.parts if isinstance(support, sets.Intersection) else [support]
     found = [

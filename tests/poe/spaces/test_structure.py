@@ -62,3 +62,10 @@ def test_what_nothing_moves_on_is_said() -> None:
 
     why = Structure.of(Counts()).obstacle
     assert why is not None and why.startswith("is discrete, without a closed form")
+
+
+def test_parts_that_draw_are_found_wherever_they_stand() -> None:
+    a, b, c = Gauss(0.0, name="a"), Gauss(1.0, name="b"), Raw(lambda x: x.sum(-1))
+    assert candidates(a & b & c) == [a, b]
+    assert candidates((a - c) & ~b) == [a]
+    assert candidates(c) == []
