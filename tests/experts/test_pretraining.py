@@ -133,7 +133,7 @@ def test_a_given_normaliser_is_used_and_none_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="bits, 0 or 1"):
         machine.lower_bound(torch.full((5,), 0.5))
-    with pytest.raises(ValueError, match=r"no visible units: dbm has 5"):
+    with pytest.raises(ValueError, match=r"dbm takes visible units of shape .*5\), not \(3, 4\)"):
         machine.mean_field(torch.zeros(3, 4))
 
 

@@ -132,7 +132,7 @@ def test_draws_and_log_z_are_those_of_the_global_product(name: str) -> None:
     assert statistic < 2 * chi2.ppf(0.999, freedom)
     of = ordered_product(target)
     assert of is not None
-    for twisted in (False, True) if of.rest is not None else (False,):
+    for twisted in (False, True) if of.remainder is not None else (False,):
         found = estimate(propagate(of, 32, 128, streams(2, 1, CPU)[0], twisted=twisted).log_ratio)
         assert abs(found.value - truth) < 4.5 * found.standard_error
 
