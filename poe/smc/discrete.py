@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from poe.algebra.capabilities import Augmented, SiteLogits
+from poe.algebra.capabilities import Augmented, SiteLogits, as_a
 from poe.algebra.energy import Density, Energy
 from poe.kernels.base import Kernel
 from poe.kernels.defaults import default_discrete_kernel
@@ -30,6 +30,7 @@ class Independent(Density):
     beyond the values of a site."""
 
     log_rates: Tensor
+    _all: Tensor
 
     def __init__(self, like: Energy, log_rates: Tensor) -> None:
         super().__init__(like.event_shape, support=like.support)
@@ -59,7 +60,7 @@ class Independent(Density):
     @property
     def blocks(self) -> tuple[Tensor, ...]:
         """All sites: they are independent."""
-        return (self._all,)  # type: ignore[return-value]
+        return (self._all,)
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         places = self.sites.places(x, len(self.event_shape))
@@ -92,7 +93,8 @@ class Independent(Density):
 def joint(energy: Energy) -> Energy:
     """The energy with its hidden units, over one vector whose first entries are x, where it states
     that; else itself. Its conditionals are exact at every temperature, those of x alone are not."""
-    return energy.joint if energy.can(Augmented) else energy  # type: ignore[return-value]
+    augmented = as_a(energy, Augmented)
+    return energy if augmented is None else augmented.joint
 
 
 def visible(energy: Energy, z: Tensor) -> Tensor:  # (*batch, n + hidden) -> (*batch, *event)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from poe.algebra.capabilities import Enumerates
+from poe.algebra.capabilities import Enumerates, as_a
 from poe.algebra.energy import Energy
 from poe.spaces.sites import box_of, sites_of
 
@@ -29,8 +29,9 @@ def points(energy: Energy, index: Tensor | None = None) -> Tensor:  # (k) -> (k,
     """Points of the small box that contains a discrete support, in the dtype that the energy takes:
     binary experts take floats, categorical ones whole numbers. All points by default, else those of
     these indices, the last site varying fastest."""
-    if energy.can(Enumerates):
-        states = energy.enumerate()  # type: ignore[operator]
+    listed = as_a(energy, Enumerates)
+    if listed is not None:
+        states = listed.enumerate()
         return states if index is None else states[index.to(states.device)]
     sites = sites_of(energy)
     index = torch.arange(enumerable(energy) or 0) if index is None else index.cpu()
@@ -49,7 +50,8 @@ def energies(energy: Energy) -> Tensor:  # -> (states)
 
     Raises ValueError where an expert is NaN or -inf, or no point has finite energy.
     """
-    states = energy.enumerate() if energy.can(Enumerates) else None  # type: ignore[operator]
+    listed = as_a(energy, Enumerates)
+    states = None if listed is None else listed.enumerate()
     count = enumerable(energy) if states is None else len(states)
     assert count is not None
     found = []
