@@ -86,15 +86,3 @@ def test_part_of_an_event_on_a_simplex_is_refused_by_name() -> None:
         ):
             call(energy)
     assert "plan         none: poe.on(shares" in repr(energy)
-
-
-def test_mixed_boxes_transform_each_coordinate_in_its_own_way() -> None:
-    low = torch.tensor([0.0, -torch.inf, -torch.inf, -2.0])
-    high = torch.tensor([torch.inf, 3.0, torch.inf, 5.0])
-    transform = poe.spaces.reals.from_reals(poe.algebra.support.Box(low, high))
-    z = torch.randn(100, 4, dtype=torch.float64)
-    x = transform(z)
-    assert poe.algebra.support.contains(poe.algebra.support.Box(low, high), x).all()
-    jacobian = torch.func.vmap(torch.func.jacrev(transform))(z)
-    assert torch.allclose(transform.log_abs_det_jacobian(z, x), torch.linalg.slogdet(jacobian)[1])
-    assert torch.allclose(transform.inv(x), z)
