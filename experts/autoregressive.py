@@ -27,11 +27,8 @@ from poe.spaces.sites import vectors
 
 @register("made")
 class MADE(Autoregressive):
-    """All conditionals by one masked network (Germain, Gregor, Murray & Larochelle, MADE, 2015).
-
-    Hidden units carry degrees 1, ..., n - 1; a weight is kept where the degree does not fall
-    (inside) or rises (into the outputs), so position t of the order depends on positions before it
-    alone. With x = 2 value - 1 of two levels, or one-hot values of more:
+    """All conditionals by one masked network (Germain, Gregor, Murray & Larochelle, MADE, 2015; its
+    masks stand in `experts.masked`). With x = 2 value - 1 of two levels, or one-hot values of more:
 
         h₁ = silu(W₁ x + b₁),  hₗ = hₗ₋₁ + silu(Wₗ hₗ₋₁ + bₗ),  out = V h + U x + c.
 
@@ -68,11 +65,10 @@ class MADE(Autoregressive):
     def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
         # (*batch, t) -> (*batch, t + 1 - start, levels)
         t, n, wide = prefix.shape[-1], len(self.order), 1 if self.levels == 2 else self.levels
-        x = (
-            2 * prefix.to(self.dtype) - 1
-            if self.levels == 2
-            else F.one_hot(prefix.long(), wide).to(self.dtype).flatten(-2)
-        )
+        if self.levels == 2:
+            x = 2 * prefix.to(self.dtype) - 1
+        else:
+            x = F.one_hot(prefix.long(), wide).to(self.dtype).flatten(-2)
         x = F.pad(x, (0, (n - t) * wide))
         h = run_hidden(x, self.first, self.inner, self.dropout)
         rows = slice(start * wide, (t + 1) * wide)
@@ -80,12 +76,8 @@ class MADE(Autoregressive):
         return two_or_more(out.unflatten(-1, (-1, wide)), self.levels)
 
     def config(self) -> dict[str, Any]:
-        facts = {
-            "event_shape": list(self.event_shape),
-            "levels": self.levels,
-            "order": self.order.tolist(),
-        }
-        return facts | self._architecture
+        facts = {"event_shape": list(self.event_shape), "levels": self.levels}
+        return facts | {"order": self.order.tolist()} | self._architecture
 
 
 @register("causal")
@@ -134,13 +126,12 @@ class Causal(Autoregressive):
 
     def _conditionals(self, prefix: Tensor, start: int) -> Tensor:
         # (*batch, t) -> (*batch, t + 1 - start, levels)
-        return log_probabilities(
-            next_step(self.model, prefix, self.bos, self.levels)[..., start:, :]
-        )
+        logits = next_step(self.model, prefix, self.bos, self.levels)
+        return log_probabilities(logits[..., start:, :])
 
     def config(self) -> dict[str, Any]:
         raise TypeError(
             f"{self} wraps code, which a file cannot hold: derive a class from "
-            "experts.autoregressive.Autoregressive with a method "
-            "config(), and register it with @poe.register"
+            "experts.sequential.Autoregressive with a method config(), and register it with "
+            "@poe.register"
         )

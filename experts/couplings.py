@@ -3,6 +3,8 @@ the layers of others."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow as Nflow
@@ -62,27 +64,19 @@ def build(
             "kind='maf' takes 1"
         )
 
+    options: dict[str, Any] = {
+        "context_features": context or None,
+        "num_blocks": blocks,
+        "activation": F.silu,
+        "dropout_probability": dropout,
+    }
+
     def network(inputs: int, outputs: int) -> nn.Module:
-        return ResidualNet(
-            inputs,
-            outputs,
-            hidden,
-            context_features=context or None,
-            num_blocks=blocks,
-            activation=F.silu,
-            dropout_probability=dropout,
-        )
+        return ResidualNet(inputs, outputs, hidden, **options)
 
     def layer() -> Transform:
         if kind == "maf":
-            return MaskedAffineAutoregressiveTransform(
-                features,
-                hidden,
-                context_features=context or None,
-                num_blocks=blocks,
-                activation=F.silu,
-                dropout_probability=dropout,
-            )
+            return MaskedAffineAutoregressiveTransform(features, hidden, **options)
         mask = torch.arange(features) % 2 * 2 - 1  # nflows transforms where the mask is positive
         if kind == "realnvp":
             return BoundedAffineCoupling(mask, network)
@@ -95,9 +89,8 @@ def build(
     for index in range(layers):
         if index:
             order = torch.randperm(features, generator=generator)
-            transforms.append(
-                Mixing(torch.eye(features)[order]) if mixing == "linear" else Permutation(order)
-            )
+            matrix = torch.eye(features)[order]
+            transforms.append(Mixing(matrix) if mixing == "linear" else Permutation(order))
         transforms.append(layer())
     return Nflow(CompositeTransform(transforms), StandardNormal([features]))
 
@@ -152,9 +145,8 @@ def bounds_volume(transform: nn.Module) -> bool:
         return bounds_volume(transform._transform)
     if type(transform) is AffineCouplingTransform:
         # its scale is sigmoid(u + 2) + 0.001, unless it is given an activation
-        return transform.unconditional_transform is None and "scale_activation" not in vars(
-            transform
-        )
+        own = "scale_activation" not in vars(transform)
+        return own and transform.unconditional_transform is None
     if type(transform) in (AdditiveCouplingTransform, BoundedAffineCoupling):
         return transform.unconditional_transform is None
     return isinstance(
@@ -165,10 +157,8 @@ def bounds_volume(transform: nn.Module) -> bool:
 def context_layer(flow: Nflow) -> str | None:
     """The first layer of nflows' networks that is there only for a context; they leave it out
     silently where none is given."""
-    return next(
-        (name for name, _ in flow.named_modules() if name.rsplit(".", 1)[-1] == "context_layer"),
-        None,
-    )
+    names = (name for name, _ in flow.named_modules())
+    return next((name for name in names if name.rsplit(".", 1)[-1] == "context_layer"), None)
 
 
 def mend(flow: Nflow) -> None:

@@ -28,28 +28,12 @@ _ABSTRACT = ("Distribution", "ExponentialFamily", "TransformedDistribution")
 _DTYPES = DTYPES | {"int64": torch.int64}
 
 # whether the density is bounded above, by type; a discrete one always is
-_BOUNDED: dict[str, Callable[[Any], bool]] = dict.fromkeys(
-    (
-        "Cauchy",
-        "ContinuousBernoulli",
-        "Exponential",
-        "Gumbel",
-        "HalfCauchy",
-        "HalfNormal",
-        "InverseGamma",
-        "Laplace",
-        "LogNormal",
-        "LowRankMultivariateNormal",
-        "MultivariateNormal",
-        "Normal",
-        "Pareto",
-        "StudentT",
-        "Uniform",
-        "VonMises",
-    ),
-    lambda d: True,
+_ALWAYS_BOUNDED = (
+    "Cauchy ContinuousBernoulli Exponential Gumbel HalfCauchy HalfNormal InverseGamma Laplace "
+    "LogNormal LowRankMultivariateNormal MultivariateNormal Normal Pareto StudentT Uniform VonMises"
 )
-_BOUNDED |= {
+_BOUNDED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(_ALWAYS_BOUNDED.split(), lambda d: True),
     "Beta": lambda d: bool((d.concentration1 >= 1).all() and (d.concentration0 >= 1).all()),
     "Chi2": lambda d: bool((d.df >= 2).all()),
     "Dirichlet": lambda d: bool((d.concentration >= 1).all()),
@@ -58,7 +42,6 @@ _BOUNDED |= {
     "Kumaraswamy": lambda d: bool((d.concentration1 >= 1).all() and (d.concentration0 >= 1).all()),
     "Weibull": lambda d: bool((d.concentration >= 1).all()),
 }
-
 
 # whether the density is one number all over its support, by type
 _FLAT: dict[str, Callable[[Any], bool]] = {
@@ -99,8 +82,8 @@ class Distribution(Density):
         except NotImplementedError as error:
             raise TypeError(
                 f"{type(dist).__name__} states no support: pass the model that made it (a zuko "
-                "flow itself, not what calling it gives) "
-                "or a function, poe.as_energy(lambda x: -dist.log_prob(x), event_shape=...)"
+                "flow itself, not what calling it gives) or a function, "
+                "poe.as_energy(lambda x: -dist.log_prob(x), event_shape=...)"
             ) from error
         super().__init__(dist.batch_shape + dist.event_shape, support=support, name=name)
         self._spec = _describe(dist)
@@ -117,10 +100,8 @@ class Distribution(Density):
             elif isinstance(value, nn.Parameter):
                 self.register_parameter(path + key, value)
             elif isinstance(value, Tensor):
-                self.register_buffer(
-                    path + key,
-                    value.detach().clone() if value.is_leaf or not value.requires_grad else value,
-                )
+                own = value.is_leaf or not value.requires_grad
+                self.register_buffer(path + key, value.detach().clone() if own else value)
 
     def _tensor(self, key: str) -> Tensor:
         return getattr(self, key)
@@ -214,10 +195,8 @@ def _support(dist: td.Distribution) -> sets.Constraint:
         shared = _support(parts)
         if isinstance(shared, sets.Box):
             low, high = shared.low.select(axis, 0), shared.high.select(axis, 0)
-            if bool(
-                (shared.low == low.unsqueeze(axis)).all()
-                and (shared.high == high.unsqueeze(axis)).all()
-            ):
+            same = (shared.low == low.unsqueeze(axis)) & (shared.high == high.unsqueeze(axis))
+            if bool(same.all()):
                 return sets.Box(low, high, integer=shared.integer)
     return sets.canonical(dist.support, shape)
 
@@ -228,14 +207,11 @@ def _fact(table: dict[str, Callable[[Any], bool]], dist: td.Distribution) -> boo
         return _fact(table, dist.base_dist)
     if isinstance(dist, td.MixtureSameFamily):
         return True if table is _BOUNDED and _fact(table, dist.component_distribution) else None
-    known = (
-        table.get(type(dist).__name__) if _TYPES.get(type(dist).__name__) is type(dist) else None
-    )
-    return None if known is None else known(dist)
+    name = type(dist).__name__
+    return table[name](dist) if name in table and _TYPES[name] is type(dist) else None
 
 
-# ---------------------------------------------------------------- a distribution as type and
-# arguments
+# ---- a distribution as type and arguments
 
 
 def _describe(dist: td.Distribution) -> dict[str, Any] | None:
@@ -266,16 +242,13 @@ def _describe(dist: td.Distribution) -> dict[str, Any] | None:
 def _argument_names(dist: td.Distribution) -> list[str]:
     """Of several ways to give one parameter, the one that was used, or the one that torch computes
     with."""
-    names = [
-        key
-        for key in inspect.signature(type(dist).__init__).parameters
-        if key not in ("self", "validate_args")
-    ]
+    names = list(inspect.signature(type(dist).__init__).parameters)
+    left_out = {"self", "validate_args", "lims"}
     if "scale_tril" in names:
-        names = [key for key in names if key not in ("covariance_matrix", "precision_matrix")]
+        left_out |= {"covariance_matrix", "precision_matrix"}
     if "probs" in names:
-        names.remove("logits" if _used_probs(dist) else "probs")
-    return [key for key in names if key != "lims"]
+        left_out.add("logits" if _used_probs(dist) else "probs")
+    return [key for key in names if key not in left_out]
 
 
 def _used_probs(dist: td.Distribution) -> bool:
@@ -286,9 +259,8 @@ def _used_probs(dist: td.Distribution) -> bool:
 
 
 def _arguments(dist: td.Distribution, spec: dict[str, Any]) -> list[tuple[str, Any]]:
-    attributes: dict[str, str] = {"base_distribution": "base_dist"}
-    keys: list[str] = list(spec["arguments"])
-    return [(key, getattr(dist, attributes.get(key, key))) for key in keys]
+    attributes = {"base_distribution": "base_dist"}
+    return [(key, getattr(dist, attributes.get(key, key))) for key in spec["arguments"]]
 
 
 def _build(
@@ -329,12 +301,9 @@ def _with_values(spec: dict[str, Any], dist: td.Distribution) -> dict[str, Any]:
     for key, value in _arguments(dist, spec):
         if isinstance(value, td.Distribution):
             arguments[key] = _with_values(arguments[key], value)
-        elif (
-            isinstance(value, Tensor)
-            and dependent
-            and key not in ("probs", "logits")
-            and bool(value.isfinite().all())
-        ):
+        elif not dependent or key in ("probs", "logits") or not isinstance(value, Tensor):
+            continue
+        elif bool(value.isfinite().all()):
             arguments[key] = {**arguments[key], "value": value.tolist()}
     return {"type": spec["type"], "arguments": arguments}
 
@@ -343,18 +312,14 @@ def _checked(spec: Any) -> dict[str, Any]:
     """The description in a file. Raises ValueError unless it names a public type of
     torch.distributions and its arguments."""
     name = spec.get("type") if isinstance(spec, dict) else None
-    if (
-        not isinstance(name, str)
-        or name in _ABSTRACT
-        or name not in _TYPES
-        or not isinstance(spec.get("arguments"), dict)
-    ):
+    known = isinstance(name, str) and name in _TYPES and name not in _ABSTRACT
+    if not known or not isinstance(spec.get("arguments"), dict):
         raise ValueError(
             f"{name!r} is not a distribution of torch.distributions that a file may name"
         )
-    known = inspect.signature(_TYPES[name].__init__).parameters
+    taken = inspect.signature(_TYPES[name].__init__).parameters
     for key, value in spec["arguments"].items():
-        if key not in known or key in ("self", "validate_args"):
+        if key not in taken or key in ("self", "validate_args"):
             raise ValueError(f"torch.distributions.{name} takes no argument {key!r}")
         if isinstance(value, dict) and "type" in value:
             _checked(value)

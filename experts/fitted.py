@@ -78,11 +78,9 @@ class Fitted(Density):
         spread = (w @ centred.square()).sqrt()
         standard = centred / spread  # without units
         correlation = (standard * w.unsqueeze(1)).T @ standard
+        correlation = correlation + 1e-12 * torch.eye(len(mean)).to(correlation)
         self.mean.copy_(mean)
-        self.root.copy_(
-            spread.unsqueeze(1)
-            * torch.linalg.cholesky(correlation + 1e-12 * torch.eye(len(mean)).to(correlation))
-        )
+        self.root.copy_(spread.unsqueeze(1) * torch.linalg.cholesky(correlation))
 
     def mix(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
         """Sets q, in one dimension, to a mixture of at most `COMPONENTS` Gaussians (k each) of v;
@@ -122,9 +120,8 @@ class Fitted(Density):
         return x, inner + outer
 
     def can(self, capability: type) -> bool:
-        return super().can(capability) and (
-            capability is not Transport or isinstance(self.base, Flow)
-        )
+        known = capability is not Transport or isinstance(self.base, Flow)
+        return known and super().can(capability)
 
     def config(self) -> dict[str, Any]:
         return self._config
@@ -136,9 +133,8 @@ class Fitted(Density):
         # (*batch, *event) -> (*batch, n), (*batch)
         """v, the coordinates of q, and log|det dv/dx|."""
         u = self._box.inv(x)
-        v = torch.linalg.solve_triangular(
-            self.root, (self._vector(u) - self.mean).unsqueeze(-1), upper=False
-        ).squeeze(-1)
+        centred = (self._vector(u) - self.mean).unsqueeze(-1)
+        v = torch.linalg.solve_triangular(self.root, centred, upper=False).squeeze(-1)
         return v, -self._log_det(u, x) - self.root.diagonal().log().sum()
 
     def from_base(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,12 +154,8 @@ def _ends(values: Any, end: float, shape: torch.Size) -> Tensor:
     """A tensor of ends, infinite where an end is None."""
 
     def filled(value: Any) -> Any:
-        return (
-            [filled(v) for v in value]
-            if isinstance(value, list | tuple)
-            else end
-            if value is None
-            else float(value)
-        )
+        if isinstance(value, list | tuple):
+            return [filled(v) for v in value]
+        return end if value is None else float(value)
 
     return torch.as_tensor(filled(values), dtype=torch.float64).expand(shape).clone()

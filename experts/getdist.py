@@ -36,13 +36,11 @@ def from_chain(samples: Any, *, parameters: Sequence[str] | None = None, **optio
             f"{', '.join(unknown) or 'an empty choice'}"
         )
     columns = [every.index(name) for name in wanted]
-    ends = [
-        [end(name) for name in wanted] for end in (samples.ranges.getLower, samples.ranges.getUpper)
-    ]
-    low, high = (np.array([np.nan if e is None else e for e in end], dtype=float) for end in ends)
+    # None, which becomes NaN, where the chain states no end
+    ends = (map(end, wanted) for end in (samples.ranges.getLower, samples.ranges.getUpper))
+    low, high = (np.array([*end], dtype=float) for end in ends)
     support = None
     if not (np.isnan(low).all() and np.isnan(high).all()):
         support = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
-    return fit_density(
-        np.asarray(samples.samples)[:, columns], samples.weights, support=support, **options
-    )
+    points = np.asarray(samples.samples)[:, columns]
+    return fit_density(points, samples.weights, support=support, **options)

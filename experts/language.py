@@ -15,8 +15,7 @@ An event is a text, (length,) token numbers (torch.long). With the vocabulary's 
 - Without `eos` no text ends, and every event is cut.
 
 Probabilities are computed in float32 at least, also where a model has half precision. Events of two
-experts mean the same only if their
-vocabularies are equal: `&`, `|` and `-` refuse others.
+experts mean the same only if their vocabularies are equal: `&`, `|` and `-` refuse others.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experts.sequential import Autoregressive, log_probabilities, next_step
-from experts.vocabulary import Vocabulary
+from experts.vocabulary import Vocabulary, as_vocabulary
 from poe.registry import register
 from poe.spaces.sites import vectors
 
@@ -51,10 +50,9 @@ class Text(Autoregressive):
         self._vocabulary = vocabulary
         tokens = range(len(vocabulary))
         allowed = [i == vocabulary.eos or i not in (vocabulary.bos, vocabulary.pad) for i in tokens]
+        filler = torch.tensor([i == vocabulary.pad for i in tokens])
         self.register_buffer("allowed", torch.tensor(allowed), persistent=False)
-        self.register_buffer(
-            "filler", torch.tensor([i == vocabulary.pad for i in tokens]), persistent=False
-        )
+        self.register_buffer("filler", filler, persistent=False)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -71,12 +69,10 @@ class Text(Autoregressive):
         logs = log_probabilities(self._tokens(prefix, start).masked_fill(~self.allowed, -torch.inf))
         if self.vocabulary.eos is None:
             return logs
-        ended = F.pad((prefix == self.vocabulary.eos).cumsum(-1) > 0, (1, 0))[
-            ..., start:
-        ].unsqueeze(-1)
-        return logs.masked_fill(ended & ~self.filler, -torch.inf).masked_fill(
-            ended & self.filler, 0
-        )
+        ended = F.pad((prefix == self.vocabulary.eos).cumsum(-1) > 0, (1, 0))
+        ended = ended[..., start:].unsqueeze(-1)
+        logs = logs.masked_fill(ended & ~self.filler, -torch.inf)
+        return logs.masked_fill(ended & self.filler, 0)
 
     def _values(self, x: Tensor) -> Tensor:
         return vectors(x, 1).long()
@@ -116,9 +112,7 @@ class NGram(Text):
         *,
         name: str | None = None,
     ) -> None:
-        vocabulary = (
-            vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
-        )
+        vocabulary = as_vocabulary(vocabulary)
         super().__init__(length, vocabulary, name=name)
         k = len(vocabulary)
         if logits.ndim < 1 or logits.shape != (k + 1,) * (logits.ndim - 1) + (k,):
@@ -150,16 +144,13 @@ class NGram(Text):
         counts over whole texts.
 
         Texts are sequences of tokens or their numbers, without `bos` and `eos`; each ends with
-        `eos` where there is one. Raises
-        ValueError unless smoothing is positive: unseen contexts need a probability.
+        `eos` where there is one. Raises ValueError unless smoothing is positive.
         """
         if not smoothing > 0:
             raise ValueError(
                 f"smoothing must be positive, not {smoothing}: unseen contexts need a probability"
             )
-        vocabulary = (
-            vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
-        )
+        vocabulary = as_vocabulary(vocabulary)
         k, ends = len(vocabulary), vocabulary.eos is not None
         counts = torch.full((k + 1,) * (order - 1) + (k,), float(smoothing), dtype=torch.float64)
         for text in texts:
@@ -201,11 +192,8 @@ class NGram(Text):
         """A uniform n-gram of this shape, to be filled by `load_state_dict`."""
         k = len(tokens)
         logits = torch.zeros((k + 1,) * (order - 1) + (k,))
-        return cls(
-            nn.Parameter(logits) if learnable else logits,
-            length,
-            Vocabulary(tuple(tokens), **special),
-        )
+        logits = nn.Parameter(logits) if learnable else logits
+        return cls(logits, length, Vocabulary(tuple(tokens), **special))
 
 
 @register("language-model")
@@ -223,8 +211,8 @@ class LanguageModel(Text):
         length: of an event, in tokens.
         vocabulary: the K tokens and the special ones; `bos` is needed.
 
-    It holds code, so it cannot be saved. There is no cache of past steps: drawing
-    takes `length` passes over a growing text. Raises ValueError without a `bos`.
+    It holds code, so it cannot be saved. There is no cache of past steps: drawing takes `length`
+    passes over a growing text. Raises ValueError without a `bos`.
     """
 
     def __init__(
@@ -293,11 +281,8 @@ def from_transformers(
         )
     special = {"bos": bos, "eos": eos, "pad": pad}
     for role, number in special.items():
-        sources = [
-            (vocabulary, role),
-            (tokenizer, f"{role}_token_id"),
-            (config, f"{role}_token_id"),
-        ]
+        key = f"{role}_token_id"
+        sources = ((vocabulary, role), (tokenizer, key), (config, key))
         found = [number, *(getattr(source, key, None) for source, key in sources)]
         special[role] = next((value for value in found if value is not None), None)
         if not isinstance(special[role], int | None):
@@ -325,6 +310,5 @@ class _HuggingFace(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:  # (n, t) -> (n, t, K or more)
-        return self.model(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False
-        ).logits
+        mask = torch.ones_like(tokens)
+        return self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits

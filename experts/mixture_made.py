@@ -28,14 +28,11 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 class MixtureMADE(Density):
     """p(x) = Πᵢ Σₖ wᵢₖ N(xᵢ; mᵢₖ, sᵢₖ²), w, m and s being functions of the earlier positions.
 
-    One masked network gives all conditionals in one pass (Germain et al., MADE, 2015; mixture
-    conditionals as in Uria, Murray & Larochelle, RNADE, 2013): hidden units carry degrees 1...n-1,
-    a weight is kept where the degree does not fall (inside) or rises (into the outputs), so the
-    Jacobian of the conditionals is strictly triangular along the order. Drawing takes n passes.
+    One masked network (`experts.masked`) gives all conditionals in one pass (Germain et al., MADE,
+    2015; mixture conditionals as in Uria, Murray & Larochelle, RNADE, 2013); drawing takes n.
 
-    With `base`, the network is a correction to a mixture of `components` Gaussians with full
-    covariances Cₖ = Lₖ Lₖᵀ, whose own
-    conditionals along the order are known: with z = Lₖ⁻¹(x - mₖ),
+    With `base`, the network corrects a mixture of `components` Gaussians with full covariances
+    Cₖ = Lₖ Lₖᵀ, whose own conditionals along the order are known: with z = Lₖ⁻¹(x - mₖ),
 
         xᵢ | x₍<ᵢ₎ ~ N(xᵢ - Lᵢᵢ zᵢ, Lᵢᵢ²) in component k, of weight ∝ wₖ Πⱼ₍<ᵢ₎ N(zⱼ; 0, 1) / Lⱼⱼ.
 
@@ -74,10 +71,7 @@ class MixtureMADE(Density):
         n = math.prod(event_shape)
         order = checked_order(order, event_shape)
         if min_scale <= 0:
-            raise ValueError(
-                f"min_scale must be positive, not {min_scale}: a conditional of scale 0 has no "
-                "density"
-            )
+            raise ValueError(f"min_scale must be positive, not {min_scale}: scale 0 has no density")
         self._config = {
             "event_shape": list(event_shape),
             "components": components,
@@ -95,11 +89,10 @@ class MixtureMADE(Density):
         self.last = MaskedLinear(position.repeat_interleave(3 * components)[:, None] > degree)
         self.dropout = nn.Dropout(dropout)
         self.base = _Conditionals(n, components) if base else None
+        start = torch.zeros(3 * n * components) if base else _start(n, components).flatten()
         with torch.no_grad():
             self.last.weight.mul_(0.0 if base else 0.3)
-            self.last.bias.copy_(
-                torch.zeros(3 * n * components) if base else _start(n, components).flatten()
-            )
+            self.last.bias.copy_(start)
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         """log p(x) in nats."""
@@ -112,26 +105,22 @@ class MixtureMADE(Density):
     def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event), by one pass a position."""
         batch = (n,) if isinstance(n, int) else tuple(n)
-        like = self._like()
-        rows, size = math.prod(batch), len(self.order)
-        prefix = torch.empty(rows, 0, dtype=like.dtype, device=like.device)
-        for _ in range(size):
+        rows, like = math.prod(batch), self._like()
+        options: Any = {"dtype": like.dtype, "device": like.device, "generator": generator}
+        prefix = like.new_empty(rows, 0)
+        for _ in range(len(self.order)):
             log_weight, mean, scale = self.next_logits(prefix).unbind(-2)
-            uniform = torch.rand(rows, 1, dtype=like.dtype, device=like.device, generator=generator)
-            normal = torch.randn(rows, 1, dtype=like.dtype, device=like.device, generator=generator)
-            chosen = (
-                (log_weight.exp().cumsum(-1) < uniform)
-                .sum(-1, keepdim=True)
-                .clamp(max=self.components - 1)
-            )
+            uniform, normal = torch.rand(rows, 1, **options), torch.randn(rows, 1, **options)
+            below = (log_weight.exp().cumsum(-1) < uniform).sum(-1, keepdim=True)
+            chosen = below.clamp(max=self.components - 1)
             value = mean.gather(-1, chosen) + scale.gather(-1, chosen) * normal
             prefix = torch.cat([prefix, value], -1)
         return prefix[:, self.order.argsort()].reshape(*batch, *self.event_shape)
 
     def next_logits(self, prefix: Tensor) -> Tensor:  # (*batch, t) -> (*batch, 3, components)
         """Log-weights (normalised), means and scales of the mixture that position order[t] follows,
-        given the values
-        at order[0], ..., order[t-1]. Raises ValueError where no position is left."""
+        given the values at order[0], ..., order[t-1]. Raises ValueError where no position is left.
+        """
         t, n = prefix.shape[-1], len(self.order)
         check_prefix(prefix, n)
         x = prefix.new_zeros(*prefix.shape[:-1], n)
@@ -158,15 +147,11 @@ class MixtureMADE(Density):
         weight, mean, scale = out.reshape(*out.shape[:-1], *shape, 3, self.components).unbind(-2)
         if self.base is not None:
             at = self.order.argsort() if position is None else self.order.argsort()[position]
-            weight_0, mean_0, scale_0 = (
-                part[..., at, :] for part in self.base.conditionals(x[..., self.order])
-            )
+            parts = self.base.conditionals(x[..., self.order])
+            weight_0, mean_0, scale_0 = (part[..., at, :] for part in parts)
             free = (scale_0 - self.min_scale).clamp(min=1e-3 * self.min_scale)
-            weight, mean, scale = (
-                weight_0 + weight,
-                mean_0 + scale_0 * mean,
-                free + torch.log(-torch.expm1(-free)) + scale,
-            )
+            weight, mean = weight_0 + weight, mean_0 + scale_0 * mean
+            scale = free + torch.log(-torch.expm1(-free)) + scale
         return weight.log_softmax(-1), mean, self.min_scale + F.softplus(scale)
 
     @torch.no_grad()
@@ -181,8 +166,8 @@ class MixtureMADE(Density):
         if self.base is None or means.shape != (k, n) or covariances.shape != (k, n, n):
             raise ValueError(
                 f"fit_base takes means of shape {(k, n)} and covariances of shape {(k, n, n)} and "
-                "needs base=True; got "
-                f"{tuple(means.shape)} and {tuple(covariances.shape)}, base={self.base is not None}"
+                f"needs base=True; got {tuple(means.shape)} and {tuple(covariances.shape)}, "
+                f"base={self.base is not None}"
             )
         self.base.set(weights, means[:, self.order], covariances[:, self.order][:, :, self.order])
 

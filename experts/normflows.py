@@ -67,17 +67,11 @@ class NormFlow(WrappedFlow):
         for _ in range(layers):
             sequence.append(_layer(kind, features, hidden, blocks, context or None))
             if kind in ("realnvp", "maf"):
-                sequence.append(
-                    flows.Permute(features, mode="swap")
-                    if not context
-                    else _ContextFree(flows.Permute(features, "swap"))
-                )
+                swap = flows.Permute(features, mode="swap")
+                sequence.append(_ContextFree(swap) if context else swap)
         base = bases.DiagGaussian(features, trainable=False)
-        return (
-            core.ConditionalNormalizingFlow(base, sequence)
-            if context
-            else core.NormalizingFlow(base, sequence)
-        )
+        flow = core.ConditionalNormalizingFlow if context else core.NormalizingFlow
+        return flow(base, sequence)
 
     @staticmethod
     def _features(flow: Any, context_shape: torch.Size | None) -> torch.Size | None:
@@ -96,20 +90,17 @@ class NormFlow(WrappedFlow):
                 "a ClassCondFlow takes one label: give context_shape=(), and .given(label) before "
                 "it is used"
             )
-        raw = [
-            n
-            for n, m in flow.named_modules()
-            if isinstance(m, flows.ActNorm) and not m.data_dep_init_done > 0
-        ]
+        norms = [(n, m) for n, m in flow.named_modules() if isinstance(m, flows.ActNorm)]
+        raw = [n for n, m in norms if not m.data_dep_init_done > 0]
         if raw:
             raise TypeError(
                 f"the ActNorm layers {', '.join(raw)} are not initialised, and the first batch "
                 "would set them: call flow.log_prob(data) once before wrapping the flow"
             )
         stated = vars(flow.q0).get("shape", vars(flow.q0).get("dim"))
-        return (
-            None if stated is None else torch.Size([stated] if isinstance(stated, int) else stated)
-        )
+        if stated is None:
+            return None
+        return torch.Size([stated] if isinstance(stated, int) else stated)
 
     def _as_context(self, context: Any) -> Tensor:
         if isinstance(self.flow, core.ClassCondFlow):
@@ -118,18 +109,19 @@ class NormFlow(WrappedFlow):
 
     def _log_prob(self, rows: Tensor, context: Tensor | None) -> Tensor:
         u, log_det = self._encode(rows, context)
-        given = self._rows(context, len(rows))
-        if isinstance(self.flow, core.ClassCondFlow):
-            return log_det + self.flow.q0.log_prob(u, given)
-        return log_det + (
-            self.flow.q0.log_prob(u) if given is None else self.flow.q0.log_prob(u, context=given)
-        )
+        return log_det + self._with_context(self.flow.q0.log_prob, u, context, len(rows))
 
     def _draw(self, n: int, context: Tensor | None) -> Tensor:
-        given, flow = self._rows(context, n), self.flow
-        if isinstance(flow, core.ClassCondFlow):
-            return flow.sample(n, given)[0]
-        return (flow.sample(n) if given is None else flow.sample(n, context=given))[0]
+        return self._with_context(self.flow.sample, n, context, n)[0]
+
+    def _with_context(
+        self, function: Callable[..., Any], argument: Any, context: Tensor | None, n: int
+    ) -> Any:
+        if context is None:
+            return function(argument)
+        rows = self._rows(context, n)
+        by_class = isinstance(self.flow, core.ClassCondFlow)
+        return function(argument, rows) if by_class else function(argument, context=rows)
 
     def _encode(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._follow([layer.inverse for layer in reversed(self.flow.flows)], rows, context)
@@ -165,19 +157,15 @@ class NormFlow(WrappedFlow):
 def _layer(kind: str, features: int, hidden: int, blocks: int, context: int | None) -> nn.Module:
     if kind == "realnvp":
         kept = math.ceil(features / 2)
-        return flows.AffineCouplingBlock(
-            MLP([kept, *[hidden] * blocks, 2 * (features - kept)], init_zeros=True),
-            scale_map="sigmoid",
-        )
+        network = MLP([kept, *[hidden] * blocks, 2 * (features - kept)], init_zeros=True)
+        return flows.AffineCouplingBlock(network, scale_map="sigmoid")
     if kind == "maf":
         return flows.MaskedAffineAutoregressive(
             features, hidden, context_features=context, num_blocks=blocks
         )
-    spline = (
-        flows.AutoregressiveRationalQuadraticSpline
-        if kind == "rq-autoregressive"
-        else flows.CoupledRationalQuadraticSpline
-    )
+    spline = flows.CoupledRationalQuadraticSpline
+    if kind == "rq-autoregressive":
+        spline = flows.AutoregressiveRationalQuadraticSpline
     return spline(features, blocks, hidden, num_context_channels=context)
 
 

@@ -66,15 +66,10 @@ class PixelCNN(Autoregressive):
             )
         planes, (height, width) = math.prod(shape[:-2]), shape[-2:]
         places = torch.arange(math.prod(shape)).reshape(planes, height, width)
-        super().__init__(
-            shape, levels, order=rearrange(places, "c h w -> (h w c)").tolist(), name=name
-        )
-        self._architecture = {
-            "channels": channels,
-            "layers": layers,
-            "kernel": kernel,
-            "dropout": dropout,
-        }
+        order = rearrange(places, "c h w -> (h w c)").tolist()
+        super().__init__(shape, levels, order=order, name=name)
+        sizes = {"channels": channels, "layers": layers, "kernel": kernel}
+        self._architecture = {**sizes, "dropout": dropout}
         self.planes, wide = planes, 1 if levels == 2 else levels
         own, groups = torch.arange(planes), torch.arange(channels) * planes // channels
         outputs = own.repeat_interleave(wide)
@@ -101,9 +96,8 @@ class PixelCNN(Autoregressive):
             places = None
         out = self.last(F.silu(self.hidden(F.silu(h))))
         out = rearrange(out, "n (c k) h w -> n (h w c) k", c=self.planes)[:, start : t + 1]
-        return two_or_more(out, self.levels).reshape(
-            *prefix.shape[:-1], *out.shape[1:-1], self.levels
-        )
+        logs = two_or_more(out, self.levels)
+        return logs.reshape(*prefix.shape[:-1], *out.shape[1:-1], self.levels)
 
     def config(self) -> dict[str, Any]:
         return {"event_shape": list(self.event_shape), "levels": self.levels} | self._architecture

@@ -184,8 +184,9 @@ class Posterior(Amortised):
     def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:
         """n independent draws, (n, *event): those of the estimator that lie in the support."""
         self._bound()
-        batch, mass = (n,) if isinstance(n, int) else tuple(n), self._log_z or Estimate(0.0)
-        total, kept, count, share = math.prod(batch), [], 0, math.exp(mass.value)
+        batch = (n,) if isinstance(n, int) else tuple(n)
+        share = 1.0 if self._log_z is None else math.exp(self._log_z.value)
+        total, kept, count = math.prod(batch), [], 0
         with _seeded(seed_of(generator), self.device):
             while count < total:
                 kept.append(self._inner(max(100, int(1.1 * (total - count) / share))))

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
+from torch.distributions import constraints
 from torch.nn import functional as F
 
 from experts.locked import Locked
 from experts.masked import check_prefix, checked_order
-from poe.algebra import support as sets
 from poe.algebra.energy import Density
 from poe.spaces.sites import pick, vectors
 
@@ -50,12 +50,11 @@ class Autoregressive(Locked, Density):
     ) -> None:
         if levels < 2:
             raise ValueError(f"a position takes two or more values, not {levels}")
-        low = torch.zeros(tuple(event_shape), dtype=torch.float64)
         super().__init__(
-            low.shape, support=sets.Box(low, low + levels - 1, integer=True), name=name
+            event_shape, support=constraints.integer_interval(0, levels - 1), name=name
         )
         self.levels = levels
-        places = torch.tensor(checked_order(order, low.shape), dtype=torch.long)
+        places = torch.tensor(checked_order(order, event_shape), dtype=torch.long)
         self.register_buffer("order", places, persistent=False)
 
     @abstractmethod
@@ -89,9 +88,8 @@ class Autoregressive(Locked, Density):
             uniform = torch.rand(
                 rows, 1, dtype=torch.float64, device=self.device, generator=generator
             )
-            values[:, t] = (
-                pick(self.next_logits(values[:, :t]).unsqueeze(-2), uniform).squeeze(-1).to(values)
-            )
+            chosen = pick(self.next_logits(values[:, :t]).unsqueeze(-2), uniform)
+            values[:, t] = chosen.squeeze(-1).to(values)
         return values[:, self.order.argsort()].reshape(*batch, *self.event_shape)
 
     @property
@@ -122,9 +120,8 @@ def next_step(model: Callable[[Tensor], Tensor], prefix: Tensor, bos: int, level
 
     Raises ValueError where it returns another shape.
     """
-    tokens = F.pad(
-        prefix.long().reshape(math.prod(prefix.shape[:-1]), prefix.shape[-1]), (1, 0), value=bos
-    )
+    rows = prefix.long().reshape(math.prod(prefix.shape[:-1]), prefix.shape[-1])
+    tokens = F.pad(rows, (1, 0), value=bos)
     if not len(tokens):
         return torch.zeros(*prefix.shape[:-1], tokens.shape[-1], levels, device=prefix.device)
     logits = model(tokens)

@@ -74,17 +74,11 @@ class Vocabulary:
         """
         rows = []
         for text in texts:
-            row = [
-                self._numbers.get(token, -1) if isinstance(token, str) else int(token)
-                for token in text
-            ][:length]
-            unknown = [
-                token
-                for token, number in zip(text, row, strict=False)
-                if not 0 <= number < len(self)
-            ]
-            if unknown:
-                raise ValueError(f"{unknown[0]!r} is not a token of {self}")
+            row = [self._numbers.get(t, -1) if isinstance(t, str) else int(t) for t in text]
+            row = row[:length]
+            for token, number in zip(text, row, strict=False):
+                if not 0 <= number < len(self):
+                    raise ValueError(f"{token!r} is not a token of {self}")
             if len(row) < length and self.eos is None:
                 raise ValueError(
                     f"a text of {len(row)} tokens is shorter than {length}, and {self} has no eos "
@@ -97,3 +91,8 @@ class Vocabulary:
         """Tokens up to `eos`, joined."""
         rows = (row[: row.index(self.eos)] if self.eos in row else row for row in x.tolist())
         return ["".join(self.tokens[number] for number in row) for row in rows]
+
+
+def as_vocabulary(tokens: Vocabulary | Sequence[str]) -> Vocabulary:
+    """The vocabulary itself, or one of these tokens without special ones."""
+    return tokens if isinstance(tokens, Vocabulary) else Vocabulary(tuple(tokens))

@@ -77,11 +77,8 @@ class Zuko(WrappedFlow):
             raise ValueError(
                 f"no flow of zuko is of kind {kind!r}; choose kind= one of {', '.join(KINDS)}"
             )
-        return KINDS[kind](
-            features,
-            context,
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()},
-        )
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
+        return KINDS[kind](features, context, **options)
 
     @staticmethod
     def _features(flow: Any, context_shape: torch.Size | None) -> torch.Size | None:
@@ -91,20 +88,13 @@ class Zuko(WrappedFlow):
                 f"{type(flow).__name__}"
             )
         like = next((t for t in flow.parameters() if t.is_floating_point()), torch.empty(()))
-        context = (
-            None
-            if context_shape is None
-            else torch.zeros(context_shape, dtype=like.dtype, device=like.device)
-        )
+        context = None if context_shape is None else like.new_zeros(context_shape)
         try:
             with torch.no_grad():
                 return torch.Size(flow(context).event_shape)
         except Exception as error:
-            takes = (
-                "without a context"
-                if context is None
-                else f"of a context of shape {tuple(context.shape)}"
-            )
+            shape = None if context_shape is None else tuple(context_shape)
+            takes = "without a context" if shape is None else f"of a context of shape {shape}"
             raise TypeError(
                 f"the flow of zuko gives no distribution {takes} ({type(error).__name__}: "
                 f"{error}); a conditional flow needs the shape of its context, context_shape=..., "
@@ -114,33 +104,29 @@ class Zuko(WrappedFlow):
     def _own_support(self, flow: Any) -> Any:
         return (-math.pi, math.pi) if isinstance(flow, flows.NCSF) else None
 
-    def _distribution(self, context: Tensor | None) -> Any:
-        return self.flow(context)
-
     def _log_prob(self, rows: Tensor, context: Tensor | None) -> Tensor:
-        return self._distribution(context).log_prob(rows)
+        return self.flow(context).log_prob(rows)
 
     def _draw(self, n: int, context: Tensor | None) -> Tensor:
-        return self._distribution(context).sample((n,))
+        return self.flow(context).sample((n,))
 
     def _encode(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        u, log_det = self._distribution(context).transform.call_and_ladj(rows)
+        u, log_det = self.flow(context).transform.call_and_ladj(rows)
         return u, log_det.reshape(len(rows), -1).sum(1)
 
     def _decode(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_det = self._distribution(context).transform.inv.call_and_ladj(rows)
+        x, log_det = self.flow(context).transform.inv.call_and_ladj(rows)
         return x, log_det.reshape(len(rows), -1).sum(1)
 
     def _invert(self, rows: Tensor, context: Tensor | None) -> Tensor:
-        return self._distribution(context).transform.inv(rows)
+        return self.flow(context).transform.inv(rows)
 
     def _gaussian(self, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        flow = self._distribution(context)
-        if not isinstance(flow, distributions.NormalizingFlow) or not isinstance(
-            flow.base, distributions.DiagNormal
-        ):
+        flow = self.flow(context)
+        base = flow.base if isinstance(flow, distributions.NormalizingFlow) else None
+        if not isinstance(base, distributions.DiagNormal):
             return None
-        return flow.base.base_dist.loc, flow.base.base_dist.scale
+        return base.base_dist.loc, base.base_dist.scale
 
     @property
     def bounded(self) -> bool | None:
@@ -148,11 +134,8 @@ class Zuko(WrappedFlow):
         log-derivative; else unknown."""
         if self._known_bounded is not None or not isinstance(self.flow, lazy.Flow):
             return self._known_bounded
-        base = self.flow.base
-        simple = isinstance(base, lazy.UnconditionalDistribution) and base.f in (
-            distributions.DiagNormal,
-            distributions.BoxUniform,
-        )
+        base, known = self.flow.base, (distributions.DiagNormal, distributions.BoxUniform)
+        simple = isinstance(base, lazy.UnconditionalDistribution) and base.f in known
         return True if simple and _bounds_volume(self.flow.transform) else None
 
 
@@ -168,11 +151,9 @@ def _bounds_volume(transform: nn.Module) -> bool:
             | flows.GeneralCouplingTransform()
             | flows.ElementWiseTransform()
         ):
-            univariate = (
-                transform.univariate.func
-                if isinstance(transform.univariate, functools.partial)
-                else transform.univariate
-            )
+            univariate = transform.univariate
+            if isinstance(univariate, functools.partial):
+                univariate = univariate.func
             return univariate in _BOUNDED_SLOPE or univariate is CircularRQSTransform
         case _:
             return False

@@ -29,9 +29,8 @@ class Beta(ExponentialFamily):
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         log_beta = self.a.lgamma() + self.b.lgamma() - (self.a + self.b).lgamma()
-        return self._sum(
-            param.times_log(self.a - 1, x) + param.times_log(self.b - 1, 1 - x) - log_beta
-        )
+        logs = param.times_log(self.a - 1, x) + param.times_log(self.b - 1, 1 - x)
+        return self._sum(logs - log_beta)
 
     @property
     def bounded(self) -> bool | None:

@@ -67,9 +67,8 @@ class Gamma(ExponentialFamily):
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         a = self.concentration
-        return self._sum(
-            param.times_log(a - 1, x) - self.rate * x + a * self.rate.log() - a.lgamma()
-        )
+        logs = param.times_log(a - 1, x) - self.rate * x
+        return self._sum(logs + a * self.rate.log() - a.lgamma())
 
     @property
     def bounded(self) -> bool | None:

@@ -7,11 +7,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from experts.families import parameters as param
 from experts.families.base import ExponentialFamily, Natural, Tensors
-from poe.algebra import support as sets
 from poe.registry import register
+from poe.spaces.sites import vectors
 
 
 @register("normal")
@@ -53,9 +54,8 @@ class Normal(ExponentialFamily):
             )
         if scale is not None:
             values = param.parameters(loc=loc, scale=scale)
-            param.require_positive(
-                "scale", values["scale"], "a standard deviation must be positive"
-            )
+            meaning = "a standard deviation must be positive"
+            param.require_positive("scale", values["scale"], meaning)
             shape = param.common_shape(values)
         else:
             if isinstance(covariance, nn.Parameter):
@@ -70,7 +70,7 @@ class Normal(ExponentialFamily):
             shape = param.fit_covariance(values)
         super().__init__(
             param.expanded(values, shape),
-            support=sets.real(shape),
+            support=constraints.real,
             event_shape=shape,
             learnable=learnable,
             name=name,
@@ -93,9 +93,8 @@ class Normal(ExponentialFamily):
         return self.loc.expand(self.event_shape).flatten(), self.covariance
 
     def log_prob(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        return -self._from_residual(self._whiten(x)).reshape(
-            x.shape[: x.ndim - len(self.event_shape)]
-        )
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return -self._from_residual(self._whiten(x)).reshape(batch)
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -103,9 +102,8 @@ class Normal(ExponentialFamily):
             if not self.full:
                 return self._from_residual(z), z / self.scale
             pull = torch.linalg.solve_triangular(self.scale_tril.to(z.dtype).mT, z.mT, upper=True)
-            return self._from_residual(z).reshape(
-                x.shape[: x.ndim - len(self.event_shape)]
-            ), pull.mT.reshape(x.shape)
+            batch = x.shape[: x.ndim - len(self.event_shape)]
+            return self._from_residual(z).reshape(batch), pull.mT.reshape(x.shape)
 
     def _whiten(self, x: Tensor) -> Tensor:
         """(x - loc)/scale, (*batch, *event); L⁻¹(x - loc), (batch, n), where the covariance is
@@ -114,9 +112,8 @@ class Normal(ExponentialFamily):
             return (x - self.loc) / self.scale
         batch = x.shape[: x.ndim - len(self.event_shape)]
         residual = (x - self.loc).reshape(batch.numel(), self.event_shape.numel())
-        return torch.linalg.solve_triangular(
-            self.scale_tril.to(residual.dtype), residual.mT, upper=False
-        ).mT
+        tril = self.scale_tril.to(residual.dtype)
+        return torch.linalg.solve_triangular(tril, residual.mT, upper=False).mT
 
     def _from_residual(self, z: Tensor) -> Tensor:
         half_log_2pi = 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
@@ -127,31 +124,26 @@ class Normal(ExponentialFamily):
 
     @property
     def natural(self) -> Natural:
+        half_log_2pi = 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
         if not self.full:
             loc, precision = self.exact("loc"), self.exact("scale") ** -2
             partition = (0.5 * loc.square() * precision - 0.5 * precision.log()).sum()
             return Natural(
                 (precision * loc, precision),
                 lambda x: (x.double(), -0.5 * x.double().square()),
-                partition + 0.5 * math.log(2 * math.pi) * self.event_shape.numel(),
+                partition + half_log_2pi,
                 self._no_base,
             )
         loc, tril = self.exact("loc").flatten(), self.scale_tril.detach().double().tril()
         precision = torch.cholesky_inverse(tril)
         z = torch.linalg.solve_triangular(tril, loc.unsqueeze(-1), upper=False)
-        partition = (
-            0.5 * z.square().sum()
-            + tril.diagonal().log().sum()
-            + 0.5 * math.log(2 * math.pi) * loc.numel()
-        )
+        partition = 0.5 * z.square().sum() + tril.diagonal().log().sum() + half_log_2pi
         return Natural(
             (precision @ loc, precision), self._square_statistics, partition, self._no_base
         )
 
     def _square_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        flat = x.double().reshape(
-            *x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel()
-        )
+        flat = vectors(x.double(), len(self.event_shape))
         return flat, -0.5 * flat.unsqueeze(-1) * flat.unsqueeze(-2)
 
     @classmethod
@@ -168,18 +160,12 @@ class Normal(ExponentialFamily):
             return None
         factor = torch.linalg.cholesky(precision)
         covariance = torch.cholesky_inverse(factor)
-        return cls(
-            torch.cholesky_solve(linear.unsqueeze(-1), factor).squeeze(-1),
-            covariance=(covariance + covariance.mT) / 2,
-        )
+        mean = torch.cholesky_solve(linear.unsqueeze(-1), factor).squeeze(-1)
+        return cls(mean, covariance=(covariance + covariance.mT) / 2)
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        noise = torch.randn(
-            (*shape, *self.event_shape),
-            dtype=torch.float64,
-            device=self.device,
-            generator=generator,
-        )
+        size = (*shape, *self.event_shape)
+        noise = torch.randn(size, dtype=torch.float64, device=self.device, generator=generator)
         if not self.full:
             return self.exact("loc") + self.exact("scale") * noise
         flat = noise.reshape(*shape, self.event_shape.numel()) @ self.scale_tril.double().tril().mT

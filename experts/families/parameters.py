@@ -3,6 +3,7 @@ generator."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,10 +26,10 @@ def hold(module: nn.Module, values: Mapping[str, Tensor], *, learnable: bool) ->
     """Registers values as buffers of a module, or as parameters where they are such, or all of them
     where `learnable`."""
     for key, value in values.items():
-        if learnable or isinstance(value, nn.Parameter):
-            module.register_parameter(
-                key, value if isinstance(value, nn.Parameter) else nn.Parameter(value)
-            )
+        if isinstance(value, nn.Parameter):
+            module.register_parameter(key, value)
+        elif learnable:
+            module.register_parameter(key, nn.Parameter(value))
         else:
             module.register_buffer(key, value)
 
@@ -68,24 +69,15 @@ def tensors(**values: Any) -> dict[str, Tensor]:
     default. Raises on NaN and inf.
     """
     raw = {key: as_tensor(value) for key, value in values.items()}
-    typed = [
-        t.dtype
-        for key, t in raw.items()
-        if t.is_floating_point() and not isinstance(values[key], PLAIN)
-    ]
-    dtype = typed[0] if typed else torch.get_default_dtype()
-    for other in typed[1:]:
-        dtype = torch.promote_types(dtype, other)
+    given = [t for key, t in raw.items() if not isinstance(values[key], PLAIN)]
+    typed = [t.dtype for t in given if t.is_floating_point()] or [torch.get_default_dtype()]
+    dtype = functools.reduce(torch.promote_types, typed)
     for key, tensor in raw.items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(
-                f"{key} = {first_bad(tensor, lambda v: ~v.isfinite())}: parameters must be finite "
-                "numbers"
-            )
-    return {
-        key: t if isinstance(t, nn.Parameter) else t.detach().to(dtype).clone()
-        for key, t in raw.items()
-    }
+            bad = first_bad(tensor, lambda v: ~v.isfinite())
+            raise ValueError(f"{key} = {bad}: parameters must be finite numbers")
+    free = {k: t for k, t in raw.items() if not isinstance(t, nn.Parameter)}
+    return raw | {key: t.detach().to(dtype).clone() for key, t in free.items()}
 
 
 def parameters(**values: Any) -> dict[str, Tensor]:
@@ -218,7 +210,7 @@ def in_domain(
     return all(bool((value > bound).all()) for value, bound in zip(values, bounds, strict=True))
 
 
-# ---------------------------------------------------------------- draws and stable logarithms
+# ---- draws and stable logarithms
 
 
 def times_log(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -228,9 +220,8 @@ def times_log(coefficient: Tensor, x: Tensor) -> Tensor:
 
 def uniforms(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """Uniform on [0, 1), float64, (*shape, *like.shape)."""
-    return torch.rand(
-        (*shape, *like.shape), dtype=torch.float64, device=like.device, generator=generator
-    )
+    size = (*shape, *like.shape)
+    return torch.rand(size, dtype=torch.float64, device=like.device, generator=generator)
 
 
 def log_gamma_draws(
@@ -250,11 +241,8 @@ def von_mises_draws(kappa: Tensor, generator: torch.Generator | None) -> Tensor:
     """
     tau = 1 + (1 + 4 * kappa.square()).sqrt()
     rho = (tau - (2 * tau).sqrt()) / torch.where(kappa > 0, 2 * kappa, 1)
-    r = torch.where(
-        kappa < 1e-5,
-        1 / kappa.clamp_min(1e-300),
-        (1 + rho.square()) / torch.where(rho > 0, 2 * rho, 1),
-    )
+    inner = (1 + rho.square()) / torch.where(rho > 0, 2 * rho, 1)
+    r = torch.where(kappa < 1e-5, 1 / kappa.clamp_min(1e-300), inner)
     flat = kappa < 1e-200
     angle, todo = torch.empty_like(kappa), torch.arange(len(kappa), device=kappa.device)
     while len(todo):

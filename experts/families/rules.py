@@ -27,9 +27,7 @@ from poe.algebra.maps import Select
 from poe.algebra.pullback import Pullback
 from poe.algebra.shifted import shift
 
-MAX_JOINT_SIZE = (
-    2048  # numbers of an event up to which Normals of its parts are joined by a full covariance
-)
+MAX_JOINT_SIZE = 2048  # of an event, up to which Normals of parts get a full covariance
 
 
 def merge(kind: type[ExponentialFamily], factors: Sequence[Factor]) -> tuple[Any, float] | None:
@@ -42,9 +40,8 @@ def merge(kind: type[ExponentialFamily], factors: Sequence[Factor]) -> tuple[Any
     naturals = [energy.natural for energy, _ in factors]
     columns = list(zip(*(natural.parameters for natural in naturals), strict=True))
     eta = [_weighted(powers, column) for column in columns]
-    size = [
-        _weighted([abs(w) for w in powers], [part.abs() for part in column]) for column in columns
-    ]
+    sizes = [abs(w) for w in powers]
+    size = [_weighted(sizes, [part.abs() for part in column]) for column in columns]
     # Σ w itself is rounded
     spread = 0.0 if all(w == int(w) for w in powers) else sum(map(abs, powers))
     member = kind.from_natural(eta, [ROUNDING * (s + spread) for s in size])
@@ -120,15 +117,12 @@ def _normals_in_part(factors: Sequence[Factor]) -> Energy | None:
         return None
     mean = merged.exact("loc").flatten() + origin
     level, centre = math.fsum(part.energy(mean) for part in parts), mean.reshape(shape)
-    result = (
-        Normal(centre, scale_tril=merged.scale_tril)
-        if full
-        else Normal(centre, merged.scale.reshape(shape))
-    )
-    return _shifted(
-        (result, level - _exact_energy(result, centre)),
-        [(part.expert, part.power) for part in parts],
-    )
+    if full:
+        result = Normal(centre, scale_tril=merged.scale_tril)
+    else:
+        result = Normal(centre, merged.scale.reshape(shape))
+    experts = [(part.expert, part.power) for part in parts]
+    return _shifted((result, level - _exact_energy(result, centre)), experts)
 
 
 def _parts(factors: Sequence[Factor], size: int) -> list[_Part] | None:
@@ -172,11 +166,12 @@ def _exact_energy(expert: Normal, x: Tensor) -> float:
 @closed_form(Exponential, Gamma)
 def _exponential_gamma(factors: Sequence[Factor]) -> Energy | None:
     """Exponential(rate) is Gamma(1, rate)."""
-    gammas = [
-        (e if isinstance(e, Gamma) else Gamma(torch.ones_like(rate := e.exact("rate")), rate), w)
-        for e, w in factors
-    ]
-    return _shifted(merge(Gamma, gammas), factors)
+
+    def as_gamma(energy: Any) -> Gamma:
+        rate = energy.exact("rate")
+        return energy if isinstance(energy, Gamma) else Gamma(torch.ones_like(rate), rate)
+
+    return _shifted(merge(Gamma, [(as_gamma(e), power) for e, power in factors]), factors)
 
 
 @closed_form(Categorical)
