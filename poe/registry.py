@@ -170,9 +170,8 @@ def as_energy(obj: Any, /, **arguments: Any) -> Any:
         return lookup("function")(obj, **arguments)
     raise TypeError(
         f"cannot read {_path(type(obj))} as an energy: pass a callable x -> energy, a torch "
-        "distribution, or a model of nflows, zuko, "
-        "normflows, sbi, scikit-learn or diffusers; samples become one by "
-        "poe.fit_density(samples), a log-density outside torch by "
+        "distribution, or a model of nflows, zuko, normflows, sbi, scikit-learn or diffusers; "
+        "samples become one by poe.fit_density(samples), a log-density outside torch by "
         'poe.create("black-box", log_prob=..., event_shape=...), any other type by '
         f"@poe.converter({_path(type(obj))!r})"
     )

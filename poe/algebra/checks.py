@@ -43,8 +43,7 @@ def known_log_z(energy: Energy) -> Estimate:
     if energy.log_z is None:
         raise ValueError(
             f"weights need the log Z of every part, and that of {energy} is unknown: estimate it "
-            f"with poe.normalize({energy}), "
-            "or write `|` for the raw sum"
+            f"with poe.normalize({energy}), or write `|` for the raw sum"
         )
     return energy.log_z
 
@@ -88,8 +87,7 @@ def check_parameter(power: nn.Parameter, energy: Energy) -> None:
             f"nn.Parameter(torch.tensor({power.item()}.0)), or the number {power.item()}"
             if not power.is_complex() and power.dtype != torch.bool
             else (
-                f"({energy}) ** Parameter of {power.dtype}: a learnable power is one real "
-                "number, "
+                f"({energy}) ** Parameter of {power.dtype}: a learnable power is one real number, "
                 "nn.Parameter(torch.tensor(1.0))"
             )
         )
@@ -132,17 +130,15 @@ def energies_of(energies: Iterable[Energy], function: str, second: Any = None) -
         if energy.event_shape != first.event_shape:
             raise ValueError(
                 f"{first} has event shape {tuple(first.event_shape)} and {energy} has "
-                f"{tuple(energy.event_shape)}: "
-                "factors live on the same event; poe.on(energy, index, event_shape) places one on "
-                "part of a larger event, and "
-                "energy @ f changes its variables"
+                f"{tuple(energy.event_shape)}: factors live on the same event; poe.on(energy, "
+                "index, event_shape) places one on part of a larger event, and energy @ f changes "
+                "its variables"
             )
     said = [(energy, energy.vocabulary) for energy in energies if energy.vocabulary is not None]
     for energy, vocabulary in said[1:]:
         if vocabulary != said[0][1]:
             raise ValueError(
                 f"{said[0][0]} is over {said[0][1]} and {energy} over {vocabulary}: one number "
-                "means different things to them; factors "
-                "share one vocabulary"
+                "means different things to them; factors share one vocabulary"
             )
     return energies

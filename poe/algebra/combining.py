@@ -45,9 +45,8 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
         if sets.covers(prior.support, sets.intersect([posterior.support, *foreign])) is False:
             raise ValueError(
                 f"the support of {posterior}, {posterior.support!r}, is not inside that of the "
-                f"prior {prior}, {prior.support!r}: "
-                "a posterior lives where its prior does; restrict it, or give the prior it was "
-                "made with"
+                f"prior {prior}, {prior.support!r}: a posterior lives where its prior does; "
+                "restrict it, or give the prior it was made with"
             )
     counts = []
     for factor in factors:
@@ -57,9 +56,8 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
             if shared and shared != own:
                 raise ValueError(
                     f"{posterior} is about some parameters of the prior's factor {factor} and not "
-                    "about others: write the prior as "
-                    "factors over parameters that go together, poe.on(prior_1, [0], event_shape) & "
-                    "poe.on(prior_2, [1], event_shape)"
+                    "about others: write the prior as factors over parameters that go together, "
+                    "poe.on(prior_1, [0], event_shape) & poe.on(prior_2, [1], event_shape)"
                 )
             count += bool(shared)
         counts.append(count)

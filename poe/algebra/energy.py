@@ -226,8 +226,7 @@ class Energy(Refusals, nn.Module, ABC):
             if not energy.requires_grad:
                 raise TypeError(
                     f"the energy {self} does not depend on x through torch operations, so it has "
-                    "no gradient here; "
-                    "use a kernel that needs none, or override _value_and_grad"
+                    "no gradient here; use a kernel that needs none, or override _value_and_grad"
                 )
             (gradient,) = torch.autograd.grad(energy.sum(), x, materialize_grads=True)
         return energy.detach(), gradient
@@ -270,8 +269,7 @@ class Energy(Refusals, nn.Module, ABC):
         filled by `load_state_dict`."""
         raise TypeError(
             f"{type(self).__name__} cannot be saved: give it a method config() that returns plain "
-            "JSON arguments "
-            "and register the class with @poe.register"
+            "JSON arguments and register the class with @poe.register"
         )
 
     @classmethod

@@ -85,8 +85,7 @@ class Fill(nn.Module):
         if mask.dtype != torch.bool or mask.shape != x_known.shape:
             raise ValueError(
                 f"fill takes a boolean mask of the shape of x_known, {tuple(x_known.shape)}, True "
-                "where x is known; "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+                f"where x is known; got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         self.name = name
         self.event_shape = torch.Size([int((~mask).sum())])

@@ -89,9 +89,8 @@ def _is_tiled(product: Any, factors: Powers) -> bool:
     measure = sets.POINTS if sets.is_discrete(product.support) else sets.VOLUME
     free = set(range(product.event_shape.numel()))
     rest = len(product.terms) - len(factors)  # those of power 0 still cut the support
-    for power, e in sorted(
-        factors, key=lambda factor: bool(factor[1].bounded)
-    ):  # an unbounded one must be a tile
+    # an unbounded one must be a tile
+    for power, e in sorted(factors, key=lambda factor: bool(factor[1].bounded)):
         tile = (
             set(e.function.index.tolist())
             if isinstance(e, Pullback) and isinstance(e.function, Select)
@@ -109,6 +108,5 @@ def _is_tiled(product: Any, factors: Powers) -> bool:
             rest += 1
         else:
             return False
-    return not free and (
-        not rest or isinstance(product.support, sets.Box)
-    )  # the emptiness of a box is known exactly
+    # the emptiness of a box is known exactly
+    return not free and (not rest or isinstance(product.support, sets.Box))

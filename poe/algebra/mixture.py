@@ -93,9 +93,8 @@ class Mixture(Energy):
         found = together([part for _, part in weighted], x, self._groups, masked)
         logs = torch.stack([w - energy for (w, _), energy in zip(weighted, found, strict=True)])
         top = logs.detach().amax(0)
-        top = torch.where(
-            top.isfinite(), top, 0
-        )  # all parts at -inf: keep the graph free of inf - inf
+        # all parts at -inf: keep the graph free of inf - inf
+        top = torch.where(top.isfinite(), top, 0)
         total = (logs - top).exp().sum(0)
         return torch.where(
             total > 0, -(torch.where(total > 0, total, 1).log() + top), math.inf
@@ -114,14 +113,14 @@ class Mixture(Energy):
         for (weight, _), (energy, slope) in zip(weighted, known, strict=True):
             new = weight - energy
             log_p = torch.full_like(new, -math.inf) if log_p is None else log_p
-            odds = torch.where(
-                new == log_p, 0, new - log_p
-            )  # inf - inf where both densities are 0, or both infinite
+            # inf - inf where both densities are 0, or both infinite
+            odds = torch.where(new == log_p, 0, new - log_p)
             odds = odds.reshape(odds.shape + axes)
+            # each to full precision: 1 - share would lose a small rest
             share, rest = (
                 odds.sigmoid(),
                 (-odds).sigmoid(),
-            )  # each to full precision: 1 - share would lose a small rest
+            )
             gradient = torch.where(rest > 0, rest * gradient, 0) + torch.where(
                 share > 0, share * slope, 0
             )

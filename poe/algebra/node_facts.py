@@ -95,9 +95,8 @@ def _(energy: Mixture) -> Estimate | None:
 def _(energy: Mixture) -> bool | None:
     if sets.is_empty(energy.support):
         return False
-    return _all(
-        part.proper for part in energy.parts if not sets.is_empty(part.support)
-    )  # an empty part adds no mass
+    # an empty part adds no mass
+    return _all(part.proper for part in energy.parts if not sets.is_empty(part.support))
 
 
 @facts.bounded.register

@@ -27,9 +27,8 @@ class Refusals:
     def __bool__(self) -> bool:
         raise TypeError(
             f"the truth of an energy is ambiguous ({self}): write `a & b` for a product, `a | b` "
-            "for a mixture, `a - b` for "
-            "a but not b, `~a` for 1/p_a; Python's `and`, `or`, `not` and `if` do not compose "
-            "energies"
+            "for a mixture, `a - b` for a but not b, `~a` for 1/p_a; Python's `and`, `or`, `not` "
+            "and `if` do not compose energies"
         )
 
     def __add__(self, other: Any) -> Any:
@@ -51,8 +50,7 @@ class Refusals:
         power = f"{bracketed(self, POWER + 1)} ** {other}" if isinstance(other, Real) else "a ** 2"
         raise TypeError(
             f"{said} is ambiguous: write `a & b` for the product of densities, `{power}` to weigh "
-            "an energy by a number, or "
-            "poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
+            "an energy by a number, or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
         )
 
     def __neg__(self) -> Any:

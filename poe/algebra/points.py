@@ -55,9 +55,8 @@ def all_move_inside(support: sets.Constraint, event_shape: torch.Size) -> bool:
 def wrong_shape(energy: Any, found: Tensor, x: Tensor) -> ValueError:
     """The error of an evaluation that does not give one number for each event."""
     return ValueError(
-        f"the energy {energy} returned shape {tuple(found.shape)} for x of shape "
-        f"{tuple(x.shape)}: forward must give one "
-        f"number for each event of shape {tuple(energy.event_shape)}, here "
+        f"the energy {energy} returned shape {tuple(found.shape)} for x of shape {tuple(x.shape)}: "
+        f"forward must give one number for each event of shape {tuple(energy.event_shape)}, here "
         f"{tuple(batch_shape(energy, x))}"
     )
 

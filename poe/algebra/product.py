@@ -109,9 +109,8 @@ class Product(Energy):
             total = add(total, term.weigh(energy))
         if terms or not x.is_floating_point():
             return total.expand(batch)
-        none = torch.where(
-            torch.zeros((), dtype=torch.bool, device=x.device), x, 0
-        )  # 0 at each x, with a graph of slope 0
+        # 0 at each x, with a graph of slope 0
+        none = torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, 0)
         return none.reshape(*batch, self.event_shape.numel()).sum(-1)
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,9 +119,8 @@ class Product(Energy):
         terms = self._evaluated
         evaluate = inner_with_gradient if self._moves_inside else masked_with_gradient
         known = together_with_gradients([t.energy for t in terms], x, self._groups, evaluate)
-        for term, (energy, slope) in zip(
-            terms, known, strict=True
-        ):  # one expert's graph alive at a time
+        # one expert's graph alive at a time
+        for term, (energy, slope) in zip(terms, known, strict=True):
             total = add(total, term.weigh(energy).detach())
             gradient = gradient.add_(slope.to(gradient), alpha=term.power)
         return total, gradient

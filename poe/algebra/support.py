@@ -18,11 +18,12 @@ from torch.distributions import biject_to, constraints, transform_to
 Constraint = constraints.Constraint
 
 
+# measures, as in messages
 POINTS, SIMPLEX, VOLUME = (
     "sums over points",
     "integrals over the simplex",
     "integrals over volume",
-)  # measures, as in messages
+)
 MAX_PIECES = 64  # unions of more boxes are intersected lazily
 
 
@@ -45,9 +46,8 @@ class Box(Constraint):
         self.integer, self.step = integer, step
         self.event_dim = self.low.ndim  # type: ignore[assignment]
         self.is_discrete = integer  # type: ignore[assignment]
-        self._two = integer and bool(
-            (self.high - self.low == step).all()
-        )  # two points a coordinate
+        # two points a coordinate
+        self._two = integer and bool((self.high - self.low == step).all())
         self._ends: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         low, high = self.low, self.high
         self.is_real = not integer and bool((low == -math.inf).all() and (high == math.inf).all())

@@ -75,9 +75,8 @@ def _header(content: bytes) -> bytes:
     if content[8:9] != b"{" and content.startswith(_PICKLED):
         raise StorageError(
             "it is a pickle (as torch.save writes), which can run any code when it is opened, so "
-            "it is not opened. Convert it: fill a model of your own with "
-            "torch.load(..., weights_only=True), then "
-            "poe.save(poe.as_energy(model), 'model.safetensors')"
+            "it is not opened. Convert it: fill a model of your own with torch.load(..., "
+            "weights_only=True), then poe.save(poe.as_energy(model), 'model.safetensors')"
         )
     if content[8:9] != b"{" or size < 2:
         raise StorageError("it is not a safetensors file; poe.save writes one")
