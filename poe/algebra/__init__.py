@@ -1,5 +1,5 @@
 """Energies and how they combine: the nodes of the algebra, one file each, what is known of them
-(`facts`, `mass`, `simplification`), their text, their supports and what they can do.
+(`facts`, `simplification`), their text, their supports and what they can do.
 
 Nothing here draws or reads files. Of this library it imports `poe.registry` alone. A node is its
 fields and its evaluation; `node_facts` and `node_text` register what is known of it and how it is

@@ -40,6 +40,7 @@ def one_measure(energies: Sequence[Energy], sign: str) -> None:
 
 
 def known_log_z(energy: Energy) -> Estimate:
+    """log Z of a part that is weighted. Raises ValueError where it is unknown."""
     if energy.log_z is None:
         raise ValueError(
             f"weights need the log Z of every part, and that of {energy} is unknown: estimate it "
@@ -94,6 +95,7 @@ def check_parameter(power: nn.Parameter, energy: Energy) -> None:
 
 
 def right_side(other: Any, left: Energy, sign: str) -> Energy:
+    """The right operand. Raises TypeError where it is no energy."""
     if isinstance(other, Energy):
         return other
     number = sign == "/" and isinstance(other, Real) and other

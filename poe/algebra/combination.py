@@ -3,9 +3,10 @@ counts."""
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from functools import singledispatch
-from operator import is_
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -28,13 +29,8 @@ class Combination(NamedTuple):
 
     def product(self) -> Energy:
         """The combination itself."""
-        whole, *more = [
-            *self.posteriors,
-            *(factor ** (1.0 - count) for factor, count in self.priors),
-        ]
-        for factor in more:
-            whole = whole & factor
-        return whole
+        divided = (factor ** (1.0 - count) for factor, count in self.priors)
+        return functools.reduce(operator.and_, (*self.posteriors, *divided))
 
     def mapped(self, change: Callable[[Energy], Energy]) -> Combination:
         """The same of energies that were changed, as by a context or a level of noise."""
@@ -48,9 +44,7 @@ class Combination(NamedTuple):
         def change(energy: Energy) -> Energy:
             if id(energy) in known or not energy.parts:
                 return known.get(id(energy), energy)
-            parts = [change(part) for part in energy.parts]
-            same = all(map(is_, parts, energy.parts))
-            return energy if same else energy.rebuild(parts)
+            return energy.with_parts([change(part) for part in energy.parts])
 
         return self.mapped(change)
 

@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from poe.algebra import evaluation
 from poe.algebra.checks import energies_of, one_measure, right_side
 from poe.algebra.energy import Energy
-from poe.algebra.evaluation import (
-    Group,
-    inner,
-    inner_with_gradient,
-    masked,
-    masked_with_gradient,
-    sharing,
-    together,
-    together_with_gradients,
-)
 from poe.algebra.operators import BUILDERS
 
 
@@ -51,13 +42,13 @@ class Contrast(Energy):
         return whole
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        energy, *unwanted = together(self.parts, x, self._groups, self._evaluate)
+        energy, *unwanted = evaluation.together(self.parts, x, self._groups, self._evaluate)
         for other, strength in zip(unwanted, self.strengths, strict=True):
             energy = contrasted(energy, other, strength)[0]
         return energy
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        known = together_with_gradients(self.parts, x, self._groups, self._differentiate)
+        known = evaluation.together_with_gradients(self.parts, x, self._groups, self._differentiate)
         energy, gradient = next(known)
         for strength, (other, slope) in zip(self.strengths, known, strict=True):
             energy, pull = contrasted(energy, other, strength)
@@ -67,15 +58,16 @@ class Contrast(Energy):
 
     def _evaluate(self, part: Energy, x: Tensor) -> Tensor:
         """The support of the wanted part is that of the whole; others may have another one."""
-        return inner(part, x) if part is self.wanted else masked(part, x)
+        return evaluation.inner(part, x) if part is self.wanted else evaluation.masked(part, x)
 
     def _differentiate(self, part: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-        whole = part is self.wanted
-        return inner_with_gradient(part, x) if whole else masked_with_gradient(part, x)
+        if part is self.wanted:
+            return evaluation.inner_with_gradient(part, x)
+        return evaluation.masked_with_gradient(part, x)
 
     @cached_property
-    def _groups(self) -> tuple[Group, ...]:
-        return sharing(self.parts)
+    def _groups(self) -> tuple[evaluation.Group, ...]:
+        return evaluation.sharing(self.parts)
 
 
 def contrasted(wanted: Tensor, unwanted: Tensor, strength: float) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Real
-from operator import attrgetter
-from typing import Any, NamedTuple
+from operator import attrgetter, is_
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,9 @@ class Energy(Refusals, nn.Module, ABC):
         name: how the energy prints inside expressions.
 
     A subclass implements `forward(x)`, which is only ever called through `energy(x)` and then sees
-    points of the
-    support alone: outside it the energy is +inf. Calling an energy raises ValueError where the
-    trailing axes of x are not the event shape.
+    points of the support alone:
+    outside it the energy is +inf. Calling an energy raises ValueError where the trailing axes of x
+    are not the event shape.
     """
 
     def __init__(
@@ -74,9 +74,10 @@ class Energy(Refusals, nn.Module, ABC):
     # ---- facts, propagated from the leaves; None means unknown
 
     # read with each evaluation, so without a Python call
-    event_shape = property(attrgetter("_event_shape"), doc="Shape of one x.")
-    support = property(
-        attrgetter("_support"), doc="Where the density may be non-zero; acts on whole events."
+    event_shape = cast(torch.Size, property(attrgetter("_event_shape"), doc="Shape of one x."))
+    support = cast(
+        sets.Constraint,
+        property(attrgetter("_support"), doc="Where the density may be non-zero, of whole events."),
     )
 
     @property
@@ -132,6 +133,10 @@ class Energy(Refusals, nn.Module, ABC):
     def rebuild(self, parts: Sequence[Energy]) -> Energy:
         """The same composition over other parts."""
         return self
+
+    def with_parts(self, parts: Sequence[Energy]) -> Energy:
+        """`rebuild`, but this energy itself where the parts are its own."""
+        return self if all(map(is_, parts, self.parts)) else self.rebuild(parts)
 
     @property
     def vocabulary(self) -> Any:
@@ -257,12 +262,7 @@ class Energy(Refusals, nn.Module, ABC):
         Raises ValueError for a level that is no finite number of at least 0.
         """
         checked_level(self, sigma)
-        parts = [part.at(sigma) for part in self.parts]
-        return (
-            self
-            if all(a is b for a, b in zip(parts, self.parts, strict=True))
-            else self.rebuild(parts)
-        )
+        return self.with_parts([part.at(sigma) for part in self.parts])
 
     def config(self) -> dict[str, Any]:
         """Plain JSON arguments from which `from_config` rebuilds an expert of this shape, to be

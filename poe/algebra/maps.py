@@ -147,6 +147,7 @@ def _moved_as_it_is(support: Preimage) -> Transform:
 def preimage(
     support: sets.Constraint, function: Callable, event_shape: Sequence[int]
 ) -> sets.Constraint:
+    """The points of this shape that a function maps into a support; a box where that is known."""
     if sets.is_real(support):
         return sets.real(event_shape)
     known = function.preimage(support) if isinstance(function, (Select, Fill)) else None
@@ -154,6 +155,7 @@ def preimage(
 
 
 def stated_shape(function: Any) -> torch.Size | None:
+    """The event shape that a function has as an attribute."""
     shape = getattr(function, "event_shape", None)
     return None if shape is None else torch.Size(shape)
 

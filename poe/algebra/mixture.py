@@ -9,18 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from poe.algebra import evaluation
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples
 from poe.algebra.checks import energies_of, known_log_z, one_measure, right_side
 from poe.algebra.energy import Energy
-from poe.algebra.evaluation import (
-    Group,
-    masked,
-    masked_with_gradient,
-    sharing,
-    together,
-    together_with_gradients,
-)
 from poe.algebra.operators import BUILDERS
 from poe.algebra.shifted import shift
 
@@ -49,10 +42,8 @@ class Mixture(Energy):
         weighted mixture keep the factors w_i / Z_i that they have here, and the mixture's log Z is
         unknown."""
         parts = [part.at(sigma) for part in self.parts]
-        if all(a is b for a, b in zip(parts, self.parts, strict=True)):
-            return self
         if self.weights is None or all(part.log_z is not None for part in parts):
-            return self.rebuild(parts)
+            return self.with_parts(parts)
         return mixture(
             [shift(e, -w) for w, e in zip(self.log_weights, parts, strict=True) if w > -math.inf]
         )
@@ -69,13 +60,13 @@ class Mixture(Energy):
         )
 
     @property
-    def _weighted(self) -> list[tuple[float, Energy]]:
+    def weighted(self) -> list[tuple[float, Energy]]:
         """(log weight, part) of each part that weighs anything."""
         return [(w, e) for w, e in zip(self.log_weights, self.parts, strict=True) if w > -math.inf]
 
     @cached_property
-    def _groups(self) -> tuple[Group, ...]:
-        return sharing([part for _, part in self._weighted])
+    def _groups(self) -> tuple[evaluation.Group, ...]:
+        return evaluation.sharing([part for _, part in self.weighted])
 
     @property
     def shares(self) -> tuple[float, ...] | None:
@@ -89,16 +80,17 @@ class Mixture(Energy):
         return tuple(torch.tensor(known, dtype=torch.float64).softmax(0).tolist())
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-        weighted = self._weighted
-        found = together([part for _, part in weighted], x, self._groups, masked)
+        weighted = self.weighted
+        found = evaluation.together(
+            [part for _, part in weighted], x, self._groups, evaluation.masked
+        )
         logs = torch.stack([w - energy for (w, _), energy in zip(weighted, found, strict=True)])
         top = logs.detach().amax(0)
         # all parts at -inf: keep the graph free of inf - inf
         top = torch.where(top.isfinite(), top, 0)
         total = (logs - top).exp().sum(0)
-        return torch.where(
-            total > 0, -(torch.where(total > 0, total, 1).log() + top), math.inf
-        ).where(~total.isnan(), total)
+        energy = -(torch.where(total > 0, total, 1).log() + top)
+        return torch.where(total > 0, energy, math.inf).where(~total.isnan(), total)
 
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # the running log-sum-exp L and ∇E = Σ softmax_i ∇E_i are updated part by part, so memory
@@ -106,9 +98,9 @@ class Mixture(Energy):
         axes = (1,) * len(self.event_shape)
         log_p: Tensor | None = None
         gradient = torch.zeros_like(x)
-        weighted = self._weighted
-        known = together_with_gradients(
-            [part for _, part in weighted], x, self._groups, masked_with_gradient
+        weighted = self.weighted
+        known = evaluation.together_with_gradients(
+            [part for _, part in weighted], x, self._groups, evaluation.masked_with_gradient
         )
         for (weight, _), (energy, slope) in zip(weighted, known, strict=True):
             new = weight - energy
@@ -117,13 +109,9 @@ class Mixture(Energy):
             odds = torch.where(new == log_p, 0, new - log_p)
             odds = odds.reshape(odds.shape + axes)
             # each to full precision: 1 - share would lose a small rest
-            share, rest = (
-                odds.sigmoid(),
-                (-odds).sigmoid(),
-            )
-            gradient = torch.where(rest > 0, rest * gradient, 0) + torch.where(
-                share > 0, share * slope, 0
-            )
+            share, rest = odds.sigmoid(), (-odds).sigmoid()
+            gradient = torch.where(rest > 0, rest * gradient, 0)
+            gradient = gradient + torch.where(share > 0, share * slope, 0)
             gradient = gradient.where(~share.isnan(), share)
             log_p = torch.logaddexp(log_p, new)
         assert log_p is not None

@@ -1,23 +1,25 @@
-"""Facts of the nodes: what follows from those of their parts."""
+"""Facts of the nodes: what follows from those of their parts, and proofs that a product has finite
+mass or a bounded density."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from poe.algebra import facts
 from poe.algebra import support as sets
 from poe.algebra.contrast import Contrast
-from poe.algebra.energy import Estimate
+from poe.algebra.energy import Energy, Estimate
 from poe.algebra.maps import Select
-from poe.algebra.mass import dominating, falls_off, is_proper, shaping
 from poe.algebra.mixture import Mixture
 from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback
 from poe.algebra.shifted import Shifted
 from poe.algebra.simplification import reduction
+
+Powers = list[tuple[float, Energy]]  # factors, each with its power
 
 
 @facts.log_z.register
@@ -28,7 +30,7 @@ def _(energy: Product) -> Estimate | None:
 
 @facts.proper.register
 def _(energy: Product) -> bool | None:
-    """What a closed form says, or else what `poe.algebra.mass` proves of its factors."""
+    """What a closed form says, or else what `is_proper` proves of its factors."""
     if sets.is_empty(energy.support):
         return False
     if energy.growth:
@@ -96,17 +98,13 @@ def _(energy: Mixture) -> bool | None:
     if sets.is_empty(energy.support):
         return False
     # an empty part adds no mass
-    return _all(part.proper for part in energy.parts if not sets.is_empty(part.support))
+    return sets.every(part.proper for part in energy.parts if not sets.is_empty(part.support))
 
 
-@facts.bounded.register
-def _(energy: Mixture) -> bool | None:
+@facts.bounded.register(Mixture)
+@facts.bounded.register(Pullback)
+def _(energy: Energy) -> bool | None:
     return True if all(part.bounded for part in energy.parts) else facts.is_finite(energy)
-
-
-def _all(answers: Iterable[bool | None]) -> bool | None:
-    answers = list(answers)
-    return False if False in answers else None if None in answers else True
 
 
 @facts.proper.register
@@ -135,13 +133,9 @@ def _(energy: Pullback) -> bool | None:
     return True if finite else facts.is_finite(energy)
 
 
-@facts.bounded.register
-def _(energy: Pullback) -> bool | None:
-    return True if energy.energy.bounded else facts.is_finite(energy)
-
-
-@facts.flat.register
-def _(energy: Pullback) -> bool | None:
+@facts.flat.register(Pullback)
+@facts.flat.register(Shifted)
+def _(energy: Any) -> bool | None:
     return energy.energy.flat
 
 
@@ -163,6 +157,99 @@ def _(energy: Shifted) -> bool | None:
     return energy.energy.bounded
 
 
-@facts.flat.register
-def _(energy: Shifted) -> bool | None:
-    return energy.energy.flat
+def is_proper(product: Any) -> bool | None:
+    """True where Hölder's inequality bounds Z: powers are positive once mixtures in denominators
+    are taken out against their own parts, those of proper factors sum to 1 or more, and what
+    exceeds 1 falls on factors bounded above; also where factors of `on` tile the event. A flat
+    factor that is divided out only cuts the support, ∫_S f/c = (1/c) ∫_S f. False where every power
+    is negative on a support of infinite volume. None otherwise."""
+    known = shaping(product)
+    support = product.support
+    if all(power < 0 for power, _ in known) and sets.is_infinite(support):
+        # 1/p has infinite mass on infinite volume: vol <= (∫p)^(w/(1+w)) (∫p^-w)^(1/(1+w)), and
+        # zero powers add nothing
+        return False if all(_is_mass(e, support) for _, e in known) else None
+    known = dominating(known)
+    if any(power < 0 for power, _ in known):
+        return None
+    loose = [power for power, e in known if not e.bounded]
+    if all(_is_mass(e, support) or e.bounded for _, e in known):
+        anchored = sum(power for power, e in known if _is_mass(e, support))
+        if sets.is_bounded(support) and sum(loose) <= 1:
+            return True
+        if anchored >= 1 - 1e-12 and sum(loose) <= 1 + 1e-12:
+            return True
+    return True if _is_tiled(product, known) else None
+
+
+def shaping(product: Any) -> Powers:
+    """(power, factor) of the factors that do more than cut the support: no power of 0, nothing flat
+    that is divided out."""
+    return [
+        (t.coefficient, t.energy)
+        for t in product.terms
+        if t.coefficient > 0 or (t.coefficient and not t.energy.flat)
+    ]
+
+
+def falls_off(product: Any) -> bool:
+    """Whether the factors whose growth is known fall off as a Gaussian together, and all others are
+    bounded above."""
+    weighed = [
+        (power, term.energy) for power, term in zip(product.powers, product.terms, strict=True)
+    ]
+    fall = math.fsum(p * e.growth for p, e in weighed if e.growth is not None)
+    return fall > 0 and all((p > 0 and e.bounded) or e.flat for p, e in weighed if e.growth is None)
+
+
+def dominating(factors: Powers) -> Powers:
+    """Factors (power, energy) whose product bounds that of the given ones up to a constant, with
+    mixtures taken out of denominators: a part is at most a constant times its mixture, so a^w / (a
+    | b)^s <= c·a^(w - s)."""
+    powers = {id(e): (power, e) for power, e in factors}
+    for power, mixed in factors:
+        if power > 0 or not isinstance(mixed, Mixture):
+            continue
+        for weight, part in zip(mixed.log_weights, mixed.parts, strict=True):
+            have = powers.get(id(part), (0.0, part))[0]
+            if weight > -math.inf and have >= -power:
+                powers[id(part)] = have + power, part
+                del powers[id(mixed)]
+                break
+    return [(power, e) for power, e in powers.values() if power]
+
+
+def _is_mass(energy: Energy, support: sets.Constraint) -> bool:
+    """Whether a factor is known to be proper in the measure of the product: a continuous one says
+    nothing about sums."""
+    return energy.proper is True and sets.is_discrete(energy.support) == sets.is_discrete(support)
+
+
+def _is_tiled(product: Any, factors: Powers) -> bool:
+    """Whether factors of `on` with finite mass on disjoint coordinates fill the event, and all
+    others are bounded above: the integral is then at most a constant times the product of theirs.
+    Factors that overlap bound nothing, as the marginal of a bounded density may be unbounded."""
+    measure = sets.POINTS if sets.is_discrete(product.support) else sets.VOLUME
+    free = set(range(product.event_shape.numel()))
+    rest = len(product.terms) - len(factors)  # those of power 0 still cut the support
+    # an unbounded one must be a tile
+    for power, e in sorted(factors, key=lambda factor: bool(factor[1].bounded)):
+        tile = (
+            set(e.function.index.tolist())
+            if isinstance(e, Pullback) and isinstance(e.function, Select)
+            else set()
+        )
+        part = e.parts[0] if tile else e
+        mass = (
+            part.proper
+            and sets.measure(part.support) == measure
+            and (power == 1 or (power > 1 and part.bounded))
+        )
+        if tile and tile <= free and mass:
+            free -= tile
+        elif e.bounded:
+            rest += 1
+        else:
+            return False
+    # the emptiness of a box is known exactly
+    return not free and (not rest or isinstance(product.support, sets.Box))

@@ -7,10 +7,9 @@ from typing import Any
 from poe.algebra.contrast import Contrast
 from poe.algebra.maps import Select, stated_shape
 from poe.algebra.mixture import Mixture
-from poe.algebra.product import Product
+from poe.algebra.product import Product, Term
 from poe.algebra.pullback import Pullback
 from poe.algebra.shifted import Shifted
-from poe.algebra.term import Term
 from poe.algebra.text import (
     AND,
     ATOM,

@@ -18,27 +18,63 @@ Power = float | Real | Tensor | nn.Parameter
 BUILDERS: dict[str, Callable[[Any, Any], Any]] = {}
 
 
+def _refusal(message: str) -> Callable[..., Any]:
+    """An operator that raises TypeError with this message, in which `{shown}` is the other operand
+    as it reads in an expression."""
+
+    def refuse(self: Any, other: Any = None) -> NoReturn:
+        raise TypeError(message.format(self=self, other=other, shown=shown(other)))
+
+    return refuse
+
+
 class Refusals:
     """Operators that could mean two things between energies, or nothing: each raises TypeError with
     what to type instead."""
 
-    # ---- what is refused because it could mean two things
-
-    def __bool__(self) -> bool:
-        raise TypeError(
-            f"the truth of an energy is ambiguous ({self}): write `a & b` for a product, `a | b` "
-            "for a mixture, `a - b` for a but not b, `~a` for 1/p_a; Python's `and`, `or`, `not` "
-            "and `if` do not compose energies"
+    __bool__ = _refusal(
+        "the truth of an energy is ambiguous ({self}): write `a & b` for a product, `a | b` for a "
+        "mixture, `a - b` for a but not b, `~a` for 1/p_a; Python's `and`, `or`, `not` and `if` do "
+        "not compose energies"
+    )
+    __add__ = __radd__ = _refusal(
+        "{self} + {other} is ambiguous: write `a & b` for the product (energies add) or `a | b` "
+        "for the mixture (densities add); of a list, poe.product(energies) or poe.mixture(energies)"
+    )
+    __neg__ = _refusal(
+        "-({self}) is ambiguous: write `~a` for 1/p_a (the energy negated), or `b - a` for b but "
+        "not a"
+    )
+    __xor__ = _refusal(
+        "{self} ^ {other} is ambiguous: write `a ** 2` for a power, `(a - b) | (b - a)` for either "
+        "but not both"
+    )
+    __rsub__, __rand__, __ror__ = (
+        _refusal(
+            f"{{other!r}} {sign} {{self}}: both sides of `{sign}` must be energies; "
+            "poe.as_energy(model) wraps a model"
         )
-
-    def __add__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{self} + {other} is ambiguous: write `a & b` for the product (energies add) or `a | "
-            "b` for the mixture "
-            "(densities add); of a list, poe.product(energies) or poe.mixture(energies)"
-        )
-
-    __radd__ = __add__
+        for sign in "-&|"
+    )
+    __rtruediv__ = _refusal(
+        "{other!r} / {self}: both sides of `/` must be energies; write `~a` for 1/p_a"
+    )
+    __rpow__ = _refusal(
+        "{other!r} ** {self}: a power stands on the right, and is a number; write `a ** 2` for p_a "
+        "squared"
+    )
+    __rmatmul__ = _refusal(
+        "{other!r} @ {self}: the energy stands on the left of `@`; write `a @ f` for the factor "
+        "p_a(f(x))"
+    )
+    __floordiv__ = _refusal(
+        "{self} // {shown} means nothing: write `a / b` for p_a / p_b, or `a ** 0.5` for the root "
+        "of p_a"
+    )
+    __mod__ = _refusal(
+        "{self} % {shown} means nothing: write `a / b` for p_a / p_b, or `a - b` for a but not b"
+    )
+    __pos__ = _refusal("+({self}) means nothing: write `a` alone, or `a & b` for a product")
 
     def __mul__(self, other: Any) -> Any:
         self._refuse_times(other, f"{bracketed(self, SLASH)} * {other}")
@@ -52,65 +88,3 @@ class Refusals:
             f"{said} is ambiguous: write `a & b` for the product of densities, `{power}` to weigh "
             "an energy by a number, or poe.mixture([a, b], weights=[0.3, 0.7]) to weigh densities"
         )
-
-    def __neg__(self) -> Any:
-        raise TypeError(
-            f"-({self}) is ambiguous: write `~a` for 1/p_a (the energy negated), or `b - a` for b "
-            "but not a"
-        )
-
-    def __rsub__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{other!r} - {self}: both sides of `-` must be energies; poe.as_energy(model) wraps a "
-            "model"
-        )
-
-    def __xor__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{self} ^ {other} is ambiguous: write `a ** 2` for a power, `(a - b) | (b - a)` for "
-            "either but not both"
-        )
-
-    def __rand__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{other!r} & {self}: both sides of `&` must be energies; poe.as_energy(model) wraps a "
-            "model"
-        )
-
-    def __ror__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{other!r} | {self}: both sides of `|` must be energies; poe.as_energy(model) wraps a "
-            "model"
-        )
-
-    def __rtruediv__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{other!r} / {self}: both sides of `/` must be energies; write `~a` for 1/p_a"
-        )
-
-    def __rpow__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{other!r} ** {self}: a power stands on the right, and is a number; write `a ** 2` "
-            "for p_a squared"
-        )
-
-    def __rmatmul__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{other!r} @ {self}: the energy stands on the left of `@`; write `a @ f` for the "
-            "factor p_a(f(x))"
-        )
-
-    def __floordiv__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{self} // {shown(other)} means nothing: write `a / b` for p_a / p_b, or `a ** 0.5` "
-            "for the root of p_a"
-        )
-
-    def __mod__(self, other: Any) -> Any:
-        raise TypeError(
-            f"{self} % {shown(other)} means nothing: write `a / b` for p_a / p_b, or `a - b` for a "
-            "but not b"
-        )
-
-    def __pos__(self) -> Any:
-        raise TypeError(f"+({self}) means nothing: write `a` alone, or `a & b` for a product")

@@ -4,32 +4,60 @@ identity."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from poe.algebra import evaluation
 from poe.algebra import support as sets
 from poe.algebra.checks import check_parameter, checked_power, energies_of, right_side
 from poe.algebra.combination import Combination, combined, combined_as, kept, powers_by_factor
 from poe.algebra.energy import Energy, bound
-from poe.algebra.evaluation import (
-    Group,
-    inner,
-    inner_with_gradient,
-    masked,
-    masked_with_gradient,
-    sharing,
-    together,
-    together_with_gradients,
-)
 from poe.algebra.fingerprint import Fingerprint
 from poe.algebra.operators import BUILDERS, Power
 from poe.algebra.points import all_move_inside
-from poe.algebra.term import Term, add, summed
+
+
+class Term(NamedTuple):
+    """One factor of a product: p ** (coefficient · parameter)."""
+
+    energy: Energy
+    coefficient: float
+    parameter: nn.Parameter | None = None
+
+    @property
+    def power(self) -> float:
+        return (
+            self.coefficient if self.parameter is None else self.coefficient * self.parameter.item()
+        )
+
+    def weigh(self, energy: Tensor) -> Tensor:
+        """power · E, and +inf where E is, whatever the sign."""
+        if self.parameter is None and self.coefficient == 1:
+            return energy
+        if self.parameter is None and self.coefficient > 0:
+            return energy * self.coefficient
+        void = energy == math.inf  # no inf meets a power, whose gradient it would spoil
+        power = (
+            self.coefficient
+            if self.parameter is None
+            else self.coefficient * self.parameter.reshape(())
+        )
+        return torch.where(void, math.inf, torch.where(void, 0, energy) * power)
+
+    def scaled(self, factor: float) -> Term:
+        coefficient = self.coefficient * factor
+        if not math.isfinite(coefficient) or (coefficient == 0 and self.coefficient and factor):
+            raise ValueError(
+                f"(({self.energy}) ** {self.coefficient:g}) ** {factor:g}: these powers multiply "
+                "to more, or less, than a number holds"
+            )
+        return self._replace(coefficient=coefficient)
 
 
 class Product(Energy):
@@ -103,8 +131,8 @@ class Product(Energy):
         batch = x.shape[: x.ndim - len(self._event_shape)]
         total = x.new_zeros((), dtype=x.dtype if x.is_floating_point() else self.dtype)
         terms = self._evaluated
-        energies = [term.energy for term in terms]
-        found = together(energies, x, self._groups, inner if self._moves_inside else masked)
+        evaluate = evaluation.inner if self._moves_inside else evaluation.masked
+        found = evaluation.together([t.energy for t in terms], x, self._groups, evaluate)
         for term, energy in zip(terms, found, strict=True):
             total = add(total, term.weigh(energy))
         if terms or not x.is_floating_point():
@@ -117,8 +145,10 @@ class Product(Energy):
         total = x.new_zeros(x.shape[: x.ndim - len(self._event_shape)])
         gradient = torch.zeros_like(x)
         terms = self._evaluated
-        evaluate = inner_with_gradient if self._moves_inside else masked_with_gradient
-        known = together_with_gradients([t.energy for t in terms], x, self._groups, evaluate)
+        inside, anywhere = evaluation.inner_with_gradient, evaluation.masked_with_gradient
+        known = evaluation.together_with_gradients(
+            [t.energy for t in terms], x, self._groups, inside if self._moves_inside else anywhere
+        )
         # one expert's graph alive at a time
         for term, (energy, slope) in zip(terms, known, strict=True):
             total = add(total, term.weigh(energy).detach())
@@ -131,8 +161,8 @@ class Product(Energy):
         return terms if all(self.coefficients) else [term for term in terms if term.coefficient]
 
     @cached_property
-    def _groups(self) -> tuple[Group, ...]:
-        return sharing([term.energy for term in self._evaluated])
+    def _groups(self) -> tuple[evaluation.Group, ...]:
+        return evaluation.sharing([term.energy for term in self._evaluated])
 
     @cached_property
     def _moves_inside(self) -> bool:
@@ -240,6 +270,30 @@ def both(a: Energy, b: Energy) -> Energy:
     ):
         return Product([*a.terms, Term(known, 1.0)], support=a.support)
     return product([a, known])
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """a + b of energies, where +inf wins over -inf: a density that is 0 stays 0, whatever
+    multiplies it."""
+    clash = ((a == math.inf) & (b == -math.inf)) | ((a == -math.inf) & (b == math.inf))
+    return torch.where(clash, math.inf, a + b)
+
+
+def summed(coefficients: Sequence[float]) -> float:
+    """The sum, and the round number that was meant where rounding alone separates them: 0.1 + 0.2 -
+    0.3 is 0."""
+    try:
+        total = math.fsum(coefficients)
+    except OverflowError as error:
+        raise ValueError(
+            f"powers {', '.join(f'{c:g}' for c in coefficients)} of one energy add to more than a "
+            "number holds"
+        ) from error
+    if len(coefficients) == 1 or not math.isfinite(total):
+        return total
+    slack = 4 * len(coefficients) * math.ulp(math.fsum(map(abs, coefficients)))
+    meant = (float(round(total)), float(f"{total:.12g}"))
+    return next((value for value in meant if abs(value - total) <= slack), total)
 
 
 BUILDERS["&"] = both

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import singledispatch
-from operator import is_
 from typing import NamedTuple
 
 from poe.algebra.checks import energies_of
@@ -47,16 +46,14 @@ def reduction(energy: Product) -> Reduction:
 def _reduction(energy: Product) -> Reduction:
     """The product over simplified parts, itself simplified; the flaw is that of the product as it
     is written."""
-    parts = [simplify(part) if part.parts else part for part in energy.parts]
-    same = all(map(is_, parts, energy.parts))
+    rebuilt = _over_simplified(energy)
     flaw: Improper | None = None
     try:
         closed = _reduce(energy)
     except Improper as error:
         closed, flaw = energy, error.with_traceback(None)
-    if same:
+    if rebuilt is energy:
         return Reduction(closed, flaw)
-    rebuilt = energy.rebuild(parts)
     try:
         return Reduction(_reduce(rebuilt) if isinstance(rebuilt, Product) else rebuilt, flaw)
     except Improper:
@@ -69,10 +66,12 @@ def simplify(energy: Energy) -> Energy:
     if isinstance(energy, Product):
         return reduction(energy).energy
     (energy,) = energies_of([energy], "simplify")
-    parts = [simplify(part) if part.parts else part for part in energy.parts]
-    same = all(map(is_, parts, energy.parts))
-    energy = energy if same else energy.rebuild(parts)
-    return reduction(energy).energy if isinstance(energy, Product) and not same else energy
+    energy = _over_simplified(energy)
+    return reduction(energy).energy if isinstance(energy, Product) else energy
+
+
+def _over_simplified(energy: Energy) -> Energy:
+    return energy.with_parts([simplify(part) if part.parts else part for part in energy.parts])
 
 
 @singledispatch
@@ -97,11 +96,9 @@ def _reduce(energy: Product) -> Energy:
     for kinds, rule in TABLE:
         group = [factor for factor in factors if isinstance(factor[0], kinds)]
         power_alone = len(group) == 1 and kinds[0] is kinds[1] and group[0][1] != 1
-        merged = (
-            _apply(rule, group, whole=len(group) == len(factors))
-            if len(group) > 1 or power_alone
-            else None
-        )
+        if len(group) < 2 and not power_alone:
+            continue
+        merged = _apply(rule, group, whole=len(group) == len(factors))
         if merged is not None:
             more, bare = _pull_constants([(merged, 1.0)])
             constant += more
@@ -143,9 +140,7 @@ def _distribute(factors: Sequence[Factor]) -> Energy | None:
     if not mixtures or (len(factors) == 1 and factors[0][1] == 1) or parts > MAX_PARTS:
         return None
     (first, power), rest = mixtures[0], [f for f in factors if f[0] is not mixtures[0][0]]
-    weighed = [
-        (w, part) for w, part in zip(first.log_weights, first.parts, strict=True) if w > -math.inf
-    ]
+    weighed = first.weighted
     opened = []
     for chosen in itertools.combinations_with_replacement(range(len(weighed)), power):
         counts = Counter(chosen)

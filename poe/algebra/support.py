@@ -9,7 +9,7 @@ combined lazily, and "unknown" is an answer (`None`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,12 +19,21 @@ Constraint = constraints.Constraint
 
 
 # measures, as in messages
-POINTS, SIMPLEX, VOLUME = (
-    "sums over points",
-    "integrals over the simplex",
-    "integrals over volume",
-)
+POINTS, SIMPLEX = "sums over points", "integrals over the simplex"
+VOLUME = "integrals over volume"
 MAX_PIECES = 64  # unions of more boxes are intersected lazily
+
+
+_FROM_INTEGER = type(constraints.nonnegative_integer)
+INTERVALS = (
+    constraints.interval,
+    constraints.half_open_interval,
+    constraints.integer_interval,
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.less_than,
+    _FROM_INTEGER,
+)
 
 
 class Box(Constraint):
@@ -91,34 +100,37 @@ class Box(Constraint):
         return f"box{shape}"
 
 
-class Intersection(Constraint):
-    """The points that lie in every part."""
+class _Joined(Constraint):
+    """Several supports; `decide` says of how many parts a fact must hold, `any` or `all`."""
+
+    sign: str
+    decide: Callable[[Iterable[bool]], bool]
 
     def __init__(self, parts: Sequence[Constraint]) -> None:
         self.parts = tuple(parts)
         self.event_dim = parts[0].event_dim  # type: ignore[assignment]
-        self.is_discrete = any(is_discrete(part) for part in parts)  # type: ignore[assignment]
+        self.is_discrete = self.decide(map(is_discrete, parts))  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f" {self.sign} ".join(map(repr, self.parts))
+
+
+class Intersection(_Joined):
+    """The points that lie in every part."""
+
+    sign, decide = "∩", any
 
     def check(self, value: Tensor) -> Tensor:
         return torch.stack([contains(part, value) for part in self.parts]).all(0)
 
-    def __repr__(self) -> str:
-        return " ∩ ".join(map(repr, self.parts))
 
-
-class Union(Constraint):
+class Union(_Joined):
     """The points that lie in at least one part."""
 
-    def __init__(self, parts: Sequence[Constraint]) -> None:
-        self.parts = tuple(parts)
-        self.event_dim = parts[0].event_dim  # type: ignore[assignment]
-        self.is_discrete = all(is_discrete(part) for part in parts)  # type: ignore[assignment]
+    sign, decide = "∪", all
 
     def check(self, value: Tensor) -> Tensor:
         return torch.stack([contains(part, value) for part in self.parts]).any(0)
-
-    def __repr__(self) -> str:
-        return " ∪ ".join(map(repr, self.parts))
 
 
 def real(event_shape: Sequence[int]) -> Box:
@@ -128,10 +140,7 @@ def real(event_shape: Sequence[int]) -> Box:
 
 def box(low: float | Tensor, high: float | Tensor, event_shape: Sequence[int] | None = None) -> Box:
     """The box [low, high]; numbers are spread over `event_shape`."""
-    low, high = (
-        torch.as_tensor(low, dtype=torch.float64),
-        torch.as_tensor(high, dtype=torch.float64),
-    )
+    low, high = _tensor(low), _tensor(high)
     if event_shape is not None:
         low, high = low.expand(tuple(event_shape)), high.expand(tuple(event_shape))
     return Box(low, high)
@@ -144,17 +153,11 @@ def canonical(support: Constraint | None, event_shape: Sequence[int]) -> Constra
     if support is None:
         return real(shape)
     if isinstance(support, Box):
-        return (
-            support
-            if support.event_shape == torch.Size(shape)
-            else box(support.low, support.high, shape)
-        )
-    if isinstance(support, (Intersection, Union)):
+        same = support.event_shape == torch.Size(shape)
+        return support if same else box(support.low, support.high, shape)
+    if isinstance(support, _Joined):
         return support
-    base = support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
-    ends = _interval(base)
+    ends = _interval(_base(support))
     if ends is not None:
         low, high, integer = ends
         return Box(low.expand(shape), high.expand(shape), integer=integer)
@@ -169,23 +172,11 @@ def _interval(base: Constraint) -> tuple[Tensor, Tensor, bool] | None:
         return -infinity, infinity, False
     if base is constraints.boolean:
         return torch.tensor(0.0), torch.tensor(1.0), True
-    for kind, integer in (
-        (constraints.interval, False),
-        (constraints.half_open_interval, False),
-        (constraints.integer_interval, True),
-    ):
-        if isinstance(base, kind):
-            return _tensor(base.lower_bound), _tensor(base.upper_bound), integer  # type: ignore[attr-defined]
-    for kind, integer in (
-        (constraints.greater_than, False),
-        (constraints.greater_than_eq, False),
-        (type(constraints.nonnegative_integer), True),
-    ):
-        if isinstance(base, kind):
-            return _tensor(base.lower_bound), infinity, integer  # type: ignore[attr-defined]
-    if isinstance(base, constraints.less_than):
-        return -infinity, _tensor(base.upper_bound), False
-    return None
+    if not isinstance(base, INTERVALS):
+        return None
+    integer = isinstance(base, (constraints.integer_interval, _FROM_INTEGER))
+    low = _tensor(getattr(base, "lower_bound", -infinity))
+    return low, _tensor(getattr(base, "upper_bound", infinity)), integer
 
 
 def _tensor(value: float | Tensor) -> Tensor:
@@ -254,9 +245,9 @@ def covers(outer: Constraint, inner: Constraint) -> bool | None:
     if outer is inner or is_real(outer):
         return True
     if isinstance(inner, Union):
-        return _every(covers(outer, part) for part in inner.parts)
+        return every(covers(outer, part) for part in inner.parts)
     if isinstance(outer, Intersection):
-        return _every(covers(part, inner) for part in outer.parts)
+        return every(covers(part, inner) for part in outer.parts)
     if isinstance(inner, Intersection) and any(covers(outer, part) for part in inner.parts):
         return True
     if isinstance(outer, Union) and any(covers(part, inner) for part in outer.parts):
@@ -271,49 +262,46 @@ def covers(outer: Constraint, inner: Constraint) -> bool | None:
             return None
         return bool((outer.low <= inner.low).all() and (outer.high >= inner.high).all())
     unit = _base(inner) in (constraints.simplex, constraints.one_hot)
-    if (
-        unit
-        and isinstance(outer, Box)
-        and not outer.integer
-        and bool((outer.low <= 0).all() and (outer.high >= 1).all())
-    ):
-        return True
+    if unit and isinstance(outer, Box) and not outer.integer:
+        return bool((outer.low <= 0).all() and (outer.high >= 1).all()) or None
     return True if _base(outer) is _base(inner) and outer.event_dim == inner.event_dim else None
 
 
-def _every(answers) -> bool | None:
+def every(answers: Iterable[bool | None]) -> bool | None:
+    """Whether all answers are yes; None where some are unknown and none is no."""
     answers = list(answers)
-    if all(answer is True for answer in answers):
-        return True
-    return False if False in answers else None
+    return False if False in answers else None if None in answers else True
 
 
 def intersect(supports: Sequence[Constraint]) -> Constraint:
     """The intersection; one `Box` where every part is one, and a union of boxes where the parts are
     such."""
     kept = _drop_covered(supports, wider=True)
-    unions = [
-        part
-        for part in kept
-        if isinstance(part, Union) and all(isinstance(piece, Box) for piece in part.parts)
-    ]
-    if unions and len(kept) > 1 and len(unions[0].parts) <= MAX_PIECES:
+    if len(kept) == 1:
+        return kept[0]
+    unions = [part for part in kept if isinstance(part, Union) and _boxes(part.parts)]
+    if unions and len(unions[0].parts) <= MAX_PIECES:
         rest = [part for part in kept if part is not unions[0]]
         return union([intersect([piece, *rest]) for piece in unions[0].parts])
-    if all(isinstance(part, Box) and part.step == 1 for part in kept):
-        low, high = kept[0].low, kept[0].high  # type: ignore[attr-defined]
-        for part in kept[1:]:
-            low = torch.maximum(low, part.low.to(low))  # type: ignore[attr-defined]
-            high = torch.minimum(high, part.high.to(high))  # type: ignore[attr-defined]
-        return kept[0] if len(kept) == 1 else Box(low, high, integer=any(map(is_discrete, kept)))
-    return kept[0] if len(kept) == 1 else Intersection(kept)
+    boxes = _boxes(kept)
+    if not boxes or any(part.step > 1 for part in boxes):
+        return Intersection(kept)
+    low, high = boxes[0].low, boxes[0].high
+    for part in boxes[1:]:
+        low, high = torch.maximum(low, part.low.to(low)), torch.minimum(high, part.high.to(high))
+    return Box(low, high, integer=any(part.integer for part in boxes))
+
+
+def _boxes(supports: Sequence[Constraint]) -> list[Box]:
+    """The supports where each is a box; else none."""
+    boxes = [part for part in supports if isinstance(part, Box)]
+    return boxes if len(boxes) == len(supports) else []
 
 
 def union(supports: Sequence[Constraint]) -> Constraint:
     """The union; an empty part, and one that another covers, is dropped."""
-    kept = _drop_covered(
-        [part for part in supports if not is_empty(part)] or supports[:1], wider=False
-    )
+    some = [part for part in supports if not is_empty(part)] or supports[:1]
+    kept = _drop_covered(some, wider=False)
     return kept[0] if len(kept) == 1 else Union(kept)
 
 
@@ -323,12 +311,9 @@ def _drop_covered(supports: Sequence[Constraint], *, wider: bool) -> list[Constr
     kept: list[Constraint] = []
     for new in supports:
         redundant = [covers(new, old) if wider else covers(old, new) for old in kept]
-        if any(answer is True for answer in redundant):
-            continue
-        kept = [
-            old for old in kept if (covers(old, new) if wider else covers(new, old)) is not True
-        ]
-        kept.append(new)
+        if True not in redundant:
+            kept = [old for old in kept if not (covers(old, new) if wider else covers(new, old))]
+            kept.append(new)
     return kept
 
 
@@ -342,7 +327,7 @@ def inside_point(support: Constraint, like: Tensor, event_shape: Sequence[int]) 
             torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0)),
         )
         return (low if support.step > 1 else centre.floor() if support.integer else centre).to(like)
-    if isinstance(support, (Intersection, Union)):
+    if isinstance(support, _Joined):
         for part in support.parts:
             point = inside_point(part, like, event_shape)
             if point is not None and bool(contains(support, point)):
@@ -366,17 +351,18 @@ def measure(support: Constraint) -> str | None:
     preimage under a map."""
     if isinstance(support, Box):
         return POINTS if support.integer else VOLUME
-    if isinstance(support, (Intersection, Union)):
+    if isinstance(support, _Joined):
         found = {measure(part) for part in support.parts}
         if None in found:
             return None
         return next(known for known in (POINTS, SIMPLEX, VOLUME) if known in found)  # the thinnest
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return {id(constraints.simplex): SIMPLEX, id(constraints.one_hot): POINTS}.get(id(support))
+    return {id(constraints.simplex): SIMPLEX, id(constraints.one_hot): POINTS}.get(
+        id(_base(support))
+    )
 
 
 def shape_of(event_shape: Sequence[int]) -> torch.Size:
+    """The event shape as a `torch.Size`. Raises TypeError for a number."""
     if isinstance(event_shape, int):
         raise TypeError(
             f"an event shape is a tuple of sizes, not {event_shape!r}: write ({event_shape},)"

@@ -104,6 +104,7 @@ def caveats(energy: Any) -> list[str]:
 
 
 def wrap(text: tuple[str, int], least: int) -> str:
+    """A text in brackets where its precedence is below the least one."""
     return text[0] if text[1] >= least else f"({text[0]})"
 
 
@@ -114,6 +115,7 @@ def bracketed(energy: Any, least: int = AND) -> str:
 
 
 def child(energy: Any, label: dict[int, str]) -> tuple[str, int]:
+    """(text, precedence) of a part: its label where it has one."""
     return (label[id(energy)], ATOM) if id(energy) in label else written(energy, label)
 
 
@@ -128,6 +130,7 @@ def number(value: float) -> str:
 
 
 def function_name(function: Any) -> str:
+    """The name of a function on the right of `@`; "f" where it has none."""
     if (
         isinstance(function, BuiltinFunctionType)
         and getattr(torch, function.__name__, None) is function
