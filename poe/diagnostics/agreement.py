@@ -82,8 +82,7 @@ class Agreement:
         """Posteriors on whose tails the answer rests."""
         return [
             f"{100 * share:.0f} % of the draws lie outside the bulk of the own draws of {name}: "
-            "the answer rests on its extrapolated "
-            "tails; try to retrain it with draws from there"
+            "the answer rests on its extrapolated tails; try to retrain it with draws from there"
             for name, share in zip(self.names, self.outside, strict=True)
             if share > MAX_OUTSIDE
         ]

@@ -88,8 +88,8 @@ def ess(values: np.ndarray, method: str, still: np.ndarray | None = None) -> np.
     # (chain, draw, ...), (chain, ...) -> (...)
     """Effective sample size for the bulk, the tail or the mean. A stuck chain counts 0; never more
     than the moving chains hold. Short chains are put end to end, as independent of each other. NaN
-    for fewer than four draws, and where a value is NaN. `still` says which chains are stuck; by
-    default those whose values are all alike."""
+    for fewer than four draws, and where a value is NaN. `still` says which chains are stuck, for
+    each coordinate or (chain, 1) for all; by default those whose values are all alike."""
     chains, draws = values.shape[:2]
     if chains * draws < 4:
         return np.full(values.shape[2:], np.nan)
@@ -134,9 +134,8 @@ def standard_errors(chains: Tensor, event_dim: int, max_ess: float = float("inf"
         return flat.new_full(flat.shape[1:], torch.nan)
     relative = torch.from_numpy(relative_errors(coordinates(chains, event_dim), max_ess)).to(flat)
     spread = flat.std(0)
-    return spread * (
-        relative.reshape(spread.shape) if len(relative) == spread.numel() else relative.max()
-    )
+    all_known = len(relative) == spread.numel()
+    return spread * (relative.reshape(spread.shape) if all_known else relative.max())
 
 
 def relative_errors(x: np.ndarray, max_ess: float, still: np.ndarray | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ from poe.diagnostics.convergence import standard_errors
 from poe.diagnostics.evidence import Diagnostics
 from poe.diagnostics.raw import Raw, evidence_of
 from poe.diagnostics.verdict import log_z_reasons, reasons, target_warnings, verdict
-from poe.io.container import DRAWS_KEY, StorageError, write_atomically
+from poe.io.container import DRAWS_KEY, StorageError, plain, write_atomically
 from poe.plotting import figures, html
 from poe.spaces.structure import Structure
 
@@ -72,26 +72,22 @@ class Draws:
         the evidence, of the method's own, of branches that were drawn by themselves, and in log Z
         where it is known."""
         d = evidence_of(raw, structure)
-        found: dict[str, None] = {}
-        if raw.branches:
-            found = dict.fromkeys(w for branch in raw.branches for w in branch.warnings)
-            said = reasons(replace(d, independent=True), raw.draws)  # branches judge the rest
-        else:
-            said = reasons(d, raw.draws, discrete=structure.discrete)
-        known = structure.log_z
-        said += [*raw.reasons, *(log_z_reasons(known, raw.log_z) if raw.draws else [])]
-        spent = {
-            name: getattr(d, name) + getattr(raw.earlier, name) for name in raw.earlier._fields
-        }
+        judged = replace(d, independent=True) if raw.branches else d  # branches judge the rest
+        found = [
+            *dict.fromkeys(warning for branch in raw.branches for warning in branch.warnings),
+            *reasons(judged, raw.draws, discrete=structure.discrete),
+            *raw.reasons,
+            *(log_z_reasons(structure.log_z, raw.log_z) if raw.draws else []),
+        ]
         return cls(
             raw.first,
             raw.x[:, raw.kept],
             raw.energy[:, raw.kept],
-            known or raw.log_z,
-            replace(d, **spent),
+            structure.log_z or raw.log_z,
+            replace(d, **raw.earlier.plus(d)._asdict()),
             raw.method,
             str(structure.energy),
-            (*found, *said),
+            tuple(found),
             raw.exact,
             raw.partial,
             plan,
@@ -139,11 +135,8 @@ class Draws:
 
     def mean(self) -> Tensor:  # -> (*event)
         """The mean of the draws, in units of x. `mcse()` is its standard error."""
-        return (
-            self.x.to(torch.float64)
-            .mean(0)
-            .to(self.x.dtype if self.x.is_floating_point() else torch.get_default_dtype())
-        )
+        like = self.x if self.x.is_floating_point() else torch.empty(())
+        return self.x.double().mean(0).to(like.dtype)
 
     def mcse(self) -> Tensor:  # -> (*event)
         """The Monte Carlo standard error of the mean of each coordinate, sd / sqrt(ESS of the
@@ -153,11 +146,12 @@ class Draws:
     def report(self) -> str:
         """A page that a person reads: what was drawn, how, and how far it can be trusted. Its last
         line is `verdict`."""
+        many = self.diagnostics.max_ess < math.inf
+        bias = "right in the limit of many particles" if many else "the method is biased"
         lines = [
             f"draws of {self.expression}",
             f"  {len(self)} draws of shape {tuple(self.x.shape[1:])} in {self.chains.shape[0]} "
-            f"chains, by {self.method}"
-            + ("" if self.exact else f" (approximate: {_bias(self.diagnostics)})"),
+            f"chains, by {self.method}" + ("" if self.exact else f" (approximate: {bias})"),
             f"  log Z          {'unknown' if self.log_z is None else self.log_z}",
             *_figures(self.diagnostics),
             *([] if self.agreement is None else self.agreement.lines()),
@@ -195,7 +189,7 @@ class Draws:
     def save(self, path: str | Path) -> None:
         """Writes draws and evidence to one safetensors file, whole or not at all. `Draws.load`
         reads it back."""
-        tensors = {"x": self.x, "chains": self.chains, "energy": self.energy}
+        tensors = {name: plain(getattr(self, name)) for name in ("x", "chains", "energy")}
         facts = {
             "log_z": None if self.log_z is None else list(self.log_z),
             "diagnostics": self.diagnostics.asdict(),
@@ -206,10 +200,9 @@ class Draws:
             name: getattr(self, name)
             for name in ("method", "expression", "exact", "partial", "plan")
         }
-        plain = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-        }
-        write_atomically(Path(path), safetensors.torch.save(plain, {DRAWS_KEY: json.dumps(facts)}))
+        write_atomically(
+            Path(path), safetensors.torch.save(tensors, {DRAWS_KEY: json.dumps(facts)})
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Draws:
@@ -246,12 +239,6 @@ class Draws:
         return replace(
             self, warnings=(*self.warnings, *warnings), conditions=self.conditions | conditions
         )
-
-
-def _bias(d: Diagnostics) -> str:
-    return (
-        "right in the limit of many particles" if d.max_ess < math.inf else "the method is biased"
-    )
 
 
 def _figures(d: Diagnostics) -> list[str]:

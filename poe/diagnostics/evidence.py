@@ -78,32 +78,30 @@ def diagnose(
     x = coordinates(chains, event_dim)
     log_density = -energy.detach().double().cpu().numpy()
     valid = np.isfinite(x).all(-1) & (log_density > -np.inf)
-    still, stuck = None, np.asarray(constant(x, 1).all(-1) & (x.shape[1] > 1))
+    stuck, most = np.asarray(constant(x, 1).all(-1) & (x.shape[1] > 1)), blank.max_ess
     if discrete:
         moving = ~constant(x, (0, 1))
         x = x[..., moving] if moving.any() else x[..., :1]
-        stuck &= moving.any() and blank.max_ess == np.inf  # particles may all be one likely point
+        stuck &= moving.any() and most == np.inf  # particles may all be one likely point
         for chain in np.flatnonzero(stuck):  # not where most draws of the others are equal to it
             stuck[chain] = (np.delete(x, chain, 0) == x[chain, 0]).all(-1).mean() < 0.5
-        still = np.repeat(stuck[:, None], x.shape[-1], -1)
+    still = stuck[:, None] if discrete else None
+    values = np.concatenate([x, log_density[..., None]], -1)
     # the energy of a flat density is no evidence
     flat = bool(constant(log_density, (0, 1)) and np.isfinite(log_density).all())
+    judged, of_each = x if flat else values, rhat(values)
     bulk, tail = (
-        np.append(
-            ess(x, m, still), [] if flat else ess(log_density, m, stuck if discrete else None)
-        ).min()
-        for m in ("bulk", "tail")
+        float(np.minimum(ess(judged, kind, still).min(), most)) for kind in ("bulk", "tail")
     )
-    bulk = float(np.minimum(bulk, blank.max_ess))
     return replace(
         blank,
-        chance=chance_rhat(len(x), bulk, x.shape[-1]) if blank.max_ess < np.inf else 1.0,
-        rhat=float(rhat(x).max()),
-        rhat_energy=float(rhat(log_density)),
+        chance=chance_rhat(len(x), bulk, x.shape[-1]) if most < np.inf else 1.0,
+        rhat=float(of_each[:-1].max()),
+        rhat_energy=float(of_each[-1]),
         ess_bulk=bulk,
-        ess_tail=float(np.minimum(tail, blank.max_ess)),
+        ess_tail=tail,
         stuck=int(stuck.sum()),
         nested=is_nested(*x.shape[:2]),
-        mcse=float(relative_errors(x, blank.max_ess, still).max()),
+        mcse=float(relative_errors(x, most, still).max()),
         invalid=int((~valid).sum()),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,10 @@ class Cost(NamedTuple):
     gradients: float = 0.0
     energies: float = 0.0
     seconds: float = 0.0
+
+    def plus(self, other: Cost | Diagnostics) -> Cost:
+        """The sum of two, or of this and what the evidence says of a run."""
+        return Cost(*(own + getattr(other, name) for name, own in self._asdict().items()))
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Raw:
     earlier: Cost = field(default_factory=Cost)
     evidence: Diagnostics | None = None
 
-    @property
+    @cached_property
     def kept(self) -> Tensor:  # -> (draws of each chain)
         """Which points of each chain are handed out."""
         count = self.x.shape[1]
@@ -103,55 +108,40 @@ def evidence_of(raw: Raw, structure: Structure) -> Diagnostics:
         return raw.evidence
     if raw.branches:
         return _of_branches(raw)
-    event = len(structure.energy.event_shape)
-    d = diagnose(
-        raw.x,
-        raw.energy,
-        event,
-        discrete=structure.discrete,
-        independent=raw.independent,
-        **raw.counts,
-    )
+    event, counts = len(structure.energy.event_shape), {"independent": raw.independent} | raw.counts
+    d = diagnose(raw.x, raw.energy, event, discrete=structure.discrete, **counts)
     if raw.populations:
         most = float(len(raw.x) * len(raw.kept))
         d = replace(d, ess_bulk=min(d.ess_bulk, most), ess_tail=min(d.ess_tail, most))
     if not raw.stein:
         return d
-    test = stein_test(structure.energy, raw.x, draws=STEIN_DRAWS)
-    scores = min(STEIN_DRAWS, raw.energy.numel())
-    return replace(
-        d, stein=test.statistic, stein_pvalue=test.pvalue, gradients=d.gradients + scores
-    )
+    statistic, pvalue = stein_test(structure.energy, raw.x, draws=STEIN_DRAWS)
+    gradients = d.gradients + min(STEIN_DRAWS, raw.energy.numel())
+    return replace(d, stein=statistic, stein_pvalue=pvalue, gradients=gradients)
 
 
 def _of_branches(raw: Raw) -> Diagnostics:
     """The weakest evidence of any branch; the n effective draws of a branch of share s stand for
     n / s of the mixture."""
-    found = [branch.evidence for branch in raw.branches]
-    total = raw.energy.numel()
+    found, total = [branch.evidence for branch in raw.branches], raw.energy.numel()
+    counts = ("stuck", "divergent", "nonfinite", "gradients", "energies", "seconds")
+    sums: dict[str, Any] = {name: sum(getattr(d, name) for d in found) for name in counts}
+    sums["energies"] += total  # of the draws under the mixture
 
     def least(name: str) -> float:
         return min(getattr(b.evidence, name) / b.share for b in raw.branches)
-
-    def total_of(name: str) -> float:
-        return sum(getattr(d, name) for d in found)
 
     def worst(name: str) -> float:
         return max((v for v in (getattr(d, name) for d in found) if v == v), default=math.nan)
 
     return Diagnostics(
-        worst("rhat"),
-        worst("rhat_energy"),
-        min(least("ess_bulk"), total),
-        min(least("ess_tail"), total),
-        int(total_of("stuck")),
+        rhat=worst("rhat"),
+        rhat_energy=worst("rhat_energy"),
+        ess_bulk=min(least("ess_bulk"), total),
+        ess_tail=min(least("ess_tail"), total),
         acceptance=min(d.acceptance for d in found),
-        divergent=int(total_of("divergent")),
-        nonfinite=int(total_of("nonfinite")),
-        gradients=total_of("gradients"),
-        energies=total_of("energies") + total,
-        seconds=total_of("seconds"),
         invalid=int((~raw.energy.isfinite()).sum()),
         independent=all(d.independent for d in found),
         chance=max(d.chance for d in found),
+        **sums,
     )

@@ -143,20 +143,16 @@ def _thinned(chains: Tensor, draws: int, generator: torch.Generator) -> Tensor:
     if count > draws:
         chains = chains[torch.randperm(count, generator=generator)[:draws].to(chains.device)]
     keep = min(length, max(1, draws // max(count, 1)))
-    return (
-        chains[:, torch.linspace(0, length - 1, keep).round().long().to(chains.device)]
-        if length
-        else chains
-    )
+    kept = torch.linspace(0, max(length - 1, 0), keep).round().long()
+    return chains[:, kept.to(chains.device)]
 
 
 def _blocks(count: int, length: int) -> tuple[Tensor, Tensor]:  # -> (n), (n, n)
     """The block of each draw of `count` chains, about `BLOCKS` in all, and which pairs of draws lie
     in blocks that do not touch."""
     each = min(length, -(-BLOCKS // count))
-    blocks = (
-        torch.arange(count).unsqueeze(1) * each + torch.arange(length) * each // length
-    ).flatten()
+    chain, draw = torch.arange(count).unsqueeze(1), torch.arange(length)
+    blocks = (chain * each + draw * each // length).flatten()
     chain = blocks // each
     touching = (chain.unsqueeze(1) == chain) & ((blocks.unsqueeze(1) - blocks).abs() <= 1)
     return blocks, ~touching

@@ -20,9 +20,8 @@ STEIN_LIMIT = 0.001  # p-value
 PARETO_LIMIT = 0.7
 ACCEPTANCE_LIMIT = 0.2
 SWAP_LIMIT = 0.02  # acceptance of swaps between neighbouring rungs
-DIVERGENT_SHARE = (
-    1e-4  # of gradients; as many divergent proposals, which are rejected, are harmless
-)
+# of gradients; as many divergent proposals, which are rejected, are harmless
+DIVERGENT_SHARE = 1e-4
 LOG_Z_LIMIT = 5.0  # standard errors between two values of log Z
 ANNEAL = 'poe.sample(..., method="annealed")'
 

@@ -184,6 +184,18 @@ class Checkpoint:
         }
 
 
+def stage(
+    checkpoint: Checkpoint | None,
+    compute: Callable[[], Any],
+    *known: Any,
+    generators: Sequence[torch.Generator],
+) -> Any:
+    """`Checkpoint.stage`, or just the result where no checkpoint is kept."""
+    if checkpoint is None:
+        return compute()
+    return checkpoint.stage(compute, *known, generators=generators)
+
+
 def _fingerprint(value: Any) -> str:
     """A short text that distinguishes values: of an energy, its expression and a digest of its
     parameters."""

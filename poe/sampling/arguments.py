@@ -16,6 +16,9 @@ from poe.algebra.text import bracketed
 from poe.kernels import Kernel
 from poe.spaces.structure import Structure
 
+# the least values of whole numbers, and which of them may be None
+LEAST = {"draws": 0, "chains": 1, "thin": 1, "shards": 1, "warmup": 0, "seed": 0}
+OPTIONAL = ("chains", "warmup", "seed")
 STATIC = ("exact", "enumerate", "parts", "sequential", "importance", "annealed")  # without chains
 
 
@@ -29,18 +32,13 @@ def check_device(device: torch.device | str | None) -> None:
         ) from error
 
 
-def check_counts(
-    draws: Any, chains: Any, thin: Any, shards: Any, warmup: Any, seed: Any
-) -> tuple[int, int | None, int, int, int | None, int | None]:
+def check_counts(**counts: Any) -> dict[str, Any]:
     """The whole numbers among the arguments, numpy's included, as plain ones."""
-    found = (
-        whole_number("draws", draws, 0),
-        None if chains is None else whole_number("chains", chains, 1),
-        whole_number("thin", thin, 1),
-        whole_number("shards", shards, 1),
-        None if warmup is None else whole_number("warmup", warmup, 0),
-        None if seed is None else whole_number("seed", seed, 0),
-    )
+    found = {
+        name: None if value is None and name in OPTIONAL else whole_number(name, value, LEAST[name])
+        for name, value in counts.items()
+    }
+    chains, shards = found["chains"], found["shards"]
     if chains is not None and shards > chains:
         raise ValueError(f"{shards} shards need at least as many chains, got {chains}")
     return found

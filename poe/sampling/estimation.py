@@ -16,7 +16,6 @@ from poe.mcmc.run import streams
 from poe.registry import PoeWarning
 from poe.sampling.job import Space
 from poe.smc.starts import Start, in_variables_of, nearest, weigh
-from poe.spaces.structure import Structure
 
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
 MAX_STANDARD_ERROR = 0.5  # nats, beyond which few populations decide
@@ -36,32 +35,15 @@ class Phase(IntEnum):
     REVERSE = 3  # of a bracket
 
 
-@dataclass(frozen=True)
-class Estimation:
-    """An estimate of log Z: the structure of the energy and the arguments of `poe.log_z`. `forced`
-    says that the method was named by the caller."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Estimation(Space):
+    """An estimate of log Z, in the space where particles move: the arguments of `poe.log_z`.
+    `forced` says that the method was named by the caller."""
 
-    structure: Structure
-    proposal: Energy | None
     particles: int
-    seed: int
+    proposal: Energy | None = None
     progress: bool = False
     forced: bool = False
-
-    @property
-    def energy(self) -> Energy:
-        """The energy whose log Z is wanted."""
-        return self.structure.energy
-
-    @cached_property
-    def space(self) -> Space:
-        """The space where particles move."""
-        return Space(self.structure, self.seed)
-
-    @property
-    def target(self) -> Energy:
-        """The energy in that space."""
-        return self.space.target
 
     @cached_property
     def streams(self) -> list[torch.Generator]:
@@ -114,9 +96,10 @@ def checked(energy: Energy, result: Estimate) -> Estimate:
     return result
 
 
-def total(ratio: Estimate, known: Estimate | None) -> Estimate:
-    """log Z from log(Z / Z_start) and the log Z of the start."""
-    assert known is not None
+def total(ratio: Estimate, known: Estimate | None) -> Estimate | None:
+    """log Z from log(Z / Z_start) and the log Z of the start; None where that is unknown."""
+    if known is None:
+        return None
     error = math.hypot(ratio.standard_error, known.standard_error)
     return Estimate(ratio.value + known.value, error)
 

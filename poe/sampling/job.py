@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.draws import Draws
-from poe.diagnostics.raw import Raw
+from poe.diagnostics.raw import Cost, Raw
 from poe.kernels import Kernel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import streams
@@ -21,14 +21,15 @@ from poe.smc.starts import WEIGHED_DRAWS, Start, in_variables_of, nearest
 from poe.spaces.structure import Structure
 from poe.spaces.transport import Unconstrained
 
+CHAINS = 4  # of independent draws
+
 
 class MethodNotApplicable(Exception):
-    """The method does not apply to this target, as was measured: why, and the gradients and
-    energies that this took."""
+    """The method does not apply to this target, as was measured: why, and what this cost."""
 
-    def __init__(self, why: str, gradients: float = 0.0, energies: float = 0.0) -> None:
+    def __init__(self, why: str, **cost: float) -> None:
         super().__init__(why)
-        self.gradients, self.energies = gradients, energies
+        self.cost = Cost(**cost)
 
 
 class Phase(IntEnum):
@@ -51,16 +52,21 @@ class Space:
     structure: Structure
     seed: int
 
+    @property
+    def energy(self) -> Energy:
+        """The target."""
+        return self.structure.energy
+
     @cached_property
     def unconstrained(self) -> Unconstrained | None:
         """The target over R^n, where its support is not all of it."""
         moves_in_x = self.structure.real or self.structure.discrete
-        return None if moves_in_x else Unconstrained(self.structure.energy)
+        return None if moves_in_x else Unconstrained(self.energy)
 
     @property
     def target(self) -> Energy:
         """The energy in this space."""
-        return self.structure.energy if self.unconstrained is None else self.unconstrained
+        return self.energy if self.unconstrained is None else self.unconstrained
 
     def x(self, z: Tensor) -> Tensor:
         """Points of the event from points of this space."""
@@ -79,7 +85,7 @@ class Space:
         return nearest(moved, self.target, generator)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Job:
     """What is to be drawn: the target in its space, and the arguments of `poe.sample`.
 
@@ -88,16 +94,15 @@ class Job:
     """
 
     space: Space
-    kernel: Kernel | None
     draws: int
-    chains: int | None
-    warmup: int | None
-    thin: int
-    init: Tensor | None
-    seed: int
-    progress: bool
-    shards: int
-    compile: bool
+    kernel: Kernel | None = None
+    chains: int | None = None
+    warmup: int | None = None
+    thin: int = 1
+    init: Tensor | None = None
+    progress: bool = False
+    shards: int = 1
+    compile: bool = False
     checkpoint: Checkpoint | None = None
     annealed: Raw | None = None
     forced: bool = False
@@ -111,7 +116,7 @@ class Job:
     @property
     def energy(self) -> Energy:
         """The target."""
-        return self.space.structure.energy
+        return self.space.energy
 
     @property
     def target(self) -> Energy:
@@ -125,7 +130,7 @@ class Job:
 
     def streams(self, phase: Phase) -> list[torch.Generator]:
         """One random stream for each shard, others for each phase."""
-        found = streams(self.seed, (phase + 1) * self.shards, self.energy.device)
+        found = streams(self.space.seed, (phase + 1) * self.shards, self.energy.device)
         return found[phase * self.shards :]
 
     @property
@@ -133,11 +138,11 @@ class Job:
         """Energies evaluated to find the start."""
         return WEIGHED_DRAWS * len(self.structure.starts)
 
-    def stage(self, compute: Callable[[], Any], *known: Any, generators: Any) -> Any:
-        """A stage of the run, from the checkpoint where it holds one."""
-        if self.checkpoint is None:
-            return compute()
-        return self.checkpoint.stage(compute, *known, generators=generators)
+    @property
+    def independent(self) -> tuple[int, int]:
+        """(chains, draws of each) into which independent draws are cut."""
+        chains = self.chains or min(CHAINS, max(1, self.draws))
+        return chains, -(-self.draws // chains)
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,9 @@ class Method:
     Attributes:
         name: as `method=` takes it.
         words: what it does.
-        applies: why it cannot draw from a target of this structure, in words that follow the name
-            of the target; None where it can.
         draw: what it draws. Raises MethodNotApplicable where it measured that it does not apply.
+        applies: why it cannot draw from a target of this structure, in words that follow the name
+            of the target; None where it can: by default, wherever points can move.
         log_z: its estimate of log Z; None where it measured that another method should follow, and
             where it has none (None in place of the function).
         moves: whether it moves points by a kernel.
@@ -157,12 +162,7 @@ class Method:
 
     name: str
     words: str
-    applies: Callable[[Structure], str | None]
     draw: Callable[[Job], Raw]
+    applies: Callable[[Structure], str | None] = lambda structure: structure.obstacle
     log_z: Callable[[Any], Estimate | None] | None = None
     moves: bool = False
-
-
-def no_moves(structure: Structure) -> str | None:
-    """Why no particle can move, for methods that move them; None where one can."""
-    return structure.obstacle

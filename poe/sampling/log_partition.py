@@ -94,8 +94,15 @@ def log_z(
         if method is None and structure.states:
             return Estimate((-energies(energy)).logsumexp(0).item())
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        forced = method is not None
-        found = _first(Estimation(structure, proposal, particles, seed, progress, forced), method)
+        job = Estimation(
+            structure,
+            seed,
+            particles=particles,
+            proposal=proposal,
+            progress=progress,
+            forced=method is not None,
+        )
+        found = _first(job, method)
     if structure.proper is None:
         note = unknown_mass(energy, "its log Z means")
         warnings.warn(note, ImproperWarning, stacklevel=2)
@@ -157,7 +164,7 @@ def bracket(
     Raises ValueError where no start that draws is known: give proposal=.
     """
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-    job = Estimation(Structure.of(energy), proposal, draws, seed)
+    job = Estimation(Structure.of(energy), seed, particles=draws, proposal=proposal)
     target, generators = job.target, job.streams
     if job.start is None:
         raise ValueError(
@@ -168,7 +175,7 @@ def bracket(
     path, stream = schedule.path, generators[Phase.POPULATIONS]
     start = sampler(path.start, target)
     forward = anneal(schedule, start, [draws], 1, [stream], resample=False)
-    z = job.space.z(x.to(energy._like()))
+    z = job.z(x.to(energy._like()))
     z = path.end.to_z(z) if isinstance(path.end, Transported) else z
     back = -schedule.back(z, generators[Phase.REVERSE])
     bounds = (
@@ -176,6 +183,7 @@ def bracket(
         for logs in (forward.log_ratio, back)
     )
     lower, upper = (total(bound, path.start.log_z) for bound in bounds)
+    assert lower is not None and upper is not None
     return lower, upper
 
 

@@ -63,31 +63,23 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
     transform: Any = None if sets.is_real(energy.support) else reals_of(energy)
     z = begin if transform is None else transform.inv(begin)
     found = [_descend(energy, point, transform) for point in z]
-    x = torch.stack([point for point, _, _ in found])
-    values, lost = (
-        torch.tensor([value for _, value, _ in found]),
-        torch.tensor([lost for *_, lost in found]),
-    )
-    if bool((values == -math.inf).any()):
+    x, value, lost = found[int(torch.tensor([value for _, value, _ in found]).argmin())]
+    if value == -math.inf:
         raise ValueError(f"{energy} has no most likely x: its energy falls without bound")
-    if bool(lost[values.argmin()]):
+    if lost:
         raise ValueError(
             f"{energy} is NaN where the search finds its lowest energies: an expert fails there"
         )
-    return x[values.argmin()]
+    return x
 
 
 def _checked(energy: Energy, init: Tensor) -> Tensor:
     """The points (n, *event) of finite energy among those where the search is to start."""
-    shape = energy.event_shape
-    if (
-        not isinstance(init, Tensor)
-        or not init.numel()
-        or init.shape[max(0, init.ndim - len(shape)) :] != shape
-    ):
+    shape, is_tensor = energy.event_shape, isinstance(init, Tensor)
+    if not (is_tensor and init.numel() and init.shape[max(0, init.ndim - len(shape)) :] == shape):
+        got = f"shape {tuple(init.shape)}" if is_tensor else f"a {type(init).__name__}"
         raise ValueError(
-            f"init is a tensor (n, *event) with event shape {tuple(shape)} of {energy}, got "
-            f"{_kind(init)}"
+            f"init is a tensor (n, *event) with event shape {tuple(shape)} of {energy}, got {got}"
         )
     x = init.reshape(-1, *shape)
     x = x if sets.is_discrete(energy.support) else x.to(energy._like())
@@ -104,12 +96,6 @@ def _checked(energy: Energy, init: Tensor) -> Tensor:
             f"{energy.support!r}"
         )
     return x[values.isfinite()]
-
-
-def _kind(thing: Any) -> str:
-    return (
-        f"shape {tuple(thing.shape)}" if isinstance(thing, Tensor) else f"a {type(thing).__name__}"
-    )
 
 
 def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:

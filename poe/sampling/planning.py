@@ -103,22 +103,20 @@ def planned(
             "kernel=poe.LineIntegral(), init=points)"
         )
     methods = _default(structure, kernel) if method is None else _named(structure, method, kernel)
-    first = methods[0]
+    first, words = methods[0], METHODS[methods[0]].words
     if first == "exact":
-        return Plan(methods, structure, words_of_exact(structure))
-    if first == "enumerate":
+        words = words_of_exact(structure)
+    elif first == "enumerate":
         words = f"all {structure.states:,} points of a discrete space, exact"
+    if first in INDEPENDENT:
         return Plan(methods, structure, words)
-    if first == "parts":
-        return Plan(methods, structure, METHODS[first].words)
-    usual = None
-    if METHODS[first].moves:
+    if kernel is None and METHODS[first].moves:
         chains = structure.discrete or first == "chains"
-        usual = default_kernel(structure.energy) if chains else Langevin()
-    used = usual if kernel is None else kernel
-    words = f"{type(used).__name__} chains" if first == "chains" else METHODS[first].words
+        kernel = default_kernel(structure.energy) if chains else Langevin()
+    if first == "chains":
+        words = f"{type(kernel).__name__} chains"
     space = "" if structure.discrete or structure.real else ", in the unconstrained space"
-    return Plan(methods, structure, words + space, used)
+    return Plan(methods, structure, words + space, kernel)
 
 
 def _named(structure: Structure, method: str, kernel: Kernel | None) -> tuple[str, ...]:

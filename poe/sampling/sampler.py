@@ -73,14 +73,16 @@ def sample(
             other, or no starting point of finite energy was found.
     """
     check_choices(energy, method, kernel, init, warmup, seed, checkpoint)
-    counts = check_counts(draws, chains, thin, shards, warmup, seed)
-    draws, chains, thin, shards, warmup, seed = counts
+    options: dict[str, Any] = check_counts(
+        draws=draws, chains=chains, warmup=warmup, thin=thin, seed=seed, shards=shards
+    )
     check_device(device)
-    parallel.start(energy.device if device is None else torch.device(device), shards)
+    parallel.start(energy.device if device is None else torch.device(device), options["shards"])
     if device is not None:
         energy = energy.to(device)
     structure = Structure.of(energy)
     refuse_improper(structure)
+    seed = options.pop("seed")
     if seed is None:  # the same in all processes
         seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
     if compile and kernel is None:
@@ -88,22 +90,12 @@ def sample(
     if method is None and not (init is None and warmup is None and not compile):
         method = "chains"  # no other method starts from points, warms up or compiles
     chosen = planned(structure, method=method, kernel=kernel)
-    options: dict[str, Any] = {
-        "draws": draws,
-        "kernel": kernel,
-        "chains": chains,
-        "warmup": warmup,
-        "thin": thin,
-        "init": init,
-        "seed": seed,
-        "shards": shards,
-        "compile": compile,
-    }
+    options |= {"kernel": kernel, "init": init, "compile": compile}
     run = None
     if checkpoint is not None:
         facts = {"expression": energy, "method": method, "device": energy.device.type}
-        run = Checkpoint(checkpoint, facts | options)
-    job = Job(Space(structure, seed), progress=progress, checkpoint=run, **options)
+        run = Checkpoint(checkpoint, facts | options | {"seed": seed})
+    job = Job(space=Space(structure, seed), progress=progress, checkpoint=run, **options)
     with frozen(energy):
         result = _follow(chosen, job)
     if run is not None:
@@ -129,8 +121,7 @@ def _follow(chosen: Plan, job: Job) -> Draws:
                 words = METHODS[name].words
                 raise ValueError(f"{job.energy} cannot be drawn by {words}: {no}") from no
             why.append(str(no))
-            gradients, energies = spent.gradients + no.gradients, spent.energies + no.energies
-            spent = spent._replace(gradients=gradients, energies=energies)
+            spent = spent.plus(no.cost)
             continue
         words = raw.method or chosen.words(name)
         words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
@@ -139,8 +130,7 @@ def _follow(chosen: Plan, job: Job) -> Draws:
             return result
         why.append(f"{METHODS[name].words}: {result.reasons[0].split('; try')[0]}")
         job = replace(job, annealed=raw if name == "annealed" else None)
-        d = result.diagnostics
-        spent = Cost(d.gradients, d.energies, d.seconds)
+        spent = Cost().plus(result.diagnostics)
     raise AssertionError("a plan has at least one method")
 
 
@@ -155,9 +145,8 @@ def _no_better(result: Draws, job: Job) -> bool:
 def _branch(job: Job, index: int, draws: int) -> Draws:
     """Draws of one branch of a mixture, by a plan of its own."""
     structure = Structure.of(job.energy.parts[index])
-    seed = branch(job.seed, index)
-    of = replace(job, space=Space(structure, seed), draws=draws, seed=seed, annealed=None)
-    return _follow(planned(structure), of)
+    space = Space(structure, branch(job.space.seed, index))
+    return _follow(planned(structure), replace(job, space=space, draws=draws, annealed=None))
 
 
 def _nothing(job: Job, words: str) -> Raw:

@@ -12,7 +12,7 @@ from poe.diagnostics.raw import Raw, evidence_of
 from poe.diagnostics.verdict import reasons
 from poe.sampling import estimation
 from poe.sampling.estimation import POPULATIONS, Estimation, checked, total, warn
-from poe.sampling.job import Job, Method, MethodNotApplicable, Phase, no_moves
+from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
 from poe.sampling.methods.importance import MAX_PARETO_K, from_weights
 from poe.sampling.methods.populations import (
     OVERSAMPLING,
@@ -162,8 +162,7 @@ def ais(job: Estimation) -> Estimate | None:
 ANNEALED = Method(
     "annealed",
     "annealed particles (sequential Monte Carlo)",
-    no_moves,
     draw,
-    log_z,
+    log_z=log_z,
     moves=True,
 )

@@ -6,7 +6,7 @@ import math
 
 from poe.diagnostics.raw import Raw
 from poe.diagnostics.verdict import RHAT_LIMIT
-from poe.sampling.job import Job, Method, MethodNotApplicable, no_moves
+from poe.sampling.job import Job, Method, MethodNotApplicable
 from poe.sampling.methods.runs import MAX_GAP, PILOT_DRAWS, WARMUP, Runs
 
 
@@ -25,14 +25,15 @@ def draw(job: Job) -> Raw:
     most = MAX_GAP if job.structure.discrete else PILOT_DRAWS // 4 + 1
     if not job.forced and job.annealed is None and gap >= most:
         raise MethodNotApplicable(
-            f"chains are slow: about {gap} steps between independent draws", work.gradients
+            f"chains are slow: about {gap} steps between independent draws",
+            gradients=work.gradients,
         )
     trace = work.run(pilot, gap, "chains")
     d = work.evidence(trace)
     worst = 0.0 if math.isnan(d.rhat) else max(d.rhat, d.rhat_energy)
     if not job.forced and worst > RHAT_LIMIT:
-        raise MethodNotApplicable(f"chains disagreed (R-hat {worst:.2f})", work.gradients)
+        raise MethodNotApplicable(f"chains disagreed (R-hat {worst:.2f})", gradients=work.gradients)
     return work.finish(trace)
 
 
-CHAINS = Method("chains", "chains", no_moves, draw, moves=True)
+CHAINS = Method("chains", "chains", draw, moves=True)

@@ -16,19 +16,11 @@ from poe.spaces.structure import Structure, shares
 
 WORDS = "closed form, independent draws"
 MIXTURE_WORDS = "exact mixture, ancestral draws"
-CHAINS = 4  # into which independent draws are cut
 
 
 def words(structure: Structure) -> str:
     """How a closed form draws."""
     return WORDS if shares(structure.closed) is None else MIXTURE_WORDS
-
-
-def no_closed_form(structure: Structure) -> str | None:
-    """Why there are no exact draws; None where there are."""
-    if structure.closed.can(Samples):
-        return None
-    return "has no exact draws: no closed form, or a part that cannot draw"
 
 
 def from_closed_form(job: Job) -> Raw:
@@ -37,18 +29,11 @@ def from_closed_form(job: Job) -> Raw:
     (generator, *_), closed = job.streams(Phase.START), job.structure.closed
     exact = as_a(closed, Samples)
     assert exact is not None
-    x = exact.sample(_sizes(job), generator=generator)
+    x = exact.sample(job.independent, generator=generator)
     with torch.no_grad():
         energy = closed(x)
     counts = {"seconds": time.perf_counter() - started, "energies": energy.numel()}
     return Raw(x, energy, job.draws, closed.log_z, independent=True, counts=counts)
-
-
-def not_enumerable(structure: Structure) -> str | None:
-    """Why the points cannot be listed; None where they can."""
-    if structure.states is not None:
-        return None
-    return f"cannot be enumerated: its support is not a finite set of at most {MAX_STATES:,} points"
 
 
 def from_all_points(job: Job) -> Raw:
@@ -57,7 +42,7 @@ def from_all_points(job: Job) -> Raw:
     target, (generator, *_) = job.energy, job.streams(Phase.START)
     table = energies(target)
     log_z = (-table).logsumexp(0)
-    chains, each = _sizes(job)
+    chains, each = job.independent
     index = torch.multinomial(
         (-table - log_z).exp(), max(chains * each, 1), replacement=True, generator=generator
     )[: chains * each]
@@ -68,11 +53,23 @@ def from_all_points(job: Job) -> Raw:
     return Raw(x, energy, job.draws, estimate, independent=True, counts=counts)
 
 
-def _sizes(job: Job) -> tuple[int, int]:
-    """(chains, draws of each)."""
-    chains = job.chains or min(CHAINS, max(1, job.draws))
-    return chains, -(-job.draws // chains)
-
-
-EXACT = Method("exact", WORDS, no_closed_form, from_closed_form)
-ENUMERATE = Method("enumerate", "all points of a discrete space", not_enumerable, from_all_points)
+EXACT = Method(
+    "exact",
+    WORDS,
+    from_closed_form,
+    lambda structure: (
+        None
+        if structure.closed.can(Samples)
+        else "has no exact draws: no closed form, or a part that cannot draw"
+    ),
+)
+ENUMERATE = Method(
+    "enumerate",
+    "all points of a discrete space",
+    from_all_points,
+    lambda structure: (
+        f"cannot be enumerated: its support is not a finite set of at most {MAX_STATES:,} points"
+        if structure.states is None
+        else None
+    ),
+)

@@ -18,18 +18,10 @@ from poe.sampling.job import Job, Method, MethodNotApplicable
 from poe.sampling.methods.populations import resampled
 from poe.smc.resampling import estimate
 from poe.smc.starts import Start, weigh
-from poe.spaces.structure import Structure
 
 MAX_PARETO_K = 0.5  # beyond it importance weights are not resampled
 MIN_ESS_SHARE = 1 / 50  # of the weighed draws, for them to be resampled
 MIN_LOG_Z_SHARE = 1 / 10  # the same for an estimate of log Z
-
-
-def applies(structure: Structure) -> str | None:
-    """Why there is nothing to resample; None where there is."""
-    if structure.starts:
-        return None
-    return "has no part that draws samples, so there is nothing to resample by importance"
 
 
 def draw(job: Job) -> Raw:
@@ -49,8 +41,7 @@ def draw(job: Job) -> Raw:
         raise MethodNotApplicable(
             f"the weights of {start.density} are too uneven: Pareto k {start.pareto_k:.2f}, ESS "
             f"{100 * share:.1f} %",
-            0,
-            job.weighed,
+            energies=job.weighed,
         )
     return resampled(job, start, job.target, job.space.x, started=started)
 
@@ -89,5 +80,13 @@ def from_weights(energy: Energy, start: Start) -> Estimate:
 
 
 IMPORTANCE = Method(
-    "importance", "importance resampling of a part that draws samples", applies, draw, log_z
+    "importance",
+    "importance resampling of a part that draws samples",
+    draw,
+    lambda structure: (
+        None
+        if structure.starts
+        else "has no part that draws samples, so there is nothing to resample by importance"
+    ),
+    log_z,
 )

@@ -8,16 +8,6 @@ import torch
 from poe.diagnostics.raw import Branch, Raw
 from poe.sampling.job import Job, Method, Phase
 from poe.smc.resampling import systematic
-from poe.spaces.structure import Structure
-
-CHAINS = 4  # into which the draws are cut
-
-
-def applies(structure: Structure) -> str | None:
-    """Why the branches cannot be drawn one by one; None where they can."""
-    if structure.shares is not None:
-        return None
-    return "is no mixture of parts whose log Z are known: poe.normalize gives parts that are"
 
 
 def draw(job: Job) -> Raw:
@@ -25,15 +15,15 @@ def draw(job: Job) -> Raw:
     is random, and all are shuffled."""
     shares = job.structure.shares
     assert shares is not None and job.branch is not None
-    chains = job.chains or min(CHAINS, max(1, job.draws))
-    total = chains * -(-job.draws // chains)
+    chains, each = job.independent
+    total = chains * each
     (generator, *_), device = job.streams(Phase.TUNING), job.energy.device
     logs = torch.tensor([shares], dtype=torch.float64, device=device).log()
     uniform = torch.rand(1, 2, generator=generator, dtype=torch.float64, device=device)
     counts = torch.bincount(systematic(logs, uniform, total)[0], minlength=len(shares)).tolist()
     found = [(n / total, job.branch(index, n)) for index, n in enumerate(counts) if n]
     order = torch.rand(total, generator=generator, dtype=torch.float64, device=device).argsort()
-    x = torch.cat([draws.x for _, draws in found])[order].unflatten(0, (chains, -1))
+    x = torch.cat([draws.x for _, draws in found])[order].unflatten(0, (chains, each))
     with torch.no_grad():
         energy = job.energy(x)
     return Raw(
@@ -53,6 +43,10 @@ def draw(job: Job) -> Raw:
 PARTS = Method(
     "parts",
     "each part of the mixture by itself, in shares given by their log Z and weights",
-    applies,
     draw,
+    lambda structure: (
+        "is no mixture of parts whose log Z are known: poe.normalize gives parts that are"
+        if structure.shares is None
+        else None
+    ),
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.raw import Raw
 from poe.diagnostics.weights import pareto_smoothed, weight_ess
+from poe.sampling.estimation import total
 from poe.sampling.job import Job, Phase
 from poe.smc.noise_path import EXPENSIVE_POPULATIONS, MAX_EXPENSIVE_PARTICLES, expensive
 from poe.smc.resampling import estimate, morton_order, systematic
@@ -43,19 +44,15 @@ def population(
     job: Job, x: Tensor, start: Estimate | None, ratio: Estimate, **counts: float
 ) -> Raw:
     # x (population, particle, *event)
-    """Particles of independent populations. `start` is log Z of where they started, `ratio` the log
-    of Z over that."""
+    """Particles of independent populations, with log Z from that of their start and log(Z /
+    Z_start)."""
     with torch.no_grad():
         energy = job.energy(x)
-    log_z = None
-    if start is not None:
-        error = math.hypot(ratio.standard_error, start.standard_error)
-        log_z = Estimate(ratio.value + start.value, error)
     return Raw(
         x,
         energy,
         job.draws,
-        log_z,
+        total(ratio, start),
         exact=False,
         populations=True,
         stein=bool(counts.get("gradients")) and not job.structure.discrete,

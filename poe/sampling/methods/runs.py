@@ -39,12 +39,8 @@ class Runs:
     def __init__(self, job: Job) -> None:
         self.job, event = job, tuple(job.energy.event_shape)
         if job.init is not None:
-            self.count = job.init.shape[0] if job.init.ndim == len(event) + 1 else 0
-            if (
-                self.count == 0
-                or job.init.shape[1:] != event
-                or (job.chains is not None and job.chains != self.count)
-            ):
+            self.count, *shape = job.init.shape or (0,)
+            if not self.count or tuple(shape) != event or job.chains not in (None, self.count):
                 raise ValueError(
                     f"init has shape {tuple(job.init.shape)}; it takes (chains, *event), event "
                     f"{event}"
@@ -53,12 +49,14 @@ class Runs:
             self.count = job.chains or max(4, job.shards, min(32, job.draws // 25))
         if job.shards > self.count:
             raise ValueError(f"{job.shards} shards need at least as many chains, got {self.count}")
-        flow = None
-        if job.kernel is None and job.start is not None and quick(job.start.density):
-            flow = job.start.density
+        flow = job.kernel is None and job.start is not None and quick(job.start.density)
         self.noise = (
-            None if flow is None or job.structure.discrete else Transported(job.target, flow)
+            Transported(job.target, job.start.density)
+            if flow and not job.structure.discrete
+            else None
         )
+        # what the chains move on: without a kernel of the user's, in the noise of a flow
+        self.target = job.target if self.noise is None else self.noise
         self.generators = job.streams(Phase.CHAINS)
         self.shared = job.streams(Phase.CHAIN_STARTS)[0]
         self.gradients = self.energies = 0.0
@@ -72,12 +70,6 @@ class Runs:
             return default_kernel(self.target, compile=job.compile)
         around = job.space.unconstrained
         return job.kernel if around is None else job.kernel.through(around.around)
-
-    @property
-    def target(self) -> Energy:
-        """What the chains move on: the energy in unconstrained space or, without a kernel of the
-        user's, in the noise of a flow."""
-        return self.job.target if self.noise is None else self.noise
 
     def x(self, z: Tensor) -> Tensor:
         """Points of the event from points of the chains."""
@@ -109,21 +101,14 @@ class Runs:
             return self._from_normal()
         self.energies += job.weighed
         weights = (job.start.log_weights - job.start.log_weights.max()).exp()
-        return job.start.x[
-            torch.multinomial(weights, self.count, replacement=True, generator=self.shared)
-        ]
+        return job.start.x[weights.multinomial(self.count, True, generator=self.shared)]
 
     def _from_normal(self) -> Tensor:
         if self.job.structure.discrete:
             return uniform_points(self.job.energy, self.count, self.shared)
         job, like = self.job, self.job.energy._like()
-        z = torch.randn(
-            WEIGHED_DRAWS * self.count,
-            *job.target.event_shape,
-            generator=self.shared,
-            dtype=like.dtype,
-            device=like.device,
-        )
+        z = like.new_empty(WEIGHED_DRAWS * self.count, *job.target.event_shape)
+        z.normal_(generator=self.shared)
         with torch.no_grad():
             finite = job.target(z).isfinite()
         self.energies += len(z)
@@ -188,13 +173,8 @@ class Runs:
 
     def evidence(self, trace: Trace) -> Diagnostics:
         """The diagnostics of a trace, over points of the event."""
-        job = self.job
-        return diagnose(
-            self.x(trace.x),
-            trace.energy,
-            len(job.energy.event_shape),
-            discrete=job.structure.discrete,
-        )
+        event, discrete = len(self.job.energy.event_shape), self.job.structure.discrete
+        return diagnose(self.x(trace.x), trace.energy, event, discrete=discrete)
 
     def finish(self, trace: Trace) -> Raw:
         """The draws of a trace, as points of the event."""

@@ -12,6 +12,7 @@ from poe.diagnostics.raw import Raw
 from poe.diagnostics.weights import weight_ess
 from poe.io.records import Codec
 from poe.mcmc import parallel
+from poe.mcmc.checkpoint import stage
 from poe.sampling import estimation
 from poe.sampling.estimation import POPULATIONS, Estimation, checked
 from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
@@ -19,16 +20,8 @@ from poe.sampling.methods.populations import distinct, population, sizes, split
 from poe.smc.resampling import estimate, systematic
 from poe.smc.sequential import Particles, ordered_product, propagate, should_twist
 from poe.spaces.path import take
-from poe.spaces.structure import Structure
 
 MIN_PARTICLES = 256  # of a population
-
-
-def applies(structure: Structure) -> str | None:
-    """Why there is no order to follow; None where there is."""
-    if structure.autoregressive:
-        return None
-    return "has no autoregressive factor over discrete values: there is no order to follow"
 
 
 def draw(job: Job) -> Raw:
@@ -48,10 +41,11 @@ def draw(job: Job) -> Raw:
     def all_shards() -> list[Particles]:
         return parallel.spread(shard, generators, Codec(Particles, device=generators[0].device))
 
-    parts = job.stage(all_shards, Particles, generators=generators)
+    parts = stage(job.checkpoint, all_shards, Particles, generators=generators)
     x, logs, log_ratio, failed = (torch.cat(column) for column in zip(*parts, strict=True))
     if not bool((logs > -math.inf).any()):
-        raise MethodNotApplicable(f"none of {logs.numel()} particles has weight", 0, logs.numel())
+        particles = logs.numel()
+        raise MethodNotApplicable(f"none of {particles} particles has weight", energies=particles)
     (generator, *_) = job.streams(Phase.TUNING)
     uniform = torch.rand(
         populations, 2, generator=generator, dtype=torch.float64, device=logs.device
@@ -83,7 +77,11 @@ def log_z(job: Estimation) -> Estimate | None:
 SEQUENTIAL = Method(
     "sequential",
     "sequential Monte Carlo along the order of the autoregressive factors",
-    applies,
     draw,
+    lambda structure: (
+        None
+        if structure.autoregressive
+        else "has no autoregressive factor over discrete values: there is no order to follow"
+    ),
     log_z,
 )

@@ -10,7 +10,7 @@ import torch
 from poe.diagnostics.raw import Raw
 from poe.kernels import Langevin, Tempered
 from poe.kernels.tempered import linear_betas
-from poe.sampling.job import Job, Method, no_moves
+from poe.sampling.job import Job, Method
 from poe.sampling.methods.runs import Runs
 
 FIRST_RUNGS = 8  # of the ladder before it is respaced
@@ -47,4 +47,4 @@ def draw(job: Job) -> Raw:
     return work.finish(pilot if pilot.partial else work.run(pilot, gap, "replica exchange"))
 
 
-TEMPERED = Method("tempered", "replica exchange", no_moves, draw, moves=True)
+TEMPERED = Method("tempered", "replica exchange", draw, moves=True)

@@ -70,21 +70,7 @@ def job(energy: poe.Energy, draws: int = 40, seed: int = 0, shards: int = 1) -> 
         return poe.sample(energy.parts[index], n, seed=seed + index)
 
     space = Space(Structure.of(energy), seed)
-    return Job(
-        space,
-        None,
-        draws,
-        None,
-        None,
-        1,
-        None,
-        seed,
-        False,
-        shards,
-        False,
-        forced=True,
-        branch=branch,
-    )
+    return Job(space=space, draws=draws, shards=shards, forced=True, branch=branch)
 
 
 def test_every_method_is_in_the_table() -> None:
@@ -143,7 +129,7 @@ def test_estimates_of_log_z_replay(name: str) -> None:
 
     def estimate(seed: int) -> poe.Estimate | None:
         structure = Structure.of(energy)
-        return ESTIMATORS[name](Estimation(structure, None, 512, seed, forced=True))
+        return ESTIMATORS[name](Estimation(structure, seed, particles=512, forced=True))
 
     first, again, other = estimate(0), estimate(0), estimate(1)
     assert first is not None and first == again and first != other
@@ -158,7 +144,7 @@ def test_what_was_measured_and_does_not_do_is_said_unless_forced() -> None:
     unforced = replace(job(far), forced=False)
     with pytest.raises(MethodNotApplicable, match="too uneven|no part draws") as no:
         METHODS["importance"].draw(unforced)
-    assert no.value.energies >= 0
+    assert no.value.cost.energies >= 0
 
 
 def test_each_phase_has_streams_of_its_own() -> None:
