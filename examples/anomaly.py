@@ -18,7 +18,7 @@ from torch import Tensor
 
 import poe
 from experts import RBM, Bernoulli
-from poe.training.losses import PersistentContrastiveDivergence
+from poe.training import PersistentContrastiveDivergence
 
 HELD = 360
 STEPS = 100 if os.environ.get("POE_FAST") else 1500

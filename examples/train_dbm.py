@@ -25,7 +25,7 @@ import poe
 from experts import DBM, Bernoulli
 from experts.pretraining import MeanFieldLikelihood, pretrain
 from poe.plotting.figures import rows
-from poe.training.losses import PersistentContrastiveDivergence
+from poe.training import PersistentContrastiveDivergence
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).resolve().parent.parent / "out"

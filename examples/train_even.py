@@ -26,7 +26,7 @@ from digits import (
 import poe
 from experts import Flow
 from experts.neural import GaussianBase
-from poe.training.losses import MaximumLikelihood
+from poe.training import MaximumLikelihood
 
 
 def teacher(x: torch.Tensor, components: int, draws: int) -> torch.Tensor:

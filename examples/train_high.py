@@ -27,7 +27,7 @@ from digits import (
 
 import poe
 from experts import ConvEnergy, Normal
-from poe.training.losses import DenoisingScoreMatching, NoiseContrastive
+from poe.training import DenoisingScoreMatching, NoiseContrastive
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from digits import (
 
 import poe
 from experts import MixtureMADE
-from poe.training.losses import MaximumLikelihood
+from poe.training import MaximumLikelihood
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experts import MADE
 from experts.sequential import Autoregressive
-from poe.training.losses import MaximumLikelihood
+from poe.training import MaximumLikelihood
 
 LEARNED, VALIDATED, BATCH = 1437, 240, 64
 

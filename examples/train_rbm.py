@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from experts import RBM
-from poe.training.losses import PersistentContrastiveDivergence
+from poe.training import PersistentContrastiveDivergence
 
 LEARNED, HIDDEN, RATE = 1437, 20, 1e-2
 

@@ -1,7 +1,7 @@
 """Training of deep Boltzmann machines: layer by layer first, then all layers together.
 
 >>> import torch
->>> from poe.training.losses import PersistentContrastiveDivergence
+>>> from poe.training import PersistentContrastiveDivergence
 >>> bits = (torch.rand(200, 6) < 0.3).float()
 >>> machine = pretrain(bits, [4, 3], epochs=1)
 >>> loss = MeanFieldLikelihood(PersistentContrastiveDivergence(chains=50))
