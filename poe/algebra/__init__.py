@@ -13,12 +13,7 @@ from poe.algebra.closed_forms import closed_form
 from poe.algebra.combination import Combination, combined
 from poe.algebra.combining import combine, conjunction, is_on, part_on, places
 from poe.algebra.contrast import Contrast, contrast
-from poe.algebra.energy import (
-    Density,
-    Energy,
-    Estimate,
-    checked_level,
-)
+from poe.algebra.energy import Density, Energy, Estimate, checked_level
 from poe.algebra.errors import ImproperError, ImproperWarning, LawError
 from poe.algebra.evaluation import together, together_with_gradients
 from poe.algebra.maps import Fill, Preimage, Select, fill

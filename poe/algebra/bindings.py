@@ -28,12 +28,8 @@ class Bindings:
         if isinstance(context, Tensor):
             if context.requires_grad:
                 return bound
-            key: Any = (
-                context.dtype,
-                context.device,
-                context.shape,
-                tuple(context.flatten().tolist()),
-            )
+            values = tuple(context.flatten().tolist())
+            key: Any = (context.dtype, context.device, context.shape, values)
         else:
             key = context
         known = self._known.setdefault(key, bound)
@@ -52,9 +48,8 @@ def _same(known: Any, bound: Any) -> bool:
     """Whether two energies of one expert still have one name and one context."""
     if known is bound:
         return True
-    if not isinstance(bound.context, Tensor):
-        return known.name == bound.name and known.context == bound.context
-    one = (
-        known.context.dtype == bound.context.dtype and known.context.device == bound.context.device
-    )
-    return known.name == bound.name and one and torch.equal(known.context, bound.context)
+    a, b = known.context, bound.context
+    if not isinstance(b, Tensor):
+        return known.name == bound.name and a == b
+    same = known.name == bound.name and a.dtype == b.dtype and a.device == b.device
+    return same and torch.equal(a, b)

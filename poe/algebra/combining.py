@@ -65,9 +65,8 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
     result = product([*posteriors, *factors], powers)
     if len(posteriors) == 1 or any(result is energy for energy in (*posteriors, *factors)):
         return result
-    return combined_as(
-        result, Combination(tuple(posteriors), tuple(zip(factors, counts, strict=True)))
-    )
+    priors = tuple(zip(factors, counts, strict=True))
+    return combined_as(result, Combination(tuple(posteriors), priors))
 
 
 def conjunction(prior: Energy, concepts: Sequence[Energy]) -> Energy:
@@ -108,15 +107,10 @@ def conjunction(prior: Energy, concepts: Sequence[Energy]) -> Energy:
 def places(energy: Energy) -> set[int]:
     """The positions of the flattened event that an energy is about: those of `poe.on`, and of all
     parts of a composition; else all."""
+    if is_on(energy):
+        index = energy.function.index.tolist()
+        return {index[place] for place in places(energy.energy)}
     return set(range(energy.event_shape.numel()))
-
-
-@places.register
-def _(energy: Pullback) -> set[int]:
-    if not is_on(energy):
-        return set(range(energy.event_shape.numel()))
-    index = energy.function.index.tolist()
-    return {index[place] for place in places(energy.energy)}
 
 
 @places.register(Product)
@@ -143,10 +137,8 @@ def part_on(energy: Energy, index: Sequence[int]) -> Energy:
         if not is_on(part):
             return part.rebuild([within(inner) for inner in part.parts])
         used = sorted(places(part.energy))
-        inner, there = (
-            part_on(part.energy, used),
-            [at[place] for place in part.function.index[used].tolist()],
-        )
+        inner = part_on(part.energy, used)
+        there = [at[place] for place in part.function.index[used].tolist()]
         whole = there == list(range(len(at))) and inner.event_shape == (len(at),)
         return inner if whole else on(inner, there, (len(at),))
 

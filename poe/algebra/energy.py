@@ -20,7 +20,7 @@ from poe.algebra import support as sets
 from poe.algebra.capabilities import Conditional
 from poe.algebra.operators import BUILDERS, Power, Refusals
 from poe.algebra.support import shape_of
-from poe.algebra.text import leaves, names, written
+from poe.algebra.text import labels, leaves, written
 
 
 class Estimate(NamedTuple):
@@ -303,7 +303,7 @@ class Energy(Refusals, nn.Module, ABC):
     # ---- printing: str is the algebra, repr the facts
 
     def __str__(self) -> str:
-        return written(self, {id(leaf): label for label, leaf in names(self).items()})[0]
+        return written(self, labels(self))[0]
 
     def __repr__(self) -> str:
         return outline.page(self)

@@ -41,9 +41,8 @@ class Select(nn.Module):
             raise ValueError(
                 f"{len(positions)} positions cannot fill an event of shape {tuple(part_shape)}"
             )
-        if bool((positions < -size).any() or (positions >= size).any()) or len(
-            (positions % size).unique()
-        ) != len(positions):
+        outside = bool((positions < -size).any() or (positions >= size).any())
+        if outside or len((positions % size).unique()) != len(positions):
             raise ValueError(
                 f"positions {positions.tolist()} must be distinct and lie in an event of {size} "
                 "numbers"
@@ -52,22 +51,17 @@ class Select(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch, *part)
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        return x.reshape((*batch, self.event_shape.numel()))[..., self.index].reshape(
-            batch + self.part_shape
-        )
+        selected = x.reshape((*batch, self.event_shape.numel()))[..., self.index]
+        return selected.reshape(batch + self.part_shape)
 
     def preimage(self, support: sets.Constraint) -> sets.Constraint | None:
         """The box of all x whose selected part lies in the box `support`."""
         if not isinstance(support, sets.Box) or support.integer:
             return None
-        low, high = (
-            torch.full((self.event_shape.numel(),), end, dtype=torch.float64)
-            for end in (-math.inf, math.inf)
-        )
-        low[self.index], high[self.index] = (
-            support.low.flatten().to(low),
-            support.high.flatten().to(high),
-        )
+        high = torch.full((self.event_shape.numel(),), math.inf, dtype=torch.float64)
+        low = -high
+        low[self.index] = support.low.flatten().to(low)
+        high[self.index] = support.high.flatten().to(high)
         return sets.Box(low.reshape(self.event_shape), high.reshape(self.event_shape))
 
 
@@ -95,13 +89,9 @@ class Fill(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (*batch, free) -> (*batch, *event)
         batch = x.shape[:-1]
-        known = (
-            torch.where(self.mask, self.x_known, 0)
-            .to(x)
-            .flatten()
-            .expand((*batch, self.mask.numel()))
-        )
-        return known.index_copy(-1, self.free, x).reshape(batch + self.mask.shape)
+        known = torch.where(self.mask, self.x_known, 0).to(x).flatten()
+        whole = known.expand((*batch, self.mask.numel())).index_copy(-1, self.free, x)
+        return whole.reshape(batch + self.mask.shape)
 
     def preimage(self, support: sets.Constraint) -> sets.Constraint | None:
         """The box of the free coordinates, empty where a known value lies outside the box
@@ -109,10 +99,9 @@ class Fill(nn.Module):
         if not isinstance(support, sets.Box):
             return None
         low, high = support.low.flatten()[self.free], support.high.flatten()[self.free]
-        known, mask = self.x_known, self.mask
-        if not bool(
-            (((known >= support.low.to(known)) & (known <= support.high.to(known))) | ~mask).all()
-        ):
+        known = self.x_known
+        inside = (known >= support.low.to(known)) & (known <= support.high.to(known))
+        if not bool((inside | ~self.mask).all()):
             low, high = torch.full_like(low, math.inf), torch.full_like(high, -math.inf)
         return sets.Box(low, high, integer=support.integer, step=support.step)
 

@@ -33,13 +33,9 @@ from poe.algebra.text import (
 def _(energy: Product, label: dict[int, str]) -> tuple[str, int]:
     chunks: list[tuple[str, int]] = []
     for term in energy.terms:
-        negative = term.coefficient < 0
-        if negative and chunks:
-            left, right = (
-                wrap(chunks[-1], SLASH),
-                wrap(factor(term, label, divided=True), SLASH + 1),
-            )
-            chunks[-1] = (f"{left} / {right}", SLASH)
+        if term.coefficient < 0 and chunks:
+            divisor = wrap(factor(term, label, divided=True), SLASH + 1)
+            chunks[-1] = f"{wrap(chunks[-1], SLASH)} / {divisor}", SLASH
         else:
             chunks.append(factor(term, label))
     if len(chunks) == 1:
@@ -48,10 +44,8 @@ def _(energy: Product, label: dict[int, str]) -> tuple[str, int]:
     shared = {term.coefficient for term in energy.terms}
     if len(shared) == 1 and not energy.learnable and joined.count("(") > 1:
         power = shared.pop()
-        factored = (
-            f"({' & '.join(wrap(child(t.energy, label), AND) for t in energy.terms)}) ** "
-            f"{number(power)}"
-        )
+        bases = " & ".join(wrap(child(t.energy, label), AND) for t in energy.terms)
+        factored = f"({bases}) ** {number(power)}"
         if factored.count("(") <= joined.count("("):
             return factored, POWER
     return joined, AND
@@ -69,21 +63,13 @@ def _(energy: Mixture, label: dict[int, str]) -> tuple[str, int]:
         wrapped = [wrap(texts[0], OR)] + [wrap(text, OR + 1) for text in texts[1:]]
         return " | ".join(wrapped), OR
     inner = ", ".join(text for text, _ in texts)
-    weights = (
-        ""
-        if energy.weights is None
-        else f", weights=[{', '.join(repr(w) for w in energy.weights)}]"
-    )
+    weights = f", weights=[{', '.join(map(repr, energy.weights))}]" if energy.weights else ""
     return f"poe.mixture([{inner}]{weights})", ATOM
 
 
 @roles.register
 def _(energy: Mixture) -> list[str]:
-    return (
-        [""] * len(energy.parts)
-        if energy.weights is None
-        else [f"{100 * weight:.4g} %" for weight in energy.weights]
-    )
+    return [f"{100 * w:.4g} %" for w in energy.weights or ()] or [""] * len(energy.parts)
 
 
 @written.register
@@ -115,35 +101,28 @@ def _(energy: Contrast) -> list[str]:
 @written.register
 def _(energy: Pullback, label: dict[int, str]) -> tuple[str, int]:
     text = child(energy.energy, label)
+    shape = tuple(energy.event_shape)
     if isinstance(energy.function, Select):
-        return (
-            f"poe.on({text[0]}, {energy.function.index.tolist()}, {tuple(energy.event_shape)})",
-            ATOM,
-        )
+        return f"poe.on({text[0]}, {energy.function.index.tolist()}, {shape})", ATOM
     function = label[id(energy.function)]
     if stated_shape(energy.function) is None and energy.event_shape != energy.energy.event_shape:
-        return f"poe.pullback({text[0]}, {function}, {tuple(energy.event_shape)})", ATOM
+        return f"poe.pullback({text[0]}, {function}, {shape})", ATOM
     return f"{wrap(text, SLASH)} @ {function}", SLASH
 
 
 @roles.register
 def _(energy: Pullback) -> list[str]:
-    select = isinstance(energy.function, Select)
-    return [
-        f"on {energy.function.index.tolist()}"
-        if select
-        else f"of {function_name(energy.function)}(x)"
-    ]
+    if isinstance(energy.function, Select):
+        return [f"on {energy.function.index.tolist()}"]
+    return [f"of {function_name(energy.function)}(x)"]
 
 
 @written.register
 def _(energy: Shifted, label: dict[int, str]) -> tuple[str, int]:
-    log_z = (
-        ""
-        if energy.stated is None
-        else f", log_z=poe.Estimate({energy.stated.value!r}, {energy.stated.standard_error!r})"
-    )
-    return f"poe.shift({child(energy.energy, label)[0]}, {energy.offset!r}{log_z})", ATOM
+    inner, known = f"{child(energy.energy, label)[0]}, {energy.offset!r}", energy.stated
+    if known is not None:
+        inner += f", log_z=poe.Estimate({known.value!r}, {known.standard_error!r})"
+    return f"poe.shift({inner})", ATOM
 
 
 @roles.register
@@ -154,21 +133,17 @@ def _(energy: Shifted) -> list[str]:
 def factor(term: Term, label: dict[int, str], *, divided: bool = False) -> tuple[str, int]:
     """A factor of a product and its power; `divided`: as it stands after `/`."""
     inner, coefficient = child(term.energy, label), term.coefficient
+    coefficient = abs(coefficient) if divided else coefficient
     if term.parameter is not None:
         text = f"{wrap(inner, POWER + 1)} ** Parameter(tensor({term.parameter.item()!r}))"
-        if coefficient in (1.0, -1.0):
-            return (
-                text if divided or coefficient > 0 else f"~{text}"
-            ), POWER if divided or coefficient > 0 else TILDE
-        return f"({text}) ** {number(abs(coefficient) if divided else coefficient)}", POWER
-    if coefficient == 1 or (divided and coefficient == -1):
+        if abs(coefficient) == 1:
+            return (text, POWER) if coefficient > 0 else (f"~{text}", TILDE)
+        return f"({text}) ** {number(coefficient)}", POWER
+    if coefficient == 1:
         return inner
     if coefficient == -1:
         return f"~{wrap(inner, TILDE)}", TILDE
-    return (
-        f"{wrap(inner, POWER + 1)} ** {number(abs(coefficient) if divided else coefficient)}",
-        POWER,
-    )
+    return f"{wrap(inner, POWER + 1)} ** {number(coefficient)}", POWER
 
 
 @balances.register

@@ -11,7 +11,7 @@ from typing import Any
 
 from poe import registry
 from poe.algebra.capabilities import NoiseConditional
-from poe.algebra.text import caveats, child, names, roles
+from poe.algebra.text import caveats, child, labels, roles
 
 # what upper floors know of an energy, by its title: the plan to draw it
 FURTHER: dict[str, Callable[[Any], str]] = {}
@@ -38,7 +38,7 @@ class Node:
 
 def outline(energy: Any) -> Node:
     """The tree of an expression."""
-    label = {id(thing): text for text, thing in names(energy).items()}
+    label = labels(energy)
     seen: set[int] = set()
 
     def visit(node: Any, role: str) -> Node:
@@ -58,9 +58,7 @@ def facts(energy: Any) -> dict[str, Any]:
     return {
         "event_shape": list(energy.event_shape),
         "support": repr(energy.support),
-        "log_z": None
-        if log_z is None
-        else {"value": log_z.value, "standard_error": log_z.standard_error},
+        "log_z": None if log_z is None else log_z._asdict(),
         "proper": energy.proper,
         "parameters": sum(p.numel() for p in energy.parameters()),
     }
@@ -141,12 +139,8 @@ def page(energy: Any) -> str:
     if energy.can(NoiseConditional) and isinstance(getattr(energy, "sigma", None), float):
         lines.append(f"  noise        {energy.sigma:g} (units of x)")
     lines += [f"  note         {note}" for note in caveats(energy)]
-    return "\n".join(
-        [
-            *lines,
-            *(f"  {title:<12} {say(energy).splitlines()[0]}" for title, say in FURTHER.items()),
-        ]
-    )
+    lines += [f"  {title:<12} {say(energy).splitlines()[0]}" for title, say in FURTHER.items()]
+    return "\n".join(lines)
 
 
 def html(energy: Any) -> str:
@@ -160,11 +154,9 @@ def html(energy: Any) -> str:
     )
     table = f'<table style="border-collapse:collapse;margin:4px 0;font-size:13px">{rows}</table>'
     tree = outline(energy)
-    parts = (
-        f'<ul style="list-style:none;margin:0;padding:0">{_branch(tree, None)}</ul>'
-        if tree.parts
-        else ""
-    )
+    parts = ""
+    if tree.parts:
+        parts = f'<ul style="list-style:none;margin:0;padding:0">{_branch(tree, None)}</ul>'
     return (
         f'<div style="{BOX}"><code '
         f'style="font-size:14px">{escape(str(energy))}</code>{table}{parts}</div>'

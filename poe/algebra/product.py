@@ -32,9 +32,7 @@ class Term(NamedTuple):
 
     @property
     def power(self) -> float:
-        return (
-            self.coefficient if self.parameter is None else self.coefficient * self.parameter.item()
-        )
+        return self.coefficient * (1.0 if self.parameter is None else self.parameter.item())
 
     def weigh(self, energy: Tensor) -> Tensor:
         """power · E, and +inf where E is, whatever the sign."""
@@ -43,11 +41,9 @@ class Term(NamedTuple):
         if self.parameter is None and self.coefficient > 0:
             return energy * self.coefficient
         void = energy == math.inf  # no inf meets a power, whose gradient it would spoil
-        power = (
-            self.coefficient
-            if self.parameter is None
-            else self.coefficient * self.parameter.reshape(())
-        )
+        power: float | Tensor = self.coefficient
+        if self.parameter is not None:
+            power = self.coefficient * self.parameter.reshape(())
         return torch.where(void, math.inf, torch.where(void, 0, energy) * power)
 
     def scaled(self, factor: float) -> Term:
@@ -105,10 +101,7 @@ class Product(Energy):
     @property
     def powers(self) -> tuple[float, ...]:
         """The powers as numbers."""
-        return tuple(
-            term.coefficient * (1.0 if term.parameter is None else term.parameter.item())
-            for term in self.terms
-        )
+        return tuple(term.power for term in self.terms)
 
     @property
     def parts(self) -> tuple[Energy, ...]:
@@ -191,25 +184,16 @@ def product(energies: Sequence[Energy], powers: Power | Sequence[Power] | None =
     factor of power 1 is itself. An `nn.Parameter` as a power stays its own, learnable term.
     """
     energies = energies_of(energies, "product", powers)
-    if powers is None:
-        powers = 1.0
-    if (
-        not isinstance(powers, Iterable)
-        or isinstance(powers, nn.Parameter)
-        or (isinstance(powers, Tensor) and powers.ndim == 0)
-    ):
-        powers = [powers] * len(energies)
-    powers = list(powers)  # type: ignore[arg-type]
-    if (
-        len(energies) == 1
-        and not isinstance(powers[0], Tensor)
-        and powers[0] == 1
-        and not isinstance(powers[0], bool)
-    ):
+    powers = 1.0 if powers is None else powers
+    scalar = isinstance(powers, nn.Parameter) or (isinstance(powers, Tensor) and powers.ndim == 0)
+    each: list[Any] = (
+        [powers] * len(energies) if scalar or not isinstance(powers, Iterable) else list(powers)
+    )
+    if len(energies) == 1 and not isinstance(each[0], Tensor | bool) and each[0] == 1:
         return energies[0]
-    if len(powers) != len(energies):
-        raise ValueError(f"{len(energies)} energies need as many powers, not {len(powers)}")
-    return flat(list(map(raised, energies, powers)), kept(energies, powers))
+    if len(each) != len(energies):
+        raise ValueError(f"{len(energies)} energies need as many powers, not {len(each)}")
+    return flat(list(map(raised, energies, each)), kept(energies, each))
 
 
 def raised(energy: Energy, power: Power) -> Term:
@@ -225,28 +209,24 @@ def flat(terms: Sequence[Term], combination: Combination | None = None) -> Energ
     dropped where nothing is lost. `combination` is what `combine` put together in it."""
     opened: list[Term] = []
     for term in terms:
-        if isinstance(term.energy, Product) and (
-            term.parameter is None or not term.energy.learnable
-        ):
-            for t in term.energy.terms:
-                parameter = t.parameter if term.parameter is None else term.parameter
-                opened.append(t.scaled(term.coefficient)._replace(parameter=parameter))
-        else:
+        nested = term.energy if isinstance(term.energy, Product) else None
+        if nested is None or (nested.learnable and term.parameter is not None):
             opened.append(term)
-    merged: dict[tuple[int, int | None], list[Term]] = {}
+            continue
+        for t in nested.terms:
+            parameter = t.parameter if term.parameter is None else term.parameter
+            opened.append(t.scaled(term.coefficient)._replace(parameter=parameter))
+    merged: dict[tuple[int, int], list[Term]] = {}
     for term in opened:
-        merged.setdefault(
-            (id(term.energy), None if term.parameter is None else id(term.parameter)), []
-        ).append(term)
+        merged.setdefault((id(term.energy), id(term.parameter)), []).append(term)
     left = [
         same[-1]._replace(coefficient=summed([term.coefficient for term in same]))
         for same in merged.values()
     ]
     for term in [t for t in left if t.coefficient == 0]:
         rest = [t for t in left if t is not term]
-        if rest and sets.covers(
-            term.energy.support, sets.intersect([t.energy.support for t in rest])
-        ):
+        supports = [t.energy.support for t in rest]
+        if rest and sets.covers(term.energy.support, sets.intersect(supports)):
             left = rest
     if len(left) == 1 and left[0].coefficient == 1 and left[0].parameter is None:
         return left[0].energy

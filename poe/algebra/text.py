@@ -3,6 +3,7 @@ knows energies by their parts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import singledispatch
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -74,9 +75,19 @@ def names(energy: Any) -> dict[str, Any]:
             found[id(function)] = function, function_name(function)
 
     visit(energy, True)
+    return labelled(found.values())
+
+
+def labels(energy: Any) -> dict[int, str]:
+    """The labels of `names`, by the identity of what they name."""
+    return {id(thing): label for label, thing in names(energy).items()}
+
+
+def labelled(things: Iterable[tuple[Any, str]]) -> dict[str, Any]:
+    """Things by their names; different ones with one name get `_2`, `_3`, ..."""
     labels: dict[str, Any] = {}
     counts: dict[str, int] = {}
-    for thing, base in found.values():
+    for thing, base in things:
         label, count = base, counts.get(base, 1)
         while label in labels:
             count += 1
@@ -89,7 +100,7 @@ def caveats(energy: Any) -> list[str]:
     """Where a `|` or `-` rests on parts whose log Z is unknown, so that their balance is
     arbitrary."""
     notes: dict[str, None] = {}
-    label = {id(thing): text for text, thing in names(energy).items()}
+    label = labels(energy)
     stack = [energy]
     while stack:
         node = stack.pop()
@@ -111,7 +122,7 @@ def wrap(text: tuple[str, int], least: int) -> str:
 def bracketed(energy: Any, least: int = AND) -> str:
     """The text of an energy as it stands in a product, or with another least precedence, in
     brackets where it must."""
-    return wrap(written(energy, {id(thing): text for text, thing in names(energy).items()}), least)
+    return wrap(written(energy, labels(energy)), least)
 
 
 def child(energy: Any, label: dict[int, str]) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from poe.algebra.energy import Energy
 from poe.algebra.maps import Fill
 from poe.algebra.product import Product
 from poe.algebra.shifted import unshifted
-from poe.algebra.text import child, function_name, function_of
+from poe.algebra.text import child, function_name, function_of, labelled
 from poe.io.container import RECIPE_KEY, StorageError, checksum, compact, plain, recipe_text
 from poe.io.syntax import read
 
@@ -89,14 +89,7 @@ def _parts(energy: Energy) -> dict[str, Any]:
             found.setdefault(id(function), (function, function_name(function)))
         if not node.parts or (node.name and node is not energy):
             found.setdefault(id(node), (node, node.name or type(node).__name__.lower()))
-    labels: dict[str, Any] = {}
-    for part, base in found.values():
-        label, count = base, 1
-        while label in labels:
-            count += 1
-            label = f"{base}_{count}"
-        labels[label] = part
-    return labels
+    return labelled(found.values())
 
 
 def _composed(node: Energy, labels: dict[int, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from poe.algebra.energy import Energy
 from poe.algebra.maps import Select
 from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback
-from poe.algebra.text import child, names
+from poe.algebra.text import child, labels
 
 CHUNK = 1 << 14  # points evaluated at a time
 OWN_DRAWS = 4096  # of an expert alone, which show where it has its mass
@@ -37,7 +37,7 @@ class Component(NamedTuple):
 def components(energy: Energy) -> list[Component]:
     """The experts of a composition, each once, in the order in which they are written. A named part
     and what stands under an `@` stay whole, as they print."""
-    label = {id(thing): text for text, thing in names(energy).items()}
+    label = labels(energy)
     found: dict[int, Component] = {}
 
     def visit(node: Energy, sign: str) -> None:
@@ -146,11 +146,9 @@ def regions(values: Tensor, masses: Sequence[float]) -> list[float]:
     ordered = values[values < math.inf].flatten().sort().values
     if not len(ordered):
         return []
-    share = (
-        (ordered[ordered.isfinite()].min() - ordered).exp().cumsum(0)
-        if bool(ordered.isfinite().any())
-        else ordered
-    )
+    share, finite = ordered, ordered[ordered.isfinite()]
+    if len(finite):
+        share = (finite.min() - ordered).exp().cumsum(0)
     places = [int(torch.searchsorted(share, mass * share[-1])) for mass in masses]
     return [ordered[min(place, len(ordered) - 1)].item() for place in places]
 
@@ -159,9 +157,6 @@ def density(values: Tensor, cell: float, log_z: float | None, share: float = 1.0
     """exp(-E - log Z) on an even grid. Where log Z is not known the density is scaled to have mass
     `share` on the grid, whose cells have volume `cell`."""
     if log_z is None:
-        log_z = (
-            torch.logsumexp(-values[~values.isnan()].flatten(), 0).item()
-            + math.log(cell)
-            - math.log(max(share, 1e-300))
-        )
+        total = torch.logsumexp(-values[~values.isnan()].flatten(), 0).item()
+        log_z = total + math.log(cell) - math.log(max(share, 1e-300))
     return (-values - log_z).exp()

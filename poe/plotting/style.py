@@ -11,16 +11,7 @@ from poe.algebra import support as sets
 
 MAX_DOTS = 1500  # draws painted as dots; more hide what is under them
 # distinct for colour-blind readers too
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8c564b",
-    "#7f7f7f",
-)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 INK, BARS = "#222222", "#9db4c8"
 
 
