@@ -122,12 +122,8 @@ def name_of(owner: Callable[..., Any]) -> str | None:
     is not."""
     if owner in _names:
         return _names[owner]
-    offered = (
-        name
-        for name, point in _declared(GROUP).items()
-        if f"{point.module}.{point.attr}" == _path(owner)
-    )
-    return next(offered, None)
+    points, path = _declared(GROUP).items(), _path(owner)
+    return next((name for name, p in points if f"{p.module}.{p.attr}" == path), None)
 
 
 def converter(type_path: str) -> Callable[[Convert], Convert]:
@@ -252,10 +248,8 @@ def _unknown(name: str) -> str:
                 f"no expert is named {name!r}: {install} brings the library, and "
                 "poe.as_energy(model) takes a model of it"
             )
-    return (
-        "no expert is named "
-        f"{name!r}{near(name, known) or '; available: ' + (', '.join(known) or 'none')}"
-    )
+    hint = near(name, known) or f"; available: {', '.join(known) or 'none'}"
+    return f"no expert is named {name!r}{hint}"
 
 
 def _add_install_line(error: ImportError) -> None:
@@ -293,11 +287,8 @@ def _canonical(name: str) -> str:
 
 
 def _source(point: EntryPoint) -> str:
-    return (
-        f"the plug-in {point.dist.name!r}"
-        if point.dist is not None
-        else f"the plug-in at {point.value!r}"
-    )
+    where = f"at {point.value!r}" if point.dist is None else repr(point.dist.name)
+    return f"the plug-in {where}"
 
 
 def _failure(point: EntryPoint, error: Exception) -> str:

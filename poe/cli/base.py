@@ -61,6 +61,12 @@ def whole(least: int) -> Callable[[str], int]:
     return read
 
 
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """The argument `--seed`."""
+    text = "of all randomness: same seed, same result (default: %(default)s)"
+    parser.add_argument("--seed", type=whole(0), default=0, help=text)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 from poe import registry
 from poe.algebra.energy import Energy
-from poe.cli.base import Command, Failure, emit, whole
+from poe.cli.base import Command, Failure, add_seed, emit, whole
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +29,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default=4000,
         help="of the statistical laws (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed", type=whole(0), default=0, help="of all randomness (default: %(default)s)"
-    )
+    add_seed(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -49,18 +47,11 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         report = check_expert(make, draws=arguments.draws, seed=arguments.seed)
     except LawError as error:
-        emit(
-            str(error),
-            {"factory": arguments.factory, "passed": False, "broken": str(error)},
-            arguments.json,
-        )
+        facts = {"factory": arguments.factory, "passed": False, "broken": str(error)}
+        emit(str(error), facts, arguments.json)
         return 1
-    facts = {
-        "factory": arguments.factory,
-        "passed": True,
-        "holds": report.checked,
-        "skipped": report.skipped,
-    }
+    facts = {"holds": report.checked, "skipped": report.skipped}
+    facts = {"factory": arguments.factory, "passed": True} | facts
     emit(str(report), facts, arguments.json)
     return 0
 

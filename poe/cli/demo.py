@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import poe
-from poe.cli.base import Command, emit, whole
+from poe.cli.base import Command, add_seed, emit, whole
 from poe.plotting import figures
 
 # of the zoo's `digits`, and the digits that each was trained on
@@ -39,9 +39,8 @@ def demo(out: Path, count: int, seed: int, *, as_json: bool = False) -> None:
     pictures: dict[str, Tensor] = {}
     results: list[dict[str, Any]] = []
     for expression, digits in (EXPERTS | COMPOSITIONS).items():
-        draws = _drawn(
-            poe.parse(expression, experts), EXPERT_DRAWS if expression in EXPERTS else count, seed
-        )
+        n = EXPERT_DRAWS if expression in EXPERTS else count
+        draws = _drawn(poe.parse(expression, experts), n, seed)
         labels = judge.predict(draws.x)
         wanted = torch.tensor([int(digit) for digit in digits])
         right = torch.isin(labels, wanted).double().mean().item()
@@ -68,11 +67,8 @@ def _drawn(energy: poe.Energy, count: int, seed: int) -> poe.Draws:
 
 
 def _shares(labels: Tensor) -> str:
-    digits, counts = labels.unique(return_counts=True)
-    return ", ".join(
-        f"{d} {100 * c / len(labels):.0f} %"
-        for d, c in zip(digits.tolist(), counts.tolist(), strict=True)
-    )
+    counted = torch.stack(labels.unique(return_counts=True), 1).tolist()
+    return ", ".join(f"{digit} {100 * n / len(labels):.0f} %" for digit, n in counted)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +84,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default=200,
         help="draws of each composition (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=whole(0), default=0)
+    add_seed(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:

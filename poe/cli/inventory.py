@@ -24,28 +24,19 @@ def _run(arguments: argparse.Namespace) -> int:
     lines += ["", "pretrained, loaded by poe.load(NAME), and names in expressions:"]
     lines += _table(
         ["name", "kind", "event", "parameters", "size", "licence"],
-        [
-            [
-                e["name"],
-                e["kind"],
-                _shape(e),
-                _count(e["parameters"]),
-                f"{e['bytes'] / 1000:.0f} kB",
-                e["licence"],
-            ]
-            for e in pretrained
-        ],
+        [_cells(entry) for entry in pretrained],
     )
     emit("\n".join(lines), {"registered": registered, "zoo": pretrained}, arguments.json)
     return 0
 
 
-def _shape(entry: dict[str, Any]) -> str:
-    return "?" if entry["event_shape"] is None else str(tuple(entry["event_shape"]))
-
-
-def _count(number: int | None) -> str:
-    return "?" if number is None else f"{number:,}"
+def _cells(entry: dict[str, Any]) -> list[str | None]:
+    """The row of a pretrained expert; None where its card does not say."""
+    shape, count = entry["event_shape"], entry["parameters"]
+    event = None if shape is None else str(tuple(shape))
+    size = f"{entry['bytes'] / 1000:.0f} kB"
+    parameters = None if count is None else f"{count:,}"
+    return [entry["name"], entry["kind"], event, parameters, size, entry["licence"]]
 
 
 def _registered() -> Iterable[dict[str, Any]]:
@@ -60,13 +51,8 @@ def _registered() -> Iterable[dict[str, Any]]:
         said = {} if dist is None else dist.metadata.json
         licence = said.get("license_expression") or said.get("license")
         package = None if dist is None else dist.name
-        yield {
-            "name": name,
-            "kind": kind,
-            "event_shape": None,
-            "licence": licence,
-            "package": package,
-        }
+        facts = {"event_shape": None, "licence": licence, "package": package}
+        yield {"name": name, "kind": kind, **facts}
 
 
 def _pretrained() -> Iterable[dict[str, Any]]:
@@ -84,16 +70,11 @@ def _table(titles: list[str], rows: list[list[Any]]) -> list[str]:
     cells = [[str("?" if cell is None else cell) for cell in row] for row in [titles, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
     others = sum(widths) - widths[1] + 2 * len(widths)
-    widths[1] = min(
-        widths[1], max(30, min(72, shutil.get_terminal_size((160, 24)).columns - others))
-    )
+    room = shutil.get_terminal_size((160, 24)).columns - others
+    widths[1] = min(widths[1], max(30, min(72, room)))
     for row in cells:
         row[1] = textwrap.shorten(row[1], widths[1], placeholder=" ...")
-    return [
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
 COMMAND = Command(

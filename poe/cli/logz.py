@@ -10,7 +10,7 @@ import poe
 from poe.algebra.energy import Energy, Estimate
 from poe.algebra.errors import ImproperWarning
 from poe.cli import expressions
-from poe.cli.base import UNTRUSTED, Command, Failure, emit, tell, whole
+from poe.cli.base import UNTRUSTED, Command, Failure, add_seed, emit, tell, whole
 from poe.sampling.estimation import EstimateWarning
 from poe.sampling.log_partition import ESTIMATORS
 
@@ -23,9 +23,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(32),
         help="particles in all (default: as many as the method needs)",
     )
-    parser.add_argument(
-        "--seed", type=whole(0), default=0, help="of all randomness (default: %(default)s)"
-    )
+    add_seed(parser)
     parser.add_argument(
         "--method",
         choices=ESTIMATORS,

@@ -17,7 +17,7 @@ import poe
 from poe.algebra.energy import Energy
 from poe.algebra.errors import ImproperWarning
 from poe.cli import expressions
-from poe.cli.base import UNTRUSTED, Command, Failure, emit, tell, to_json, whole
+from poe.cli.base import UNTRUSTED, Command, Failure, add_seed, emit, tell, to_json, whole
 from poe.diagnostics.draws import Draws
 from poe.io.container import write_atomically
 from poe.plotting import figures
@@ -32,12 +32,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--draws", type=whole(1), default=1000, help="how many draws (default: %(default)s)"
     )
-    parser.add_argument(
-        "--seed",
-        type=whole(0),
-        default=0,
-        help="of all randomness: same seed, same draws (default: %(default)s)",
-    )
+    add_seed(parser)
     parser.add_argument(
         "--method", choices=METHODS, help="how to draw (default: the plan of `poe show`)"
     )

@@ -17,32 +17,17 @@ def _run(arguments: argparse.Namespace) -> int:
     methods, plan = drawing(energy)
     facts = outline.words(energy)
     width = max(map(len, facts))
-    lines = [str(energy), ""] + [
-        f"{title.ljust(width)}  {_indented(text, width + 2)}" for title, text in facts.items()
-    ]
-    report = {
-        "expression": str(energy),
-        **outline.facts(energy),
-        "methods": methods,
-        "plan": plan,
-        "tree": _branch(tree),
-    }
-    emit("\n".join([*lines, "", *outline.lines(tree)]), report, arguments.json)
+    margin = "\n" + " " * (width + 2)
+    rows = [f"{t.ljust(width)}  {margin.join(fact.splitlines())}" for t, fact in facts.items()]
+    report = {"expression": str(energy), **outline.facts(energy)}
+    report |= {"methods": methods, "plan": plan, "tree": _branch(tree)}
+    emit("\n".join([str(energy), "", *rows, "", *outline.lines(tree)]), report, arguments.json)
     return 0
 
 
-def _indented(text: str, margin: int) -> str:
-    return ("\n" + " " * margin).join(text.splitlines())
-
-
 def _branch(node: outline.Node) -> dict[str, Any]:
-    return {
-        "role": node.role,
-        "expression": node.text,
-        "kind": node.kind,
-        **node.facts,
-        "parts": [_branch(p) for p in node.parts],
-    }
+    said = {"role": node.role, "expression": node.text, "kind": node.kind}
+    return {**said, **node.facts, "parts": [_branch(part) for part in node.parts]}
 
 
 COMMAND = Command(

@@ -40,9 +40,8 @@ def compact(recipe: Mapping[str, Any]) -> str:
 def checksum(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the recipe (but for its own "sha256") and of the tensors' names, types, shapes and
     bytes."""
-    digest = hashlib.sha256(
-        compact({key: recipe[key] for key in recipe if key != "sha256"}).encode()
-    )
+    described = {key: value for key, value in recipe.items() if key != "sha256"}
+    digest = hashlib.sha256(compact(described).encode())
     for key in sorted(tensors):
         tensor = tensors[key]
         digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -35,9 +35,8 @@ def _on(energy: Energy, index: Any, event_shape: Any) -> Energy:
 
 
 def _pullback(energy: Energy, function: Any, event_shape: Any = None) -> Energy:
-    return algebra.pullback(
-        energy, function, None if event_shape is None else _checked(event_shape)
-    )
+    shape = None if event_shape is None else _checked(event_shape)
+    return algebra.pullback(energy, function, shape)
 
 
 def _shift(energy: Energy, offset: float, *, log_z: Any = None) -> Energy:
@@ -48,15 +47,12 @@ def _shift(energy: Energy, offset: float, *, log_z: Any = None) -> Energy:
 
 def _checked(event_shape: Any) -> torch.Size:
     """An event shape whose tensors fit into memory."""
-    if not isinstance(event_shape, list | tuple) or not all(
-        isinstance(size, int) and size >= 0 for size in event_shape
-    ):
+    listed = isinstance(event_shape, list | tuple)
+    if not listed or not all(isinstance(size, int) and size >= 0 for size in event_shape):
         raise TypeError("an event shape is a tuple of sizes such as (2,) or (8, 8)")
-    if math.prod(event_shape) > MAX_EVENT:
-        raise ValueError(
-            f"an event of {math.prod(event_shape):,} numbers is too large; at most {MAX_EVENT:,} "
-            "are read"
-        )
+    n = math.prod(event_shape)
+    if n > MAX_EVENT:
+        raise ValueError(f"an event of {n:,} numbers is too large; at most {MAX_EVENT:,} are read")
     return torch.Size(event_shape)
 
 

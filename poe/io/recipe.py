@@ -110,9 +110,8 @@ def _parsed(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Energy:
     energy = read(entry["expression"], known)
     if "combination" in entry:
         posteriors = tuple(read(text, known) for text in entry["combination"]["posteriors"])
-        priors = tuple(
-            (read(text, known), int(count)) for text, count in entry["combination"]["priors"]
-        )
+        factors = entry["combination"]["priors"]
+        priors = tuple((read(text, known), int(count)) for text, count in factors)
         energy = combined_as(energy, Combination(posteriors, priors))
     return energy
 
@@ -250,17 +249,10 @@ def _rebuild(
     former: Mapping[str, str],
 ) -> Any:
     label, name = entry["label"], entry["name"]
-    prefix = f"{label}:"
-    state = {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }
+    state = _below(f"{label}:", tensors)
     shared = entry.get("shared", {})
     for module, place in shared.items():
-        state |= {
-            module + key.removeprefix(place): value
-            for key, value in tensors.items()
-            if key.startswith(f"{place}.")
-        }
+        state |= {f"{module}.{key}": value for key, value in _below(f"{place}.", tensors).items()}
     if "expression" in entry:
         part = _parsed(entry, known)
     elif "map" in entry:
@@ -276,6 +268,11 @@ def _rebuild(
     if isinstance(part, Energy):
         part.name = name
     return part
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose keys begin so, by what follows."""
+    return {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
 
 
 def _fill_state(part: nn.Module, state: Mapping[str, Tensor], label: str) -> None:

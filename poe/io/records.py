@@ -52,9 +52,8 @@ class Codec:
             case ["tensor", int(number), bool(away)]:
                 return tensor(number).to(self.device) if away else tensor(number)
             case ["record", str(name), dict(fields)]:
-                return self.classes[name](
-                    **{key: self.decode(value, tensor) for key, value in fields.items()}
-                )
+                decoded = {key: self.decode(value, tensor) for key, value in fields.items()}
+                return self.classes[name](**decoded)
             case ["dict", dict(items)]:
                 return {key: self.decode(value, tensor) for key, value in items.items()}
             case ["list", list(items)]:
@@ -71,17 +70,14 @@ class Codec:
         """The tree as one message."""
         form, tensors = self.encode(tree)
         named = {str(number): plain(tensor) for number, tensor in enumerate(tensors)}
-        return safetensors.torch.save(
-            named
-            | {"form": torch.frombuffer(bytearray(json.dumps(form).encode()), dtype=torch.uint8)}
-        )
+        named["form"] = torch.frombuffer(bytearray(json.dumps(form).encode()), dtype=torch.uint8)
+        return safetensors.torch.save(named)
 
     def unpack(self, message: bytes) -> Any:
         """The tree of a message."""
         named = safetensors.torch.load(message)
-        return self.decode(
-            json.loads(named["form"].numpy().tobytes()), lambda number: named[str(number)]
-        )
+        form = json.loads(named["form"].numpy().tobytes())
+        return self.decode(form, lambda number: named[str(number)])
 
     def _learn(self, tree: Any) -> None:
         if isinstance(tree, type):
@@ -95,9 +91,7 @@ class Codec:
         elif isinstance(tree, list | tuple):
             for value in tree:
                 self._learn(value)
-        elif not isinstance(tree, (*_SCALARS, Tensor)) and not any(
-            part is tree for part in self.parts
-        ):
+        elif not (isinstance(tree, (*_SCALARS, Tensor)) or any(p is tree for p in self.parts)):
             self.parts.append(tree)
 
     def _learn_class(self, cls: type) -> None:
@@ -114,11 +108,8 @@ class Codec:
             tensors.append(tree.detach())
             return ["tensor", len(tensors) - 1, tree.device.type != "cpu"]
         if _name(type(tree)) in self.classes:
-            return [
-                "record",
-                _name(type(tree)),
-                {key: self._encode(value, tensors) for key, value in _fields(tree).items()},
-            ]
+            fields = {key: self._encode(value, tensors) for key, value in _fields(tree).items()}
+            return ["record", _name(type(tree)), fields]
         if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
             return ["dict", {key: self._encode(value, tensors) for key, value in tree.items()}]
         if type(tree) in (list, tuple):
@@ -138,11 +129,8 @@ def _is_record(cls: type) -> bool:
 def _fields(record: Any) -> dict[str, Any]:
     if isinstance(record, tuple):
         return record._asdict()  # type: ignore[attr-defined]
-    return {
-        field.name: getattr(record, field.name)
-        for field in dataclasses.fields(record)
-        if field.init
-    }
+    fields = (field.name for field in dataclasses.fields(record) if field.init)
+    return {name: getattr(record, name) for name in fields}
 
 
 def _name(cls: type) -> str:

@@ -25,27 +25,17 @@ MAX_DEPTH = 60  # levels of brackets and of different operators
 MAX_CHAIN = 600  # equal operators in a row that nest, as in a - b - c
 MAX_NUMBER = 1e300
 
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
-    ast.Pow: operator.pow,
-    ast.Div: operator.truediv,
-    ast.Sub: operator.sub,
-    ast.MatMult: operator.matmul,
-    ast.Add: operator.add,  # these are refused by energies, with a hint
-    ast.Mult: operator.mul,
-    ast.BitXor: operator.xor,
-}
-_SIGNS: dict[type[ast.operator], str] = {
-    ast.BitAnd: "&",
-    ast.BitOr: "|",
-    ast.Pow: "**",
-    ast.Div: "/",
-    ast.Sub: "-",
-    ast.MatMult: "@",
-    ast.Add: "+",
-    ast.Mult: "*",
-    ast.BitXor: "^",
+# the sign of an operator in messages, and what it does
+_OPERATORS: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.BitAnd: ("&", operator.and_),
+    ast.BitOr: ("|", operator.or_),
+    ast.Pow: ("**", operator.pow),
+    ast.Div: ("/", operator.truediv),
+    ast.Sub: ("-", operator.sub),
+    ast.MatMult: ("@", operator.matmul),
+    ast.Add: ("+", operator.add),  # these are refused by energies, with a hint
+    ast.Mult: ("*", operator.mul),
+    ast.BitXor: ("^", operator.xor),
 }
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.Invert: operator.invert,
@@ -126,7 +116,7 @@ class _Reader:
         if depth > MAX_DEPTH:
             self.fail("the expression is nested too deep", node)
         match node:
-            case ast.BinOp(op=op) if type(op) in _BINARY:
+            case ast.BinOp(op=op) if type(op) in _OPERATORS:
                 return self.binary(node, depth)
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
                 return self.unary(node, _UNARY[type(op)], operand, depth)
@@ -167,25 +157,25 @@ class _Reader:
             chain.append(chain[-1].left)
         if len(chain) > MAX_CHAIN and not isinstance(node.op, ast.BitAnd | ast.BitOr):
             self.fail("the expression is nested too deep", node)  # those two make flat nodes
+        sign, function = _OPERATORS[type(node.op)]
         value = self.operand(chain[-1].left, depth)
         for link in reversed(chain):
             right = self.operand(link.right, depth)
             if is_number(value) and is_number(right):
                 value = self.arithmetic(link, value, right)
             elif isinstance(value, Energy) or isinstance(right, Energy):
-                value = self.apply(link, _BINARY[type(link.op)], value, right)
+                value = self.apply(link, function, value, right)
             else:
-                self.fail(
-                    f"{_sign(link.op)} cannot combine {kind(value)} and {kind(right)}: {_ALLOWED}",
-                    link,
-                )
+                pair = f"{kind(value)} and {kind(right)}"
+                self.fail(f"{sign} cannot combine {pair}: {_ALLOWED}", link)
         return value
 
     def arithmetic(self, node: ast.BinOp, left: float, right: float) -> float:
+        sign, function = _OPERATORS[type(node.op)]
         if not isinstance(node.op, _ARITHMETIC):
-            self.fail(f"{_sign(node.op)} combines energies, not numbers", node)
+            self.fail(f"{sign} combines energies, not numbers", node)
         try:
-            value = _BINARY[type(node.op)](float(left), float(right))
+            value = function(float(left), float(right))
         except ZeroDivisionError as error:
             self.fail(str(error), node, error)
         except OverflowError:
@@ -276,7 +266,3 @@ def _dotted(node: ast.expr) -> str | None:
 
 def _short(name: str) -> str:
     return re.sub(r"^(poe|torch\.nn|nn|torch)\.", "", name)
-
-
-def _sign(op: ast.operator) -> str:
-    return _SIGNS.get(type(op), type(op).__name__)
