@@ -127,8 +127,9 @@ class BlackBox(External):
         proper = True if log_z is not None else proper
         super().__init__(event_shape, support=support, proper=proper, bounded=bounded, name=name)
         self._log_prob, self._gradient = log_prob, gradient
-        plain = not (log_z is None or isinstance(log_z, Estimate))
-        self._log_z = Estimate(float(log_z)) if plain else log_z
+        if log_z is not None and not isinstance(log_z, Estimate):
+            log_z = Estimate(float(log_z))
+        self._log_z = log_z
 
     def energies(self, rows: np.ndarray) -> Any:  # (n, *event) -> (n)
         return -np.asarray(self._log_prob(rows), dtype=float)

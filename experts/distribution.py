@@ -260,7 +260,8 @@ def _used_probs(dist: td.Distribution) -> bool:
 
 def _arguments(dist: td.Distribution, spec: dict[str, Any]) -> list[tuple[str, Any]]:
     attributes = {"base_distribution": "base_dist"}
-    return [(key, getattr(dist, attributes.get(key, key))) for key in spec["arguments"]]
+    keys: list[str] = list(spec["arguments"])
+    return [(key, getattr(dist, attributes.get(key, key))) for key in keys]
 
 
 def _build(
@@ -312,8 +313,8 @@ def _checked(spec: Any) -> dict[str, Any]:
     """The description in a file. Raises ValueError unless it names a public type of
     torch.distributions and its arguments."""
     name = spec.get("type") if isinstance(spec, dict) else None
-    known = isinstance(name, str) and name in _TYPES and name not in _ABSTRACT
-    if not known or not isinstance(spec.get("arguments"), dict):
+    listed = isinstance(spec, dict) and isinstance(spec.get("arguments"), dict)
+    if not listed or not isinstance(name, str) or name in _ABSTRACT or name not in _TYPES:
         raise ValueError(
             f"{name!r} is not a distribution of torch.distributions that a file may name"
         )
