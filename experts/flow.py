@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import einops
@@ -48,20 +47,7 @@ class Flow(WrappedFlow):
 
     LIBRARY = "nflows"
 
-    def __init__(
-        self,
-        flow: Nflow | None = None,
-        *,
-        event_shape: Sequence[int] | None = None,
-        context_shape: Sequence[int] | None = None,
-        name: str | None = None,
-        **arguments: Any,
-    ) -> None:
-        if flow is not None:
-            couplings.mend(flow)
-        super().__init__(
-            flow, event_shape=event_shape, context_shape=context_shape, name=name, **arguments
-        )
+    _prepare = staticmethod(couplings.mend)
 
     @staticmethod
     def build(features: int, *, context: int = 0, **architecture: Any) -> Nflow:

@@ -42,6 +42,7 @@ class Text(Autoregressive):
         vocabulary: the tokens, with those that start, end and fill a text.
     """
 
+    _point_dtype: torch.dtype = torch.long
     allowed: Tensor
     filler: Tensor
 
@@ -76,10 +77,6 @@ class Text(Autoregressive):
 
     def _values(self, x: Tensor) -> Tensor:
         return vectors(x, 1).long()
-
-    @property
-    def _point_dtype(self) -> torch.dtype:
-        return torch.long
 
 
 @register("ngram")

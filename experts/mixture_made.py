@@ -52,6 +52,7 @@ class MixtureMADE(Density):
     Raises ValueError where `order` is not a permutation of the positions.
     """
 
+    bounded: bool | None = True  # no conditional density exceeds 1 / (min_scale √(2π))
     order: Tensor
 
     def __init__(
@@ -126,11 +127,6 @@ class MixtureMADE(Density):
         x = prefix.new_zeros(*prefix.shape[:-1], n)
         x[..., self.order[:t]] = prefix
         return torch.stack(self._conditionals(x, int(self.order[t])), -2)
-
-    @property
-    def bounded(self) -> bool | None:
-        """True: no conditional density exceeds 1 / (min_scale √(2π))."""
-        return True
 
     def config(self) -> dict[str, Any]:
         return self._config

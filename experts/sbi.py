@@ -153,6 +153,7 @@ class Posterior(Amortised):
     """
 
     trials = False
+    proper: bool | None = True
 
     def __init__(
         self,
@@ -175,10 +176,6 @@ class Posterior(Amortised):
     @property
     def log_z(self) -> Estimate | None:
         return self._log_z
-
-    @property
-    def proper(self) -> bool | None:
-        return True
 
     @torch.no_grad()
     def sample(self, n: int | tuple[int, ...], *, generator: Generator | None = None) -> Tensor:

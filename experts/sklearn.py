@@ -89,6 +89,7 @@ class KernelDensity(Density):
     Raises ValueError for the kernel "cosine" or a metric other than the Euclidean one.
     """
 
+    bounded: bool | None = True
     points: Tensor
     log_weights: Tensor
     bandwidth: Tensor
@@ -183,10 +184,6 @@ class KernelDensity(Density):
                 return uniform[:, : d + 1].topk(2).values[:, 1]
             case _:  # Epanechnikov, r² ~ Beta(d/2, 2): the product u^(2/d) v^(2/(d + 2))
                 return uniform[:, 0] ** (1 / d) * uniform[:, 1] ** (1 / (d + 2))
-
-    @property
-    def bounded(self) -> bool | None:
-        return True
 
     def config(self) -> dict[str, Any]:
         return {"shape": list(self.points.shape), "kernel": self.kernel}

@@ -85,6 +85,7 @@ class WrappedFlow(Locked, Density):
                 f"the flow of {self.LIBRARY} mixes {' and '.join(sorted(mixed))}: call "
                 "flow.float() or flow.double()"
             )
+        self._prepare(flow)
         flow.eval()
         shape = self._features(flow, bound)
         shape = torch.Size(event_shape or ()) if shape is None else shape
@@ -118,6 +119,10 @@ class WrappedFlow(Locked, Density):
     @abstractmethod
     def build(features: int, *, context: int = 0, **architecture: Any) -> nn.Module:
         """A new flow of plain arguments."""
+
+    @staticmethod
+    def _prepare(flow: Any) -> None:
+        """Changes that a flow needs before it is wrapped."""
 
     @staticmethod
     @abstractmethod

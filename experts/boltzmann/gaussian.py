@@ -34,6 +34,8 @@ class GaussianRBM(Restricted):
     Reference: Welling, Rosen-Zvi and Hinton 2005, Exponential family harmoniums.
     """
 
+    proper: bool | None = True  # softplus grows linearly, the Gaussian decays faster
+    bounded: bool | None = True
     loc: Tensor
     scale: Tensor
 
@@ -63,15 +65,6 @@ class GaussianRBM(Restricted):
     def forward(self, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
         residual = (self._flat(x) - self.loc) / self.scale
         return 0.5 * residual.square().sum(-1) - softplus(self._inputs(x), threshold=40).sum(-1)
-
-    @property
-    def proper(self) -> bool | None:
-        """True: softplus grows linearly, the Gaussian decays faster."""
-        return True
-
-    @property
-    def bounded(self) -> bool | None:
-        return True
 
     def sample_block(self, x: Tensor, block: int, uniforms: Tensor) -> Tensor:
         # (*batch, *event), (*batch, H + n) -> (*batch, *event)

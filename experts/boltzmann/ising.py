@@ -87,11 +87,8 @@ class Ising(PairModel):
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             s = self._spins(x)
-            local = (
-                self._everywhere(s)
-                if self.is_grid
-                else self._local(s, torch.arange(s.shape[-1], device=s.device))
-            )
+            every = torch.arange(s.shape[-1], device=s.device)
+            local = self._everywhere(s) if self.is_grid else self._local(s, every)
             energy = -0.5 * (s * (local + self._fields)).sum(-1)
             return energy, (-2 * local if self.bits else -local).reshape(x.shape)
 
@@ -156,6 +153,8 @@ class Potts(PairModel):
         learnable: makes couplings and fields `nn.Parameter`s.
     """
 
+    _point_dtype: torch.dtype = torch.long
+
     def __init__(
         self,
         event_shape: Sequence[int],
@@ -209,10 +208,6 @@ class Potts(PairModel):
     @property
     def _fields(self) -> Tensor:  # (n, q)
         return self.fields.expand(*self.event_shape, self.values).reshape(-1, self.values)
-
-    @property
-    def _point_dtype(self) -> torch.dtype:
-        return torch.long
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         return self._fields.detach().double().cpu(), torch.eye(self.values, dtype=torch.float64)
