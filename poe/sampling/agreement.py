@@ -117,7 +117,8 @@ def _baselines(
     signed = [(part, times) for part, times in listed if part is not None]
     if len(signed) < len(listed):
         return {}
-    known, found = [part for part in parts if part is not None], {}
+    known = [part for part in parts if part is not None]
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     spread, near = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     for part, times in signed[::-1]:
         if times > 0:
@@ -132,8 +133,7 @@ def _baselines(
     inward = axes.T @ total @ axes
     if float(torch.linalg.eigvalsh(inward).min()) > 0:
         covariance = axes @ torch.linalg.inv(inward) @ axes.T
-        sd = covariance.diagonal().sqrt()
-        found["Gaussian product"] = _baseline(near + covariance @ pull, sd)
+        found["Gaussian product"] = near + covariance @ pull, covariance.diagonal().sqrt()
     whole = [(part, part.log_weights) for part in known if part.log_weights is not None]
     if len(whole) == len(parts):
         own = inverses[: len(parts)]
@@ -141,16 +141,12 @@ def _baselines(
         weighted = [(part.x - near) @ w for (part, _), w in zip(whole, own, strict=True)]
         pooled = torch.stack(weighted).sum(0)
         consensus = near + pooled @ axes @ torch.linalg.inv(total) @ axes.T
-        found["consensus Monte Carlo"] = _baseline(consensus.mean(0), consensus.std(0))
+        found["consensus Monte Carlo"] = consensus.mean(0), consensus.std(0)
     possible = [(part, logs) for part, logs in whole if bool((logs > -math.inf).any())]
     if possible:
         best, logs = min(possible, key=lambda pair: pareto_k(pair[1]))
         weights = logs.softmax(0)
         x = best.x[: len(weights)]
         mean = weights @ x
-        found["reweighting"] = _baseline(mean, (weights @ (x - mean).square()).sqrt())
-    return found
-
-
-def _baseline(mean: Tensor, sd: Tensor) -> Baseline:
-    return Baseline(tuple(mean.tolist()), tuple(sd.tolist()))
+        found["reweighting"] = mean, (weights @ (x - mean).square()).sqrt()
+    return {name: Baseline(*(tuple(v.tolist()) for v in pair)) for name, pair in found.items()}

@@ -34,7 +34,7 @@ def check_device(device: torch.device | str | None) -> None:
 
 def check_counts(**counts: Any) -> dict[str, Any]:
     """The whole numbers among the arguments, numpy's included, as plain ones."""
-    found = {
+    found: dict[str, Any] = {
         name: None if value is None and name in OPTIONAL else whole_number(name, value, LEAST[name])
         for name, value in counts.items()
     }

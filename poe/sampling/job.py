@@ -63,7 +63,7 @@ class Space:
         moves_in_x = self.structure.real or self.structure.discrete
         return None if moves_in_x else Unconstrained(self.energy)
 
-    @property
+    @cached_property
     def target(self) -> Energy:
         """The energy in this space."""
         return self.energy if self.unconstrained is None else self.unconstrained
@@ -116,7 +116,7 @@ class Job:
     @property
     def energy(self) -> Energy:
         """The target."""
-        return self.space.energy
+        return self.space.structure.energy
 
     @property
     def target(self) -> Energy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from poe.algebra.capabilities import ScoreOnly
 from poe.algebra.checks import energies_of
@@ -30,7 +31,7 @@ class Plan:
     reason: str
     kernel: Kernel | None = None
 
-    @property
+    @cached_property
     def method(self) -> str:
         """The method that is tried first."""
         return self.methods[0]
@@ -52,7 +53,7 @@ class Plan:
 
     def words(self, name: str) -> str:
         """What a method of this plan does."""
-        if name == self.method:
+        if name == self.methods[0]:
             return self.reason
         if name == "chains" and "annealed" in self.methods:
             return "chains from annealed particles"
@@ -62,10 +63,10 @@ class Plan:
         lines = [f"{self.method}: {self.reason}"]
         if self.method in INDEPENDENT:
             return lines[0]
+        starts = ", ".join(map(str, self.starts))
         if self.noised:
             lines.append("starts from a normal, and follows the noise levels that experts share")
-        elif self.starts:
-            starts = ", ".join(map(str, self.starts))
+        elif starts:
             lines.append(f"starts from {starts}, weighed by importance")
         elif self.structure.discrete:
             lines.append("starts from values drawn evenly for each site")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poe.algebra.combination import combined
 from poe.algebra.energy import Energy
 from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
@@ -100,10 +101,12 @@ def sample(
         result = _follow(chosen, job)
     if run is not None:
         run.write()
-    (generator, *_) = job.streams(Phase.AGREEMENT)
+    agreed = None
+    if combined(energy) is not None:
+        agreed = agreement(energy, result.x, job.streams(Phase.AGREEMENT)[0])
     if structure.proper is None:
         warnings.warn(unknown_mass(energy), ImproperWarning, stacklevel=2)
-    return result.of_target(structure, agreement(energy, result.x, generator))
+    return result.of_target(structure, agreed)
 
 
 def _follow(chosen: Plan, job: Job) -> Draws:

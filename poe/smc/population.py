@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from poe.io.records import Codec
 from poe.mcmc import parallel
-from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.checkpoint import Checkpoint, stage
 from poe.smc.schedule import Schedule
 
 BATCH_SIZE = 4096  # particles that move as one batch
@@ -79,9 +79,7 @@ def anneal(
         def all_shards() -> list[tuple | None]:
             return parallel.spread(lambda shard: batch(shard, done), generators, codec)
 
-        if checkpoint is None:
-            return all_shards()
-        return checkpoint.stage(all_shards, generators=generators)
+        return stage(checkpoint, all_shards, generators=generators)
 
     finished: list[list[tuple | None]] = []
     total = rounds * len(parallel.share(len(sizes))) * len(schedule.levels)

@@ -15,7 +15,7 @@ from poe.algebra import support as sets
 from poe.algebra.capabilities import quick
 from poe.algebra.energy import Energy
 from poe.kernels import Kernel, Langevin
-from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.checkpoint import Checkpoint, stage
 from poe.mcmc.run import run
 from poe.smc import discrete
 from poe.smc.diffusion import ReverseDiffusion
@@ -110,9 +110,8 @@ class _Search:
 
     def staged(self, tuned: Callable[[], TunedSchedule], *known: Any) -> TunedSchedule:
         """A result, saved in the checkpoint where there is one."""
-        if self.checkpoint is None:
-            return tuned()
-        return self.checkpoint.stage(tuned, TunedSchedule, *known, generators=[self.generator])
+        generators = [self.generator]
+        return stage(self.checkpoint, tuned, TunedSchedule, *known, generators=generators)
 
     def from_known(self, start: Energy | None) -> tuple[TunedSchedule | None, float]:
         """Down the levels of noise, or from the start; None where there is neither."""

@@ -61,7 +61,7 @@ def log_z(job: Estimation) -> Estimate | None:
     return from_weights(job.energy, full) if job.forced or enough else None
 
 
-def from_weights(energy: Energy, start: Start) -> Estimate:
+def from_weights(energy: Energy, start: Start) -> Estimate | None:
     """log Z from weighed draws."""
     logs, n = start.log_weights, len(start.log_weights)
     if start.failed:

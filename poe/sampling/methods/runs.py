@@ -49,12 +49,9 @@ class Runs:
             self.count = job.chains or max(4, job.shards, min(32, job.draws // 25))
         if job.shards > self.count:
             raise ValueError(f"{job.shards} shards need at least as many chains, got {self.count}")
-        flow = job.kernel is None and job.start is not None and quick(job.start.density)
-        self.noise = (
-            Transported(job.target, job.start.density)
-            if flow and not job.structure.discrete
-            else None
-        )
+        by_flow = job.kernel is None and not job.structure.discrete
+        flow = job.start.density if by_flow and job.start is not None else None
+        self.noise = Transported(job.target, flow) if flow is not None and quick(flow) else None
         # what the chains move on: without a kernel of the user's, in the noise of a flow
         self.target = job.target if self.noise is None else self.noise
         self.generators = job.streams(Phase.CHAINS)
