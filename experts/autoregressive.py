@@ -95,8 +95,7 @@ class Causal(Autoregressive):
             Tokens are whole numbers always.
         bos: the token that stands before the first value.
 
-    Raises ValueError where the model returns another shape. It holds code, so it cannot be
-    saved.
+    Raises ValueError where the model returns another shape. It holds code, so it cannot be saved.
 
     >>> fair = Causal(lambda tokens: torch.zeros(*tokens.shape, 2), 3, 2, bos=0)
     >>> round(fair.log_prob(torch.tensor([1.0, 0.0, 1.0])).exp().item(), 6)
