@@ -278,9 +278,8 @@ def initial_step_size(
         moving = (direction == 0) | (new == direction)
         if not bool(moving.any()):
             break
-        direction = torch.where(
-            direction == 0, new, torch.where(moving, direction, 2.0)
-        )  # 2: found
+        # 2: found
+        direction = torch.where(direction == 0, new, torch.where(moving, direction, 2.0))
         step = torch.where(moving, step * 2.0**new, step)
     return step
 

@@ -166,9 +166,8 @@ class GibbsWithGradients(Informed):
         sites, event = sites_of(energy), state.x.ndim - state.energy.ndim
         here = neighbourhood(energy, state, sites)
         forward = self.log_proposal(here)
-        chosen = pick(
-            forward.unsqueeze(-2), noise.proposal
-        )  # one number for each pair (site, value)
+        # one number for each pair (site, value)
+        chosen = pick(forward.unsqueeze(-2), noise.proposal)
         site, value = chosen // sites.max_count, chosen % sites.max_count
         place = here.place.scatter(-1, site, value)
         x = sites.put(state.x, torch.arange(place.shape[-1], device=place.device), place, event)

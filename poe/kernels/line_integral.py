@@ -139,9 +139,8 @@ class LineIntegral(Preconditioned):
         event, panels = len(energy.event_shape), 2 * REFERENCE_PANELS
         score = scored.value_and_grad(x)[1]
         line = torch.zeros_like(value)
-        for i in range(
-            panels + 1
-        ):  # composite Simpson from the origin; one node at a time, as x may be large
+        # composite Simpson from the origin; one node at a time, as x may be large
+        for i in range(panels + 1):
             weight = (1 if i in (0, panels) else 4 if i % 2 else 2) / (3 * panels)
             at = score if i == panels else scored.value_and_grad(i / panels * x)[1]
             line = line + weight * flat(at * x, event).sum(-1)

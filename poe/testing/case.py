@@ -152,9 +152,8 @@ class Case:
             log_mass = (
                 torch.cat([self.log_density(chunk) for chunk in nodes.split(20_000)]) + weight
             )
-        return nodes, log_mass.where(
-            log_mass.isfinite(), -math.inf
-        )  # the far ends, where the map saturates
+        # the far ends, where the map saturates
+        return nodes, log_mass.where(log_mass.isfinite(), -math.inf)
 
     @cached_property
     def states(self) -> Tensor:

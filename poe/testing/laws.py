@@ -184,12 +184,13 @@ def gradient(case: Case) -> None:
         slope = (gradient * direction).reshape(len(z), -1).sum(-1)
         agrees = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         difference = slope
+        # one of them avoids both curvature, kinks and rounding
         for step in (
             1e-3,
             1e-4,
             1e-5,
             1e-6,
-        ):  # one of them avoids both curvature, kinks and rounding
+        ):
             with torch.no_grad():
                 ends = [twin(case.transform(z + sign * step * direction)) for sign in (1, -1)]
             difference = (ends[0] - ends[1]) / (2 * step)
