@@ -11,7 +11,7 @@ from poe.algebra import node_facts as node_facts
 from poe.algebra import node_text as node_text
 from poe.algebra.closed_forms import closed_form
 from poe.algebra.combination import Combination, combined
-from poe.algebra.combining import combine, conjunction, is_on, part_on, places
+from poe.algebra.combining import combine, conjunction, part_on, places
 from poe.algebra.contrast import Contrast, contrast
 from poe.algebra.energy import Density, Energy, Estimate, checked_level
 from poe.algebra.errors import ImproperError, ImproperWarning, LawError
@@ -19,7 +19,7 @@ from poe.algebra.evaluation import together, together_with_gradients
 from poe.algebra.maps import Fill, Preimage, Select, fill
 from poe.algebra.mixture import Mixture, mixture
 from poe.algebra.product import Product, product
-from poe.algebra.pullback import Pullback, on, pullback
+from poe.algebra.pullback import Pullback, is_on, on, pullback
 from poe.algebra.shifted import Shifted, shift
 from poe.algebra.simplification import simplify
 from poe.algebra.text import bracketed, caveats, leaves, names

@@ -34,8 +34,8 @@ def one_measure(energies: Sequence[Energy], sign: str) -> None:
         elif other is not None and other != known:
             raise ValueError(
                 f"`{sign}` compares densities of one measure: {first} on {first.support!r} has "
-                f"{known}, and {energy} on "
-                f"{energy.support!r} has {other}; give both one support, or multiply with `&`"
+                f"{known}, and {energy} on {energy.support!r} has {other}; give both one support, "
+                "or multiply with `&`"
             )
 
 
@@ -79,8 +79,8 @@ def check_parameter(power: nn.Parameter, energy: Energy) -> None:
     if power.numel() != 1:
         raise ValueError(
             f"({energy}) ** Parameter of shape {tuple(power.shape)}: a power is one number, "
-            "nn.Parameter(torch.tensor(1.0)); "
-            "poe.product(energies, powers) takes one for each energy"
+            "nn.Parameter(torch.tensor(1.0)); poe.product(energies, powers) takes one for each "
+            "energy"
         )
     if not power.is_floating_point():
         raise TypeError(
@@ -110,13 +110,10 @@ def energies_of(energies: Iterable[Energy], function: str, second: Any = None) -
     """The energies as a list, checked to live on one event. `second` is what was given after them,
     which may be a forgotten one."""
     if isinstance(energies, Energy) or isinstance(second, Energy):
-        listed = [
-            *([energies] if isinstance(energies, Energy) else energies),
-            *([second] if isinstance(second, Energy) else []),
-        ]
-        inside = f"[{', '.join(map(shown, listed))}]" + (
-            ", prior=..." if function == "combine" else ""
-        )
+        listed = [energies] if isinstance(energies, Energy) else list(energies)
+        listed += [second] if isinstance(second, Energy) else []
+        more = ", prior=..." if function == "combine" else ""
+        inside = f"[{', '.join(map(shown, listed))}]{more}"
         raise TypeError(f"poe.{function} takes a list of energies: write poe.{function}({inside})")
     energies = list(energies)
     if not energies:

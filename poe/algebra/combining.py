@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import singledispatch
-from typing import TypeGuard
 
 from poe.algebra import support as sets
 from poe.algebra.checks import energies_of
 from poe.algebra.combination import Combination, combined, combined_as
 from poe.algebra.contrast import Contrast
 from poe.algebra.energy import Energy
-from poe.algebra.maps import Select
 from poe.algebra.mixture import Mixture
 from poe.algebra.product import Product, Term, product
-from poe.algebra.pullback import Pullback, on
+from poe.algebra.pullback import is_on, on
 from poe.algebra.shifted import Shifted, unshifted
 from poe.algebra.text import ATOM, bracketed
 
@@ -119,11 +117,6 @@ def places(energy: Energy) -> set[int]:
 @places.register(Shifted)
 def _(energy: Energy) -> set[int]:
     return set().union(*map(places, energy.parts))
-
-
-def is_on(energy: Energy) -> TypeGuard[Pullback]:
-    """Whether `on` made it."""
-    return isinstance(energy, Pullback) and isinstance(energy.function, Select)
 
 
 def part_on(energy: Energy, index: Sequence[int]) -> Energy:

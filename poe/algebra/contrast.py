@@ -86,11 +86,8 @@ def contrast(a: Energy, b: Energy, strength: float = 1.0) -> Energy:
     """a but not b: E_a + strength·softplus(E_a - E_b), strength >= 0; `a - b` is strength 1."""
     a, b = energies_of([a, b], "contrast")
     one_measure([a, b], "-")
-    if (
-        isinstance(strength, bool)
-        or not isinstance(strength, (int, float))
-        or not 0 <= strength < math.inf
-    ):
+    is_number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    if not is_number or not 0 <= strength < math.inf:
         raise ValueError(f"the strength of a contrast is a finite number >= 0, got {strength!r}")
     if isinstance(a, Contrast) and a.name is None:
         return Contrast(a.wanted, [*a.parts[1:], b], [*a.strengths, float(strength)])

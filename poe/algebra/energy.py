@@ -34,9 +34,8 @@ class Estimate(NamedTuple):
         return float(self.value)
 
     def __str__(self) -> str:
-        return f"{self.value:.6g}" + (
-            f" ± {self.standard_error:.2g}" if self.standard_error else " (exact)"
-        )
+        error = f"± {self.standard_error:.2g}" if self.standard_error else "(exact)"
+        return f"{self.value:.6g} {error}"
 
 
 class Energy(Refusals, nn.Module, ABC):
@@ -115,10 +114,8 @@ class Energy(Refusals, nn.Module, ABC):
 
     @name.setter
     def name(self, name: str | None) -> None:
-        if name is not None and (
-            not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
-            or any(map(keyword.iskeyword, name.split(".")))
-        ):
+        dotted = name is None or re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
+        if not dotted or any(map(keyword.iskeyword, (name or "").split("."))):
             raise ValueError(
                 f"{name!r} cannot stand in an expression; give a dotted Python name such as "
                 "'digits.even'"

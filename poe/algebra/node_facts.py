@@ -12,10 +12,9 @@ from poe.algebra import facts
 from poe.algebra import support as sets
 from poe.algebra.contrast import Contrast
 from poe.algebra.energy import Energy, Estimate
-from poe.algebra.maps import Select
 from poe.algebra.mixture import Mixture
 from poe.algebra.product import Product
-from poe.algebra.pullback import Pullback
+from poe.algebra.pullback import Pullback, is_on
 from poe.algebra.shifted import Shifted
 from poe.algebra.simplification import reduction
 
@@ -124,10 +123,7 @@ def _(energy: Pullback) -> bool | None:
     if sets.is_empty(energy.support):
         return False
     finite = sets.is_bounded(energy.support) and energy.energy.bounded
-    loose = (
-        isinstance(energy.function, Select)
-        and len(energy.function.index) < energy.event_shape.numel()
-    )
+    loose = is_on(energy) and len(energy.function.index) < energy.event_shape.numel()
     if loose and energy.energy.proper and sets.measure(energy.support) == sets.VOLUME:
         return False  # even over numbers that it does not look at, without end
     return True if finite else facts.is_finite(energy)
@@ -195,9 +191,7 @@ def shaping(product: Any) -> Powers:
 def falls_off(product: Any) -> bool:
     """Whether the factors whose growth is known fall off as a Gaussian together, and all others are
     bounded above."""
-    weighed = [
-        (power, term.energy) for power, term in zip(product.powers, product.terms, strict=True)
-    ]
+    weighed = [(term.power, term.energy) for term in product.terms]
     fall = math.fsum(p * e.growth for p, e in weighed if e.growth is not None)
     return fall > 0 and all((p > 0 and e.bounded) or e.flat for p, e in weighed if e.growth is None)
 
@@ -234,18 +228,11 @@ def _is_tiled(product: Any, factors: Powers) -> bool:
     rest = len(product.terms) - len(factors)  # those of power 0 still cut the support
     # an unbounded one must be a tile
     for power, e in sorted(factors, key=lambda factor: bool(factor[1].bounded)):
-        tile = (
-            set(e.function.index.tolist())
-            if isinstance(e, Pullback) and isinstance(e.function, Select)
-            else set()
-        )
+        tile = set(e.function.index.tolist()) if is_on(e) else set()
         part = e.parts[0] if tile else e
-        mass = (
-            part.proper
-            and sets.measure(part.support) == measure
-            and (power == 1 or (power > 1 and part.bounded))
-        )
-        if tile and tile <= free and mass:
+        mass = part.proper and sets.measure(part.support) == measure
+        finite = mass and (power == 1 or (power > 1 and part.bounded))
+        if tile and tile <= free and finite:
             free -= tile
         elif e.bounded:
             rest += 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from poe.algebra.contrast import Contrast
-from poe.algebra.maps import Select, stated_shape
+from poe.algebra.maps import stated_shape
 from poe.algebra.mixture import Mixture
 from poe.algebra.product import Product, Term
-from poe.algebra.pullback import Pullback
+from poe.algebra.pullback import Pullback, is_on
 from poe.algebra.shifted import Shifted
 from poe.algebra.text import (
     AND,
@@ -102,7 +102,7 @@ def _(energy: Contrast) -> list[str]:
 def _(energy: Pullback, label: dict[int, str]) -> tuple[str, int]:
     text = child(energy.energy, label)
     shape = tuple(energy.event_shape)
-    if isinstance(energy.function, Select):
+    if is_on(energy):
         return f"poe.on({text[0]}, {energy.function.index.tolist()}, {shape})", ATOM
     function = label[id(energy.function)]
     if stated_shape(energy.function) is None and energy.event_shape != energy.energy.event_shape:
@@ -112,7 +112,7 @@ def _(energy: Pullback, label: dict[int, str]) -> tuple[str, int]:
 
 @roles.register
 def _(energy: Pullback) -> list[str]:
-    if isinstance(energy.function, Select):
+    if is_on(energy):
         return [f"on {energy.function.index.tolist()}"]
     return [f"of {function_name(energy.function)}(x)"]
 
@@ -161,4 +161,4 @@ def _(energy: Contrast, label: dict[int, str]) -> list[tuple[str, list[str]]]:
 
 @function_of.register
 def _(energy: Pullback) -> Any:
-    return None if isinstance(energy.function, Select) else energy.function
+    return None if is_on(energy) else energy.function

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,8 @@ class Pullback(Energy):
             batch = x.shape[: x.ndim - len(self._event_shape)]
             return y, torch.zeros(batch, dtype=torch.bool, device=x.device)
         outside = y.isnan()
-        each = (
-            outside.flatten(y.ndim - len(self.energy.event_shape)).any(-1)
-            if self.energy.event_shape
-            else outside
-        )
+        axes = len(self.energy.event_shape)
+        each = outside.flatten(y.ndim - axes).any(-1) if axes else outside
         return torch.where(outside, 0, y), each
 
     def _seen_by_parts(self, x: Tensor) -> Tensor:
@@ -95,6 +92,11 @@ def on(energy: Energy, index: Sequence[int] | Tensor, event_shape: Sequence[int]
     energy's event shape."""
     (energy,) = energies_of([energy], "on")
     return pullback(energy, Select(index, event_shape, energy.event_shape), event_shape)
+
+
+def is_on(energy: Energy) -> TypeGuard[Pullback]:
+    """Whether `on` made it."""
+    return isinstance(energy, Pullback) and isinstance(energy.function, Select)
 
 
 BUILDERS["@"] = pullback

@@ -56,13 +56,11 @@ def _densities(axes: Any, draws: Any, grid: Tensor, share: float) -> float | Non
     """Curves of the target and of the experts whose log Z is known; returns the highest density of
     the target."""
     target, cell = draws.target, (grid[1] - grid[0]).item()
-    p = landscape.density(
-        landscape.energies_like(target, grid, draws), cell, landscape.known_log_z(draws), share
-    )
+    values = landscape.energies_like(target, grid, draws)
+    p = landscape.density(values, cell, landscape.known_log_z(draws), share)
     parts = [c for c in landscape.components(target) if c.energy is not target]
-    for part, colour in zip(
-        parts if len(parts) <= MAX_EXPERTS else [], style.COLOURS, strict=False
-    ):
+    parts = parts if len(parts) <= MAX_EXPERTS else []
+    for part, colour in zip(parts, style.COLOURS, strict=False):
         known = part.energy.log_z
         if known is not None:
             values = landscape.energies_like(part.energy, grid, draws)
@@ -83,12 +81,8 @@ def plane(axes: Any, draws: Any) -> None:
     dots = style.thinned(x)
     axes.plot(dots[:, 0].numpy(), dots[:, 1].numpy(), ".", color=style.INK, ms=3, alpha=0.35, mew=0)
     names = style.labels(draws.x.shape[1:])
-    axes.set(
-        xlabel=names[0],
-        ylabel=names[1],
-        xlim=(low[0].item(), high[0].item()),
-        ylim=(low[1].item(), high[1].item()),
-    )
+    (left, bottom), (right, top) = low.tolist(), high.tolist()
+    axes.set(xlabel=names[0], ylabel=names[1], xlim=(left, right), ylim=(bottom, top))
     style.clean(axes)
 
 
@@ -106,10 +100,9 @@ def _square(low: Tensor, high: Tensor, axes: Any, target: Energy | None) -> tupl
 
 
 def _density_map(axes: Any, draws: Any, low: Tensor, high: Tensor) -> None:
-    sides = [
-        torch.linspace(a, b, GRID, dtype=torch.float64)
-        for a, b in zip(low.tolist(), high.tolist(), strict=True)
-    ]
+    (left, bottom), (right, top) = low.tolist(), high.tolist()
+    ends = ((left, right), (bottom, top))
+    sides = [torch.linspace(a, b, GRID, dtype=torch.float64) for a, b in ends]
     points = torch.cartesian_prod(*sides)
 
     def on_grid(energy: Energy) -> Tensor:
@@ -119,26 +112,14 @@ def _density_map(axes: Any, draws: Any, low: Tensor, high: Tensor) -> None:
     values = on_grid(draws.target)
     least = values[values.isfinite()].min() if bool(values.isfinite().any()) else 0.0
     shown = (least - values).exp().clamp(max=1)
-    axes.imshow(
-        shown.numpy(),
-        origin="lower",
-        extent=(low[0].item(), high[0].item(), low[1].item(), high[1].item()),
-        cmap="Greys",
-        vmax=1.6,
-        aspect=axes.get_aspect(),
-    )
+    look = {"cmap": "Greys", "vmax": 1.6, "aspect": axes.get_aspect()}
+    axes.imshow(shown.numpy(), origin="lower", extent=(left, right, bottom, top), **look)
     handles = _contours(axes, sides, landscape.components(draws.target), on_grid)
     if handles:
         masses = " and ".join(f"{100 * mass:.0f} %" for mass in MASSES)
-        axes.figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=4,
-            fontsize=8,
-            frameon=False,
-            title=f"regions with {masses} of each expert",
-            title_fontsize=8,
-        )
+        title = {"title": f"regions with {masses} of each expert", "title_fontsize": 8}
+        look = {"loc": "outside lower center", "ncols": 4, "fontsize": 8, "frameon": False}
+        axes.figure.legend(handles=handles, **look, **title)
 
 
 def _contours(

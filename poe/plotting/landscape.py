@@ -15,9 +15,8 @@ from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples
 from poe.algebra.contrast import Contrast
 from poe.algebra.energy import Energy
-from poe.algebra.maps import Select
 from poe.algebra.product import Product
-from poe.algebra.pullback import Pullback
+from poe.algebra.pullback import Pullback, is_on
 from poe.algebra.text import child, labels
 
 CHUNK = 1 << 14  # points evaluated at a time
@@ -60,7 +59,7 @@ def _whole(node: Energy, label: dict[int, str]) -> str | None:
 
 @_whole.register
 def _(node: Pullback, label: dict[int, str]) -> str:
-    if isinstance(node.function, Select):
+    if is_on(node):
         return f"{child(node.energy, label)[0]} on {node.function.index.tolist()}"
     return child(node, label)[0]
 

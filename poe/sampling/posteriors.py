@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from poe.algebra.capabilities import Moments, Samples, as_a
-from poe.algebra.combining import is_on, part_on, places
+from poe.algebra.combining import part_on, places
 from poe.algebra.energy import Energy
 from poe.algebra.mixture import mixture
 from poe.algebra.product import Product
-from poe.algebra.pullback import Pullback, on
+from poe.algebra.pullback import Pullback, is_on, on
 from poe.algebra.shifted import Shifted
 from poe.algebra.simplification import simplify
 from poe.diagnostics.verdict import PARETO_LIMIT
