@@ -296,7 +296,7 @@ def _failure(point: EntryPoint, error: Exception) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, PoeWarning, stacklevel=4)
 
 
 def _path(owner: Any) -> str:

@@ -101,8 +101,8 @@ def right_side(other: Any, left: Energy, sign: str) -> Energy:
     number = sign == "/" and isinstance(other, Real) and other
     hint = f"{bracketed(left, ATOM)} ** {1 / float(other):g}" if number else "poe.as_energy(it)"
     raise TypeError(
-        f"`{sign}` composes energies, and its right side is a {type(other).__name__}: did you mean "
-        f"{hint}?"
+        f"`{sign}` composes energies, and its right side is of type {type(other).__name__}: "
+        f"did you mean {hint}?"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, with_parts
 from poe.algebra.shifted import Shifted, unshifted
 
 
@@ -44,7 +44,7 @@ class Combination(NamedTuple):
         def change(energy: Energy) -> Energy:
             if id(energy) in known or not energy.parts:
                 return known.get(id(energy), energy)
-            return energy.with_parts([change(part) for part in energy.parts])
+            return with_parts(energy, [change(part) for part in energy.parts])
 
         return self.mapped(change)
 

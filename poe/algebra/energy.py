@@ -131,10 +131,6 @@ class Energy(Refusals, nn.Module, ABC):
         """The same composition over other parts."""
         return self
 
-    def with_parts(self, parts: Sequence[Energy]) -> Energy:
-        """`rebuild`, but this energy itself where the parts are its own."""
-        return self if all(map(is_, parts, self.parts)) else self.rebuild(parts)
-
     @property
     def vocabulary(self) -> Any:
         """What the whole numbers of an event stand for, such as the words of a text; None where
@@ -259,7 +255,7 @@ class Energy(Refusals, nn.Module, ABC):
         Raises ValueError for a level that is no finite number of at least 0.
         """
         checked_level(self, sigma)
-        return self.with_parts([part.at(sigma) for part in self.parts])
+        return with_parts(self, [part.at(sigma) for part in self.parts])
 
     def config(self) -> dict[str, Any]:
         """Plain JSON arguments from which `from_config` rebuilds an expert of this shape, to be
@@ -329,6 +325,11 @@ def checked_level(energy: Energy, sigma: Any) -> float:
             f"{sigma!r}"
         )
     return float(sigma)
+
+
+def with_parts(energy: Energy, parts: Sequence[Energy]) -> Energy:
+    """The same composition over these parts; the energy itself where they are its own."""
+    return energy if all(map(is_, parts, energy.parts)) else energy.rebuild(parts)
 
 
 class Density(Energy):

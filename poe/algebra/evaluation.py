@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from poe.algebra.capabilities import SharesNetwork
 from poe.algebra.energy import Energy
-from poe.algebra.points import moved_inside
+from poe.algebra.points import moved_inside, wrong_shape
 from poe.algebra.support import is_real
 
 Evaluate = Callable[[Energy, Tensor], Tensor]
@@ -22,10 +22,14 @@ Group = tuple[tuple[int, ...], ...]
 
 
 def inner(part: Energy, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
-    """The energy at points of its support, unchecked."""
+    """The energy at points of its support, of which only its shape is checked: one of another
+    shape would be broadcast."""
     if type(part).__call__ is not Energy.__call__:
         return part(x)
-    return nn.Module.__call__(part, x)
+    energy = nn.Module.__call__(part, x)
+    if energy.shape != x.shape[: x.ndim - len(part.event_shape)]:
+        raise wrong_shape(part, energy, x)
+    return energy
 
 
 def masked(part: Energy, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
@@ -38,10 +42,13 @@ def masked(part: Energy, x: Tensor) -> Tensor:  # (*batch, *event) -> (*batch)
 
 def inner_with_gradient(part: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     # (*batch, *event) -> (*batch), (*batch, *event)
-    """The energy and its gradient at points of its support, unchecked."""
+    """The energy and its gradient at points of its support, of which only shapes are checked."""
     if type(part).value_and_grad is not Energy.value_and_grad:
         return part.value_and_grad(x)
-    return part._value_and_grad(x)
+    energy, gradient = part._value_and_grad(x)
+    if energy.shape != x.shape[: x.ndim - len(part.event_shape)]:
+        raise wrong_shape(part, energy, x)
+    return energy, gradient
 
 
 def masked_with_gradient(part: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,12 +77,7 @@ def together(
         for places, energy in zip(group, members[0].fused(members, x), strict=True):  # type: ignore[operator]
             for place in places:
                 known[place] = energy
-    found = [known[i] if i in known else evaluate(energy, x) for i, energy in enumerate(energies)]
-    if len({energy.shape for energy in found}) > 1:
-        raise ValueError(
-            f"parts of one energy returned the shapes {[tuple(each.shape) for each in found]}"
-        )
-    return found
+    return [known[i] if i in known else evaluate(energy, x) for i, energy in enumerate(energies)]
 
 
 def together_with_gradients(

@@ -13,7 +13,7 @@ from poe.algebra import evaluation
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples
 from poe.algebra.checks import energies_of, known_log_z, one_measure, right_side
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, with_parts
 from poe.algebra.operators import BUILDERS
 from poe.algebra.shifted import shift
 
@@ -43,7 +43,7 @@ class Mixture(Energy):
         unknown."""
         parts = [part.at(sigma) for part in self.parts]
         if self.weights is None or all(part.log_z is not None for part in parts):
-            return self.with_parts(parts)
+            return with_parts(self, parts)
         return mixture(
             [shift(e, -w) for w, e in zip(self.log_weights, parts, strict=True) if w > -math.inf]
         )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from poe.algebra.checks import energies_of
 from poe.algebra.closed_forms import TABLE, Empty, Factor, Improper, Rule, count
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, with_parts
 from poe.algebra.fingerprint import Fingerprint
 from poe.algebra.mixture import Mixture, mixture, raw_parts
 from poe.algebra.product import Product, product
@@ -43,6 +43,17 @@ def reduction(energy: Product) -> Reduction:
     return known[2]
 
 
+def forget(energy: Energy) -> None:
+    """Drops what was worked out of the products of an expression: their next closed form is that of
+    their factors as they are then, whatever left no trace in tensors."""
+    left = [energy]
+    while left:
+        part = left.pop()
+        left += part.parts
+        if isinstance(part, Product):
+            part.reduced = None
+
+
 def _reduction(energy: Product) -> Reduction:
     """The product over simplified parts, itself simplified; the flaw is that of the product as it
     is written."""
@@ -71,7 +82,7 @@ def simplify(energy: Energy) -> Energy:
 
 
 def _over_simplified(energy: Energy) -> Energy:
-    return energy.with_parts([simplify(part) if part.parts else part for part in energy.parts])
+    return with_parts(energy, [simplify(part) if part.parts else part for part in energy.parts])
 
 
 @singledispatch

@@ -12,7 +12,11 @@ from torch import nn
 
 from poe import algebra
 from poe.algebra.checks import energies_of
+from poe.algebra.contrast import contrast
 from poe.algebra.energy import Energy, Estimate
+from poe.algebra.mixture import mixture
+from poe.algebra.product import product
+from poe.algebra.pullback import pullback
 
 MAX_EVENT = 10**7  # numbers of one event
 
@@ -36,7 +40,7 @@ def _on(energy: Energy, index: Any, event_shape: Any) -> Energy:
 
 def _pullback(energy: Energy, function: Any, event_shape: Any = None) -> Energy:
     shape = None if event_shape is None else _checked(event_shape)
-    return algebra.pullback(energy, function, shape)
+    return pullback(energy, function, shape)
 
 
 def _shift(energy: Energy, offset: float, *, log_z: Any = None) -> Energy:
@@ -70,9 +74,9 @@ def _tensor(value: float) -> torch.Tensor:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "product": algebra.product,
-    "mixture": algebra.mixture,
-    "contrast": algebra.contrast,
+    "product": product,
+    "mixture": mixture,
+    "contrast": contrast,
     "combine": algebra.combine,
     "conjunction": algebra.conjunction,
     "on": _on,

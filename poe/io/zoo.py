@@ -84,7 +84,9 @@ def files() -> dict[str, Traversable]:
                     found.setdefault(file.name.removesuffix(SUFFIX), file)
         except Exception as error:  # a broken package must not hide the others
             warnings.warn(
-                f"the zoo {point.value!r} cannot be read: {error}", RuntimeWarning, stacklevel=2
+                f"the zoo {point.value!r} cannot be read: {error}",
+                registry.PoeWarning,
+                stacklevel=2,
             )
     return found
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from poe.algebra.checks import energies_of
 from poe.algebra.energy import Energy, Estimate
-from poe.algebra.errors import ImproperError, ImproperWarning
+from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.algebra.shifted import shift
 from poe.diagnostics.verdict import unknown_mass
 from poe.io.functions import FUNCTIONS
+from poe.sampling.arguments import refuse_improper
 from poe.sampling.estimation import POPULATIONS, Estimation, Phase, total
 from poe.sampling.methods import METHODS
 from poe.sampling.methods.annealed import ais
@@ -79,8 +80,7 @@ def log_z(
     structure = Structure.of(energy)
     if method is None and structure.log_z is not None:
         return structure.log_z
-    if structure.proper is False:
-        raise ImproperError(f"{energy} is improper: its Z is infinite or 0")
+    refuse_improper(structure)
     if method is not None and method not in ESTIMATORS:
         raise ValueError(
             f"method={method!r} is unknown; log Z is estimated by {', '.join(ESTIMATORS)}"

@@ -14,7 +14,7 @@ from poe.algebra.energy import Energy, Estimate
 from poe.algebra.mixture import Mixture, mixture
 from poe.algebra.product import Product
 from poe.algebra.shifted import Shifted
-from poe.algebra.simplification import simplify
+from poe.algebra.simplification import forget, simplify
 from poe.spaces.noise import noise_levels
 from poe.spaces.points import enumerable
 from poe.spaces.reals import from_reals
@@ -37,7 +37,8 @@ class Structure:
 
     @classmethod
     def of(cls, energy: Energy) -> Structure:
-        """The structure of an energy."""
+        """The structure of an energy as it is now."""
+        forget(energy)
         return cls(energy, simplify(energy))
 
     @cached_property

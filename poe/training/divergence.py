@@ -28,6 +28,7 @@ from poe.algebra.frozen import frozen
 from poe.algebra.points import batch_shape
 from poe.kernels import DiscreteLangevin, Gibbs, Kernel, Langevin
 from poe.kernels.defaults import default_kernel
+from poe.registry import PoeWarning
 from poe.spaces.conditionals import opaque
 from poe.spaces.sites import sites_of, vectors
 
@@ -327,6 +328,7 @@ def advanced(
         warnings.warn(
             f"chains of {energy} hardly move: {type(kernel).__name__} accepts {acceptance:.2g} of "
             "its steps; give it a smaller step size, or more steps k",
+            PoeWarning,
             stacklevel=3,
         )
     return kernel.position(state)[0].detach(), acceptance

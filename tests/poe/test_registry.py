@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import poe
 from poe import registry
 from poe.algebra.energy import Energy
 
@@ -132,7 +133,7 @@ def test_a_broken_plugin_warns_and_does_not_crash_the_host(install, table):
     table.register("test-bowl")(Bowl)
     install("cracked-crockery", "1 / 0", {"test-cup": "cracked_crockery:Cup"})
     with pytest.warns(
-        RuntimeWarning, match="'test-cup' of the plug-in 'cracked-crockery'.*ZeroDivisionError"
+        poe.PoeWarning, match="'test-cup' of the plug-in 'cracked-crockery'.*ZeroDivisionError"
     ):
         names = table.available()
     assert "test-bowl" in names
@@ -164,7 +165,7 @@ def test_a_library_missing_at_construction_surfaces_as_itself(install, table):
 def test_two_plugins_of_one_name_warn(install, table):
     install("crockery-a", "def cup(): return 'a'", {"test-cup": "crockery_a:cup"})
     install("crockery-b", "def cup(): return 'b'", {"test-cup": "crockery_b:cup"})
-    with pytest.warns(RuntimeWarning, match="both offer 'test-cup'"):
+    with pytest.warns(poe.PoeWarning, match="both offer 'test-cup'"):
         assert table.create("test-cup") in ("a", "b")
 
 
@@ -174,7 +175,7 @@ def test_unreadable_metadata_warns(table, monkeypatch):
 
     monkeypatch.setattr(registry.importlib.metadata, "entry_points", fail)
     table.register("test-bowl")(Bowl)
-    with pytest.warns(RuntimeWarning, match="disk on fire"):
+    with pytest.warns(poe.PoeWarning, match="disk on fire"):
         table.available()
 
 

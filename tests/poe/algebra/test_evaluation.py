@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 import poe
 from experts import Function, Normal
@@ -71,3 +73,39 @@ def test_another_failure_stays_what_it_is() -> None:
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Broken()(torch.zeros(3, 2))
+
+
+class Wrong(poe.Energy):
+    """A mistake in a forward: it sums over the batch too, or keeps an axis."""
+
+    def __init__(self, shape: tuple[int, ...], support: Any = None) -> None:
+        super().__init__((2,), name="wrong", support=support)
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = x.square().sum(-1)
+        return energy.sum() if self.shape == () else energy[..., None]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("support", [None, constraints.independent(constraints.positive, 1)])
+@pytest.mark.parametrize(
+    "compose",
+    [
+        lambda s, a: s**2,
+        lambda s, a: s & a,
+        lambda s, a: a / s,
+        lambda s, a: s | a,
+        lambda s, a: a | s,
+        lambda s, a: s - a,
+        lambda s, a: a - s,
+        lambda s, a: a & s @ torch.exp,
+        lambda s, a: s @ torch.exp,
+    ],
+)
+def test_a_part_of_another_shape_is_not_broadcast(compose: Any, shape: Any, support: Any) -> None:
+    e = compose(Wrong(shape, support), Normal(torch.zeros(2), torch.ones(2)))
+    x = torch.rand(5, 2)
+    for of in (e, e.value_and_grad):
+        with pytest.raises(ValueError, match="the energy wrong returned shape"):
+            of(x)

@@ -158,7 +158,7 @@ def test_repr_says_where_a_balance_rests_on_unknown_constants() -> None:
         (lambda: not a, TypeError, "`~a` for 1/p_a"),
         (lambda: -a, TypeError, "write `~a` for 1/p_a"),
         (lambda: a ^ b, TypeError, "`\\(a - b\\) \\| \\(b - a\\)`"),
-        (lambda: a & 3, TypeError, "right side is a int: did you mean poe.as_energy"),
+        (lambda: a & 3, TypeError, "right side is of type int: did you mean poe.as_energy"),
         (lambda: a / 2, TypeError, "did you mean a \\*\\* 0.5\\?"),
         (lambda: 3 - a, TypeError, "both sides of `-` must be energies"),
         (lambda: a**b, TypeError, "a power is a number or an nn.Parameter"),

@@ -153,7 +153,7 @@ def refusal(text, names=NAMES):
         ("a ** (1/0)", "division by zero", 7),
         ("a ** (-2) ** 0.5", "real and finite", 10),
         ("a ** 9 ** 9 ** 9", "", None),
-        ("a & 2", "right side is a int", 2),
+        ("a & 2", "right side is of type int", 2),
         ("2 & 3", "combines energies, not numbers", 2),
         ("2", "is the number 2, not an energy", 0),
         ("f", "not an energy", 0),

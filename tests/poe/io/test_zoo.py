@@ -43,7 +43,7 @@ def test_an_unknown_zoo_name_suggests_near_ones(a_zoo):
 
 def test_a_broken_zoo_warns(a_zoo):
     a_zoo.append(registry.EntryPoint("bats", "no_such_package", "poe.zoo"))
-    with pytest.warns(RuntimeWarning, match="no_such_package"):
+    with pytest.warns(poe.PoeWarning, match="no_such_package"):
         assert zoo.zoo() == ["birds.owl"]
 
 

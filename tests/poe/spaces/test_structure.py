@@ -27,6 +27,17 @@ def test_a_closed_form_is_the_start() -> None:
     assert known.log_z == known.closed.log_z
 
 
+def test_a_change_without_a_trace_in_tensors_is_seen() -> None:
+    """More numbers than a fingerprint compares, written through `.data`, which counts no version:
+    the product of N(0, 1) and N(9, 1) has mean 4.5."""
+    n = 3000
+    a, b = (experts.Normal(torch.full((n,), m), torch.ones(n)) for m in (0.0, 1.0))
+    both = a & b
+    assert abs(float(poe.sample(both, 20, seed=0).x.mean()) - 0.5) < 0.03
+    b.loc.data.fill_(9.0)
+    assert abs(float(poe.sample(both, 20, seed=0).x.mean()) - 4.5) < 0.03  # 10 standard errors
+
+
 def test_starts_are_positive_factors_wanted_sides_and_branches() -> None:
     a, b, raw = Gauss(0.0, name="a"), Gauss(1.0, name="b"), Raw(Gauss(1.0), name="raw")
     assert candidates(a / b & raw) == [a]

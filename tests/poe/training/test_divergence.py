@@ -309,7 +309,7 @@ def test_the_step_size_follows_the_energy(sharp: float, generator: torch.Generat
 
 def test_chains_that_stand_still_are_noticed() -> None:
     loss = ContrastiveDivergence(kernel=poe.Langevin(1e6))
-    with pytest.warns(UserWarning, match="hardly move: Langevin accepts"):
+    with pytest.warns(poe.PoeWarning, match="hardly move: Langevin accepts"):
         loss(Normal(torch.zeros(8), 1.0), torch.randn(20, 8))
 
 
