@@ -8,6 +8,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import chain
 from numbers import Real
 from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
@@ -143,19 +144,15 @@ class Energy(Refusals, nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """Precision in which the energy works: that of its first floating tensor."""
-        return self._like().dtype
+        return first_tensor(self).dtype
 
     @property
     def device(self) -> torch.device:
         """Device of its first floating tensor."""
-        return self._like().device
+        return first_tensor(self).device
 
     def _like(self) -> Tensor:
-        for group in (self.parameters(), self.buffers()):
-            for tensor in group:
-                if tensor.is_floating_point():
-                    return tensor
-        return torch.empty(())
+        return first_tensor(self)
 
     # ---- evaluation
 
@@ -325,6 +322,15 @@ def checked_level(energy: Energy, sigma: Any) -> float:
             f"{sigma!r}"
         )
     return float(sigma)
+
+
+def first_tensor(energy: Energy) -> Tensor:
+    """The first floating tensor of an energy, in whose precision and on whose device it works; an
+    empty one where it has none."""
+    for tensor in chain(energy.parameters(), energy.buffers()):
+        if tensor.is_floating_point():
+            return tensor
+    return torch.empty(())
 
 
 def with_parts(energy: Energy, parts: Sequence[Energy]) -> Energy:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.algebra.maps import Preimage
 from poe.spaces.transport import Unconstrained
 
@@ -93,7 +93,7 @@ def stein_test(
         energy.support, sets.Intersection | sets.Union | Preimage
     ):
         return SteinTest(math.nan, math.nan)
-    points, target = chains.flatten(0, 1).to(energy._like()), energy
+    points, target = chains.flatten(0, 1).to(first_tensor(energy)), energy
     if not sets.is_real(energy.support):
         target = Unconstrained(energy)
         points = target.to_z(points)

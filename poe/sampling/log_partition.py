@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.checks import energies_of
-from poe.algebra.energy import Energy, Estimate
+from poe.algebra.energy import Energy, Estimate, first_tensor
 from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.algebra.shifted import shift
@@ -175,7 +175,7 @@ def bracket(
     path, stream = schedule.path, generators[Phase.POPULATIONS]
     start = sampler(path.start, target)
     forward = anneal(schedule, start, [draws], 1, [stream], resample=False)
-    z = job.z(x.to(energy._like()))
+    z = job.z(x.to(first_tensor(energy)))
     z = path.end.to_z(z) if isinstance(path.end, Transported) else z
     back = -schedule.back(z, generators[Phase.REVERSE])
     bounds = (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.checks import energies_of
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.kernels import Gibbs
 from poe.kernels.defaults import default_discrete_kernel
 from poe.mcmc.run import streams
@@ -82,7 +82,7 @@ def _checked(energy: Energy, init: Tensor) -> Tensor:
             f"init is a tensor (n, *event) with event shape {tuple(shape)} of {energy}, got {got}"
         )
     x = init.reshape(-1, *shape)
-    x = x if sets.is_discrete(energy.support) else x.to(energy._like())
+    x = x if sets.is_discrete(energy.support) else x.to(first_tensor(energy))
     with torch.no_grad():
         values = energy(x)
     if bool(values.isnan().any()):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poe.algebra.capabilities import Moments, Samples, as_a
 from poe.algebra.combining import part_on, places
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.algebra.mixture import mixture
 from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback, is_on, on
@@ -61,7 +61,7 @@ def posterior_of(
     """What the own draws of one of so many `parts` show; None where it has none, or no
     variance."""
     index = sorted(places(posterior))
-    inner, like = part_on(posterior, index), energy._like()
+    inner, like = part_on(posterior, index), first_tensor(energy)
     with torch.no_grad():
         own = _own_draws(inner, generator)
         if own is None:

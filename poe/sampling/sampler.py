@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.combination import combined
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.diagnostics.draws import Draws
@@ -153,7 +153,7 @@ def _branch(job: Job, index: int, draws: int) -> Draws:
 
 
 def _nothing(job: Job, words: str) -> Raw:
-    like: Any = job.energy._like()
+    like: Any = first_tensor(job.energy)
     empty = like.new_empty(job.chains or max(1, job.shards), 0, *job.energy.event_shape)
     note = ("there are no draws",)
     return Raw(empty, empty.new_empty(len(empty), 0), 0, method=words, reasons=note)

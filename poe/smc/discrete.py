@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.capabilities import Augmented, SiteLogits, as_a
-from poe.algebra.energy import Density, Energy
+from poe.algebra.energy import Density, Energy, first_tensor
 from poe.kernels.base import Kernel
 from poe.kernels.defaults import default_discrete_kernel
 from poe.smc.tuning import TunedSchedule
@@ -35,7 +35,7 @@ class Independent(Density):
     def __init__(self, like: Energy, log_rates: Tensor) -> None:
         super().__init__(like.event_shape, support=like.support)
         self.sites, self._type = sites_of(like), point_dtype(like)
-        self.register_buffer("log_rates", log_rates.log_softmax(-1).to(like._like()))
+        self.register_buffer("log_rates", log_rates.log_softmax(-1).to(first_tensor(like)))
         self.register_buffer(
             "_all", torch.arange(len(log_rates), device=like.device), persistent=False
         )

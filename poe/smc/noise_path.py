@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Guidance, Guided, as_a
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.algebra.text import leaves
 from poe.smc.gaussians import MAX_DIMENSIONS
 from poe.spaces.noise import noise_levels, noise_range
@@ -115,7 +115,7 @@ class NoisePath:
 def _around(top: Energy, wide: float, generator: torch.Generator) -> StandardNormal:
     """A normal near the noisiest level: spread as its noise, about the mean of what is behind it, x
     - s²∇E."""
-    like = top._like()
+    like = first_tensor(top)
     centre, more = like.new_zeros(top.event_shape), like.new_zeros(top.event_shape)
     for _ in range(CENTRE_STEPS):
         noise = torch.randn(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.capabilities import quick
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.kernels import Kernel, Langevin
 from poe.mcmc.checkpoint import Checkpoint, stage
 from poe.mcmc.run import run
@@ -122,7 +122,7 @@ class _Search:
             normal, spent = self.normal(noised[0], 1.0)
             found = self.tune(Stepped.through([normal, *noised]), PARTICLES)
         elif start is not None and quick(start):  # in its noise its own law is standard normal
-            zeros = self.target._like().new_zeros(start.event_shape)
+            zeros = first_tensor(self.target).new_zeros(start.event_shape)
             normal = StandardNormal(zeros, torch.ones_like(zeros))
             found = self.tune(Geometric(normal, Transported(self.target, start)), PARTICLES)
         elif start is not None:
@@ -185,7 +185,7 @@ class _Search:
     def normal(self, energy: Energy, temperature: float) -> tuple[StandardNormal, float]:
         """A normal with the mean of 64 chains at a temperature, and 1.5 times their standard
         deviation."""
-        like = energy._like()
+        like = first_tensor(energy)
         options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         z = torch.randn(64 * 64, *energy.event_shape, generator=self.generator, **options)
         with torch.no_grad():

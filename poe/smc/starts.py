@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.capabilities import Samples, as_a
-from poe.algebra.energy import Energy, Estimate
+from poe.algebra.energy import Energy, Estimate, first_tensor
 from poe.algebra.text import leaves
 from poe.diagnostics.weights import pareto_k, weight_ess
 from poe.spaces import reals
@@ -74,7 +74,8 @@ def sampler(start: Energy, target: Energy) -> Callable[[int, torch.Generator], T
     def draw(n: int, generator: torch.Generator) -> Tensor:
         """n draws, (n, *event)."""
         x = source.sample(n, generator=generator)
-        return x.to(target.device) if sets.is_discrete(target.support) else x.to(target._like())
+        discrete = sets.is_discrete(target.support)
+        return x.to(target.device if discrete else first_tensor(target))
 
     return draw
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.capabilities import Enumerates, as_a
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.spaces.sites import box_of, sites_of
 
 MAX_STATES = 1 << 20  # points of the largest discrete space that is enumerated
@@ -36,7 +36,7 @@ def points(energy: Energy, index: Tensor | None = None) -> Tensor:  # (k) -> (k,
     sites = sites_of(energy)
     index = torch.arange(enumerable(energy) or 0) if index is None else index.cpu()
     if not len(sites.counts):
-        return energy._like().new_zeros(len(index), *energy.event_shape)
+        return first_tensor(energy).new_zeros(len(index), *energy.event_shape)
     counts = sites.counts.cpu()
     weight = counts.flip(0).cumprod(0).flip(0) // counts
     digits = index.unsqueeze(-1) // weight % counts

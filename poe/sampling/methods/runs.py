@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.capabilities import quick
-from poe.algebra.energy import Energy
+from poe.algebra.energy import Energy, first_tensor
 from poe.diagnostics.evidence import Diagnostics, diagnose
 from poe.diagnostics.raw import Raw
 from poe.kernels import Gibbs, Kernel, Langevin
@@ -81,7 +81,7 @@ class Runs:
     def _starts(self) -> Tensor:
         job = self.job
         if job.init is not None:
-            x = job.init.to(job.energy._like())
+            x = job.init.to(first_tensor(job.energy))
             inside = sets.contains(job.energy.support, x)
             if not bool(inside.all()):
                 raise ValueError(
@@ -103,7 +103,7 @@ class Runs:
     def _from_normal(self) -> Tensor:
         if self.job.structure.discrete:
             return uniform_points(self.job.energy, self.count, self.shared)
-        job, like = self.job, self.job.energy._like()
+        job, like = self.job, first_tensor(self.job.energy)
         z = like.new_empty(WEIGHED_DRAWS * self.count, *job.target.event_shape)
         z.normal_(generator=self.shared)
         with torch.no_grad():
