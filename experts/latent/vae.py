@@ -53,7 +53,6 @@ class VAE(Latent):
     """
 
     noise: Tensor
-    bound = True
 
     def __init__(
         self,

@@ -234,21 +234,12 @@ class Moments(Protocol):
     def moments(self) -> tuple[Tensor, Tensor]: ...
 
 
-CAPABILITIES: dict[str, Any] = {
-    "sample": Samples,
-    "transport": Transport,
-    "sequential": Sequential,
-    "blocks": BlockGibbs,
-    "site logits": SiteLogits,
-    "hidden units": Hidden,
-    "joint": Augmented,
-    "context": Conditional,
-    "noise levels": NoiseConditional,
-    "shared network": SharesNetwork,
-    "enumerate": Enumerates,
-    "proposal": Proposes,
-    "moments": Moments,
-}
+@runtime_checkable
+class BoundsLogProb(Protocol):
+    """Its energy bounds -log p of its own density from above: `gap(x) -> (value, standard_error)`
+    is E(x) + log p(x), in nats. Its draws follow p, not exp(-E)."""
+
+    def gap(self, x: Tensor) -> Any: ...
 
 
 def quick(energy: Any) -> bool:

@@ -43,8 +43,8 @@ def combine(posteriors: Sequence[Energy], *, prior: Energy) -> Energy:
         if sets.covers(prior.support, sets.intersect([posterior.support, *foreign])) is False:
             raise ValueError(
                 f"the support of {posterior}, {posterior.support!r}, is not inside that of the "
-                f"prior {prior}, {prior.support!r}: a posterior lives where its prior does; "
-                "restrict it, or give the prior it was made with"
+                f"prior {prior}, {prior.support!r}: a posterior has no mass where its prior "
+                "has none; restrict it, or give the prior it was made with"
             )
     counts = []
     for factor in factors:

@@ -80,12 +80,12 @@ def stein_test(
         seed: of the signs and the choice of draws.
 
     Raises:
-        ValueError: the target lives on a discrete space, or x has another shape.
+        ValueError: the target is on a discrete space, or x has another shape.
         TypeError: the energy has no gradient.
     """
     if sets.is_discrete(energy.support):
         raise ValueError(
-            f"{energy} lives on a discrete space, where there is no score to test against"
+            f"{energy} is on a discrete space, where there is no score to test against"
         )
     generator = torch.Generator().manual_seed(seed)
     chains = _thinned(_chains(energy, x), draws, generator)

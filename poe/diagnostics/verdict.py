@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from poe.algebra.capabilities import BoundsLogProb
 from poe.algebra.energy import Energy, Estimate
 from poe.algebra.text import caveats, leaves
 from poe.diagnostics.agreement import Agreement
@@ -27,8 +28,8 @@ ANNEAL = 'poe.sample(..., method="annealed")'
 
 
 def reasons(d: Diagnostics, draws: int, *, discrete: bool = False) -> list[str]:
-    """Why so many draws with this evidence should not be trusted, the gravest reason first; empty
-    where none was found.
+    """Why so many draws with this evidence should not be trusted, the most serious reason first;
+    empty where none was found.
 
     A reason reads "what was found; try what to type". Of independent draws only their values are
     judged.
@@ -150,7 +151,7 @@ def target_warnings(structure: Structure, agreement: Agreement | None) -> dict[s
         caveats(energy), "raw energies are to be weighed as they stand"
     )
     for leaf in leaves(energy):
-        if getattr(leaf, "bound", False):
+        if leaf.can(BoundsLogProb):
             note = (
                 f"the energy of {leaf} bounds -log p from above: moved draws follow exp(-E), "
                 f"weighed ones its own p, and {leaf}.gap(x) says how far they are apart"

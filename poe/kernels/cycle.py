@@ -18,7 +18,7 @@ class Cycle(Kernel):
     """Kernels run one after another in each step, always in the same order: it leaves invariant
     what all of them do.
 
-    Each kernel is tuned for itself in warm-up, at its own acceptance; what a step reports is the
+    Each kernel is tuned independently in warm-up, at its own acceptance; what a step reports is the
     mean acceptance over the kernels, and whether any of them moved or failed. Where one of the
     kernels needs gradients, the others evaluate them as well, so that every step starts from a
     complete state.

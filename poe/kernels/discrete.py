@@ -87,7 +87,7 @@ class DiscreteLangevin(Informed):
     over the values v of site i, for points that are floating numbers (bits, spins). For whole
     numbers, which have no slopes, d_i(v) is the exact change of E, from the conditionals of the
     sites, and (v - x_i)²/(2h) is 1/h for each v ≠ x_i, the distance of one-hot vectors. x' is taken
-    by each chain for itself with probability
+    by each chain independently with probability
 
         min(1, exp(E(x) - E(x')) Π_i q_i(x_i | x') / q_i(x'_i | x)).
 
@@ -151,7 +151,7 @@ class GibbsWithGradients(Informed):
 
         q(i, v | x) ∝ exp(-½ d_i(v)),     v ≠ x_i,     d_i as for `DiscreteLangevin`,
 
-    and taken by each chain for itself with probability min(1, exp(E(x) - E(x')) q(i, x_i | x') /
+    and taken by each chain independently with probability min(1, exp(E(x) - E(x')) q(i, x_i | x') /
     q(i, v | x)). Nothing to tune.
 
     Reference: Grathwohl, Swersky, Hashemi, Duvenaud and Maddison 2021, ICML.
@@ -186,10 +186,10 @@ class GibbsWithGradients(Informed):
 
 @dataclass(frozen=True)
 class Flip(Kernel):
-    """Random-walk Metropolis on a discrete space: `count` times in a row a site is chosen evenly,
-    and changed to one of its other values, evenly too; the result is taken by each chain for itself
-    with probability min(1, exp(E(x) - E(x'))). A site may be chosen again. One energy a step, no
-    gradient, nothing to tune.
+    """Random-walk Metropolis on a discrete space: `count` times in a row a site is chosen
+    uniformly, and changed to one of its other values, uniformly too; the result is taken by each
+    chain independently with probability min(1, exp(E(x) - E(x'))). A site may be chosen again. One
+    energy a step, no gradient, nothing to tune.
 
     Reference: Metropolis et al. 1953, J. Chem. Phys. 21(6).
     """

@@ -42,8 +42,9 @@ class Hamiltonian(Preconditioned):
 
         v ← v - h/2 Lᵀ∇E(x),    x ← x + h L v,    v ← v - h/2 Lᵀ∇E(x),      n times (leapfrog),
 
-    accepted by each chain for itself with probability min(1, exp(E(x) + ½|v|² - E(x') - ½|v'|²)).
-    The number of steps is n = ⌈u T / h⌉, at most `most_steps`, where u ~ U(0, 1) is part of the
+    accepted by each chain independently with probability min(1, exp(E(x) + ½|v|² - E(x') -
+    ½|v'|²)). The number of steps is n = ⌈u T / h⌉, at most `most_steps`, where u ~ U(0, 1) is part
+    of the
     noise and one number for all chains of a batch: they all take n gradients, that at the end being
     the first of the next trajectory. Step sizes over rungs share n, found from their mean.
 

@@ -27,7 +27,7 @@ class ProposalNoise(NamedTuple):
 @dataclass(frozen=True)
 class IndependentMetropolis(Kernel):
     """Independence Metropolis with a proposal q that draws exactly: x' ~ q, whatever x is, taken by
-    each chain for itself with probability
+    each chain independently with probability
 
         min(1, w(x') / w(x)),     w = exp(-E) / q,
 
@@ -66,7 +66,7 @@ class IndependentMetropolis(Kernel):
         if sets.covers(self.proposal.support, energy.support) is False:
             raise ValueError(
                 f"the proposal {self.proposal} draws from {self.proposal.support!r} only, and "
-                f"{energy} lives on {energy.support!r}"
+                f"{energy} is on {energy.support!r}"
             )
 
     def noise(

@@ -25,7 +25,7 @@ class Langevin(Preconditioned):
 
         x' = x - h M ∇E(x) + sqrt(2h) L ξ,     ξ ~ N(0, I).
 
-    With `metropolis` (MALA), x' is accepted by each chain for itself with probability min(1, exp
+    With `metropolis` (MALA), x' is accepted by each chain independently with probability min(1, exp
     a),
 
         a = E(x) - E(x') + ½|ξ|² - ½|ξ - sqrt(h/2) Lᵀ(∇E(x) + ∇E(x'))|²,

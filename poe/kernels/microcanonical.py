@@ -60,7 +60,7 @@ class Microcanonical(Preconditioned):
 
     With `metropolis`, u is drawn anew, uniformly, for each trajectory of n = ⌈w T / h⌉ moves, at
     most `most_steps` (w ~ U(0, 1) part of the noise, one number for all chains of a batch), whose
-    end is taken by each chain for itself with probability min(1, exp(-ΔE - ΔK)). A step takes n
+    end is taken by each chain independently with probability min(1, exp(-ΔE - ΔK)). A step takes n
     gradients.
 
     Without it, each step is one move and one gradient, after u ← (u + ν ξ)/|u + ν ξ|, ξ ~ N(0, I),

@@ -24,8 +24,8 @@ from poe.kernels.state import Info, Noise, State
 class RandomWalk(Preconditioned):
     """Random-walk Metropolis with step size h and preconditioner M = L Lᵀ:
 
-        x' = x + h L ξ,     ξ ~ N(0, I),     taken by each chain for itself with probability min(1,
-        exp(E(x) - E(x'))).
+        x' = x + h L ξ,     ξ ~ N(0, I),     taken by each chain independently with probability
+        min(1, exp(E(x) - E(x'))).
 
     One energy a step and no gradient, so it needs none to exist. (From a state that holds a
     gradient, as within `Cycle`, it evaluates the gradient at x' too.)

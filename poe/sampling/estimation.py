@@ -26,7 +26,7 @@ class EstimateWarning(PoeWarning):
     believed."""
 
 
-class Phase(IntEnum):
+class EstimatePhase(IntEnum):
     """The phases of an estimate that have random streams of their own."""
 
     START = 0
@@ -48,7 +48,7 @@ class Estimation(Space):
     @cached_property
     def streams(self) -> list[torch.Generator]:
         """The random stream of each phase; methods that follow each other go on with them."""
-        return streams(self.seed, len(Phase), self.energy.device)
+        return streams(self.seed, len(EstimatePhase), self.energy.device)
 
     @property
     def each(self) -> int:
@@ -59,7 +59,7 @@ class Estimation(Space):
     def start(self) -> Start | None:
         """A normalised start in the space of the target, weighed: the given proposal, else the
         nearest of the samplable parts; None where there is none."""
-        generator = self.streams[Phase.START]
+        generator = self.streams[EstimatePhase.START]
         if self.proposal is not None:
             return weigh(self._proposed(self.proposal), self.target, generator)
         known = [start for start in self.structure.starts if start.log_z is not None]

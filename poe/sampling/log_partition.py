@@ -18,7 +18,7 @@ from poe.algebra.shifted import shift
 from poe.diagnostics.verdict import unknown_mass
 from poe.io.functions import FUNCTIONS
 from poe.sampling.arguments import refuse_improper
-from poe.sampling.estimation import POPULATIONS, Estimation, Phase, total
+from poe.sampling.estimation import POPULATIONS, EstimatePhase, Estimation, total
 from poe.sampling.methods import METHODS
 from poe.sampling.methods.annealed import ais
 from poe.smc.noise_path import MAX_EXPENSIVE_PARTICLES, expensive
@@ -170,14 +170,14 @@ def bracket(
         raise ValueError(
             f"a bracket of log Z of {energy} needs a proposal= that draws: none of its parts does"
         )
-    tuned = find_schedule(target, job.start.density, generators[Phase.TUNING])
+    tuned = find_schedule(target, job.start.density, generators[EstimatePhase.TUNING])
     schedule = tuned.schedule.refined(BRACKET_REFINEMENT)
-    path, stream = schedule.path, generators[Phase.POPULATIONS]
+    path, stream = schedule.path, generators[EstimatePhase.POPULATIONS]
     start = sampler(path.start, target)
     forward = anneal(schedule, start, [draws], 1, [stream], resample=False)
     z = job.z(x.to(first_tensor(energy)))
     z = path.end.to_z(z) if isinstance(path.end, Transported) else z
-    back = -schedule.back(z, generators[Phase.REVERSE])
+    back = -schedule.back(z, generators[EstimatePhase.REVERSE])
     bounds = (
         Estimate(float(logs.mean()), float(logs.std()) / math.sqrt(len(logs)))
         for logs in (forward.log_ratio, back)

@@ -66,7 +66,7 @@ def sample(
             and this number.
         compile: run the steps after warm-up in compiled blocks.
         checkpoint: a file in which the run is kept on the way: the same call, made again after the
-            process died, goes on from there to the same draws, bit for bit. Needs a seed.
+            process died, continues to the same draws, bit for bit. Needs a seed.
         device: where to draw; that of the energy by default.
 
     Raises:

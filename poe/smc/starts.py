@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra import support as sets
-from poe.algebra.capabilities import Samples, as_a
+from poe.algebra.capabilities import BoundsLogProb, Samples, as_a
 from poe.algebra.energy import Energy, Estimate, first_tensor
 from poe.algebra.text import leaves
 from poe.diagnostics.weights import pareto_k, weight_ess
@@ -37,7 +37,7 @@ class Start(NamedTuple):
     def log_z(self) -> Estimate | None:
         """log Z of what draws: 0 where the density draws a model whose energy is a bound of its
         -log p."""
-        return Estimate(0.0) if getattr(self.density, "bound", False) else self.density.log_z
+        return Estimate(0.0) if self.density.can(BoundsLogProb) else self.density.log_z
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def sites_of(energy: Energy) -> Sites:
     box = box_of(energy)
     if box is None:
         raise ValueError(
-            f"{energy} lives on {energy.support!r}: moves between values need a finite number of "
+            f"{energy} is on {energy.support!r}: moves between values need a finite number of "
             "whole values per coordinate"
         )
     if box not in _sites:

@@ -136,7 +136,7 @@ def _(energy: Product) -> list[tuple[Energy, float]]:
 def candidates(energy: Energy, closed: Energy | None = None) -> list[Energy]:
     """Samplable parts whose draws may lie where the target has its mass: positive factors, and the
     wanted side of `-`. Of `|`, whose branches may each hold mass where no other draws, it is a
-    mixture that has a start of each branch; none where some branch has none. `closed` is the
+    mixture that has a start of each branch; empty where a branch has none. `closed` is the
     closed form, where it is known."""
     if closed is None:
         closed = simplify(energy) if energy.parts else energy

@@ -29,7 +29,7 @@ def reals_of(energy: Energy) -> Transform:
 
 
 def unmapped(support: Constraint) -> str:
-    """What is said of an energy onto whose support no map is known."""
+    """The error message for an energy onto whose support no map is known."""
     return (
         f"cannot be drawn: no map from R^n onto its support {support!r} is known. A box has one, "
         "and a simplex that is the whole event: poe.sample such a part by itself, or write it over "

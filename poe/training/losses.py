@@ -252,7 +252,7 @@ def _check_real(energy: Energy, batch: Tensor) -> None:
         )
     if sets.is_discrete(energy.support):
         raise TypeError(
-            f"score matching needs real points, and {energy} lives on {energy.support!r}: train it "
+            f"score matching needs real points, and {energy} is on {energy.support!r}: train it "
             "with PersistentContrastiveDivergence"
         )
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import poe
 from experts import GAN, VAE, Decoder, Discriminator, Generator, Normal
-from poe.algebra.capabilities import Proposes, Samples
+from poe.algebra.capabilities import BoundsLogProb, Proposes, Samples
 from poe.testing import LawError, check_expert
 
 pytest.importorskip("sklearn")
@@ -145,7 +145,7 @@ def test_a_loose_bound_is_caught():
 
 def test_vae_says_that_it_is_a_bound():
     vae = VAE((2, 2), latent=2)
-    assert vae.bound
+    assert vae.can(BoundsLogProb)
     assert "bound        E(x) >= -log p(x)" in repr(vae)
     assert vae.can(Samples)
     assert vae.proper

@@ -118,12 +118,12 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
     run = find_schedule(
         job.target,
         None if job.start is None else job.start.density,
-        generators[estimation.Phase.TUNING],
+        generators[estimation.EstimatePhase.TUNING],
         progress=job.progress,
     )
     path, schedule = run.schedule.path, run.schedule
     if not job.forced:
-        stream = generators[estimation.Phase.POPULATIONS]
+        stream = generators[estimation.EstimatePhase.POPULATIONS]
         near = weigh(path.start, path.end, stream, 8 * job.particles)
         enough = near.pareto_k <= MAX_PARETO_K and near.ess >= len(near.x) * MIN_FITTED_SHARE
         if enough and not near.failed:
@@ -135,7 +135,7 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
         sampler(path.start, job.target),
         [POPULATIONS],
         job.each,
-        [generators[estimation.Phase.POPULATIONS]],
+        [generators[estimation.EstimatePhase.POPULATIONS]],
         resample=resample,
         progress=job.progress,
     )

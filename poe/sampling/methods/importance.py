@@ -55,7 +55,7 @@ def log_z(job: Estimation) -> Estimate | None:
             f"importance sampling of {job.energy} needs a proposal= that draws: none of its parts "
             "does"
         )
-    generator = job.streams[estimation.Phase.TUNING]
+    generator = job.streams[estimation.EstimatePhase.TUNING]
     full = weigh(job.start.density, job.target, generator, job.particles)
     enough = full.pareto_k <= MAX_PARETO_K and full.ess >= job.particles * MIN_LOG_Z_SHARE
     return from_weights(job.energy, full) if job.forced or enough else None

@@ -68,8 +68,8 @@ def log_z(job: Estimation) -> Estimate | None:
     """log Z from the weights of independent populations along the order."""
     order_of = ordered_product(job.energy)
     assert order_of is not None
-    twisted = should_twist(order_of, job.streams[estimation.Phase.START])
-    generator = job.streams[estimation.Phase.TUNING]
+    twisted = should_twist(order_of, job.streams[estimation.EstimatePhase.START])
+    generator = job.streams[estimation.EstimatePhase.TUNING]
     moved = propagate(order_of, POPULATIONS, job.each, generator, twisted=twisted)
     return checked(job.energy, estimate(moved.log_ratio))
 

@@ -47,7 +47,7 @@ def test_a_flat_prior_is_divided_out() -> None:
 
 def test_combine_checks_supports() -> None:
     positive = Gamma(torch.ones(1, dtype=F64), 1.0, name="prior")
-    with pytest.raises(ValueError, match="a posterior lives where its prior does; restrict it"):
+    with pytest.raises(ValueError, match="no mass where its prior has none; restrict it"):
         poe.combine([a, b], prior=positive)
     with pytest.raises(ValueError, match="poe.on\\(energy, index, event_shape\\)"):
         poe.combine([a, b], prior=Normal(torch.zeros(2), 1.0))

@@ -45,5 +45,5 @@ def test_the_sites_of_a_path_are_those_of_its_ends() -> None:
 def test_without_a_finite_number_of_values_there_are_no_sites() -> None:
     normal = Normal(torch.zeros(2), 1.0, name="normal")
     assert box_of(normal) is None
-    with pytest.raises(ValueError, match="normal lives on .* need a finite number of whole values"):
+    with pytest.raises(ValueError, match="normal is on .* need a finite number of whole values"):
         sites_of(normal)
