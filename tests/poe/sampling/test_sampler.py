@@ -332,7 +332,7 @@ def test_no_mass_and_mass_without_bound_are_told_apart() -> None:
         support=constraints.independent(constraints.boolean, 1),
     )
     for act in (poe.sample, poe.log_z):
-        with pytest.raises(ValueError, match="-inf, a density without bound, at 1 of 4 points"):
+        with pytest.raises(ValueError, match="-inf, an unbounded density, at 1 of 4 points"):
             act(endless)
     with pytest.raises(ValueError, match=r"improper.*prior & poe.on"):
         poe.sample(poe.on(experts.Normal(0.0, 1.0), [0], (2,)))
