@@ -550,6 +550,11 @@ def objective(name: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
     return lambda: make(*arguments, generator=torch.Generator().manual_seed(4), **options)
 
 
+def fit_of(fitted: Any) -> Any:
+    """The record of a fit: of the energy, before; of each copy, now."""
+    return getattr(fitted, "fit", None) or fitted.parts[0].fit
+
+
 def training() -> Table:
     """A few steps of each loss, and densities fitted to samples."""
     record = Record()
@@ -579,8 +584,12 @@ def training() -> Table:
         "fit of weighed samples": (x, weighed),
     }.items():
         fit = lambda samples=samples, options=options: poe.fit_density(samples, **options, **small)  # noqa: E731
-        e = record.add(name, fit, lambda e: plain([str(e), e(x[:20].abs()), vars(e)["fit"]]))
-        record.text(name, None if e is None else vars(e)["fit"])
+        e = record.add(
+            name,
+            fit,
+            lambda e: plain([str(e), e(x[:20].abs()), fit_of(e)]),
+        )
+        record.text(name, None if e is None else fit_of(e))
     return record.table
 
 
