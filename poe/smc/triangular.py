@@ -4,6 +4,7 @@ normal."""
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,38 +42,44 @@ class Triangular(nn.Module):
         self.event_shape = event_shape
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
+        self.squares = self.quadratic.any(0).nonzero().unbind(1)
+        self.stages = _stages(self.linear, self.quadratic, self.slope)
 
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
         """z and log|det dz/dx|."""
         flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
         u = ((flat - self.centre) / self.scale)[..., self.order]
-        mean = (
-            self.constant
-            + u @ self.linear.T
-            + torch.einsum("jik,...i,...k->...j", self.quadratic, u, u)
-        )
+        i, k = self.squares
+        products = u[..., i] * u[..., k]
+        mean = self.constant + u @ self.linear.T + products @ self.quadratic[:, i, k].T
         log_scale = _bounded(self.level + u @ self.slope.T)
         z = (u - mean) * (-log_scale).exp()
         return z.reshape(x.shape), -log_scale.sum(-1) - self.scale.log().sum()
 
     def from_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
-        """x and log|det dx/dz|."""
+        """x and log|det dx/dz|: coordinates that depend on none of each other in one step."""
         flat = z.reshape(*z.shape[: z.ndim - len(self.event_shape)], -1)
-        u, log_det = flat.new_zeros(*flat.shape[:-1], 0), self.scale.log().sum()
-        for j in range(flat.shape[-1]):
-            mean = (
-                self.constant[j]
-                + u @ self.linear[j, :j]
-                + torch.einsum("ik,...i,...k->...", self.quadratic[j, :j, :j], u, u)
+        u = flat.new_zeros(*flat.shape[:-1], 0)
+        log_det = self.scale.log().sum().expand(flat.shape[:-1])
+        for stage in self.stages:
+            own, parents = stage.own, stage.parents
+            before = u[..., stage.places]
+            mean = self.constant[own] + before @ self.linear[own][:, parents].T
+            if len(stage.squares[0]):
+                products = before[..., stage.squares[0]] * before[..., stage.squares[1]]
+                i, k = parents[stage.squares[0]], parents[stage.squares[1]]
+                mean = mean + products @ self.quadratic[own][:, i, k].T
+            level = self.level[own]
+            log_scale = _bounded(
+                level + before @ self.slope[own][:, parents].T if stage.scaled else level
             )
-            log_scale = (
-                MAX_LOG_SCALE * ((self.level[j] + u @ self.slope[j, :j]) / MAX_LOG_SCALE).tanh()
-            )
-            u = torch.cat([u, (mean + log_scale.exp() * flat[..., j]).unsqueeze(-1)], -1)
-            log_det = log_det + log_scale
-        x = u[..., self.order.argsort()] * self.scale + self.centre
+            u = torch.cat([u, mean + log_scale.exp() * flat[..., own]], -1)
+            log_det = log_det + log_scale.sum(-1)
+        found = torch.cat([stage.own for stage in self.stages])
+        # u is in the order of the stages; those are in the order of the map
+        x = u[..., found.argsort()[self.order.argsort().to(found)]] * self.scale + self.centre
         return x.reshape(z.shape), log_det
 
     @classmethod
@@ -89,10 +96,13 @@ class Triangular(nn.Module):
         u = ((flat - centre) / scale)[:, order]
         constant, level, linear = u.new_zeros(d), u.new_zeros(d), u.new_zeros(d, d)
         slope, quadratic = torch.zeros_like(linear), u.new_zeros(d, d, d)
+        # products of the first j coordinates are the first j(j+1)/2
+        rows, columns = torch.tril_indices(d - 1, d - 1, device=x.device)
+        products, ones = u[:, rows] * u[:, columns], u.new_ones(n, 1)
         for j in range(d):
-            before = torch.cat([u.new_ones(n, 1), u[:, :j]], 1)
-            i, k = torch.tril_indices(j, j)
-            features = torch.cat([before, u[:, i] * u[:, k]], 1)
+            i, k = rows[: j * (j + 1) // 2], columns[: j * (j + 1) // 2]
+            before = torch.cat([ones, u[:, :j]], 1)
+            features = torch.cat([before, products[:, : len(i)]], 1)
             try:
                 mean, log_scale = _regress(features, before, u[:, j])
             except torch.linalg.LinAlgError:
@@ -104,6 +114,36 @@ class Triangular(nn.Module):
         names = "centre", "scale", "constant", "linear", "quadratic", "level", "slope"
         tensors = {name: tensor.to(x) for name, tensor in zip(names, found, strict=True)}
         return cls(x.shape[1:], order=order, **tensors)
+
+
+class _Stage(NamedTuple):
+    """Coordinates (in the order of the map) that do not depend on each other; those that they
+    depend on, and their places among all that come in the stages before; pairs of those whose
+    products matter; and whether their scales depend on them."""
+
+    own: Tensor
+    parents: Tensor
+    places: Tensor
+    squares: tuple[Tensor, ...]
+    scaled: bool
+
+
+def _stages(linear: Tensor, quadratic: Tensor, slope: Tensor) -> list[_Stage]:
+    """The coordinates in as few stages as their dependence allows, on the CPU."""
+    linear, quadratic, slope = (part.detach().cpu() for part in (linear, quadratic, slope))
+    depends = (linear != 0) | (slope != 0) | (quadratic != 0).any(1) | (quadratic != 0).any(2)
+    depth = torch.zeros(len(linear), dtype=torch.long)
+    for j in range(len(linear)):
+        depth[j] = 1 + int(depth[depends[j]].amax()) if bool(depends[j].any()) else 0
+    stages, known = [], torch.zeros(0, dtype=torch.long)
+    for level in depth.unique():
+        own = (depth == level).nonzero().squeeze(1)
+        parents = depends[own].any(0).nonzero().squeeze(1)
+        places = (parents.unsqueeze(1) == known).long().argmax(1) if len(parents) else parents
+        pairs = quadratic[own].any(0)[parents][:, parents].nonzero().unbind(1)
+        stages.append(_Stage(own, parents, places, pairs, bool(slope[own].any())))
+        known = torch.cat([known, own])
+    return stages
 
 
 def _bounded(v: Tensor) -> Tensor:
@@ -132,24 +172,38 @@ def _regress(features: Tensor, before: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 def _fit(
     features: Tensor, before: Tensor, y: Tensor, rounds: int
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Coefficients of the mean and of the log standard deviation, and the standard errors of
-    both."""
+    """Coefficients of the mean and of the log standard deviation, and the standard errors of both.
+    It ends after the first round where no slope of the log standard deviation is `MIN_Z_SCORE`
+    standard errors from 0: the weights of the next one would be those of this one, but for noise.
+    """
     log_scale = y.new_zeros(before.shape[1])
     log_scale[0] = math.log(0.5)
     small = 1e-6 * torch.eye(features.shape[1]).to(y)
-    for _ in range(rounds):
+    for turn in range(rounds):
         # clamped for the regression only: no energy is
         weight = (-2 * (before @ log_scale)).clamp(-40, 40).exp()
-        normal = (features * weight.unsqueeze(1)).T @ features
+        normal = features.T @ (features * weight.unsqueeze(1))
         normal = normal + small * normal.diagonal().mean()
         mean = torch.linalg.solve(normal, features.T @ (weight * y))
         squares = (y - features @ mean).square() + 1e-12
-        for _ in range(10):
-            ratio = squares * (-2 * (before @ log_scale)).clamp(-40, 40).exp()
-            hessian = (before * (2 * ratio + 1e-3).unsqueeze(1)).T @ before
-            step = torch.linalg.solve(hessian, before.T @ (1 - ratio))
-            log_scale = log_scale - step / (1 + step.abs().max())
-    errors = [
-        torch.linalg.inv(matrix).diagonal().clamp(min=0).sqrt() for matrix in (normal, hessian)
-    ]
-    return mean, log_scale, (errors[0], errors[1])
+        log_scale, hessian = _log_scale(before, squares, log_scale)
+        slope_errors = torch.linalg.inv(hessian).diagonal().clamp(min=0).sqrt()
+        if not bool((log_scale.abs() > MIN_Z_SCORE * slope_errors)[1:].any()):
+            if turn == 0:  # the weights of this round were a guess
+                normal = normal * ((-2 * log_scale[0]).exp() / weight[0])
+            break
+    return mean, log_scale, (torch.linalg.inv(normal).diagonal().clamp(min=0).sqrt(), slope_errors)
+
+
+def _log_scale(before: Tensor, squares: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    # (n, b), (n), (b) -> (b), (b, b)
+    """Newton's method on Σ_i ½ s_i exp(-2 v_i) + v_i, v linear in `before`, and its Hessian."""
+    for _ in range(10):
+        ratio = squares * (-2 * (before @ log_scale)).clamp(-40, 40).exp()
+        hessian = before.T @ (before * (2 * ratio + 1e-3).unsqueeze(1))
+        step = torch.linalg.solve(hessian, before.T @ (1 - ratio))
+        step = step / (1 + step.abs().max())
+        log_scale = log_scale - step
+        if float(step.abs().max()) < 1e-4:  # far below the standard errors, 1/√(2n)
+            break
+    return log_scale, hessian
