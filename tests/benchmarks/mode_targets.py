@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from functools import cache
+from typing import Any
 
 import torch
 from scipy.special import gammaln
