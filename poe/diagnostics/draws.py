@@ -18,6 +18,7 @@ from poe.diagnostics.agreement import Agreement
 from poe.diagnostics.convergence import standard_errors
 from poe.diagnostics.evidence import Diagnostics
 from poe.diagnostics.raw import Raw, evidence_of
+from poe.diagnostics.search import ModeSearch
 from poe.diagnostics.verdict import log_z_reasons, reasons, target_warnings, verdict
 from poe.io.container import DRAWS_KEY, StorageError, plain, write_atomically
 from poe.plotting import figures, html
@@ -49,6 +50,7 @@ class Draws:
             after `load`. Not saved.
         agreement: how the posteriors of `poe.combine` agree (`poe.sampling.agreement`); None for
             other compositions.
+        search: what the search for modes found; None where none was made.
     """
 
     x: Tensor
@@ -65,6 +67,7 @@ class Draws:
     conditions: dict[str, str] = field(default_factory=dict, repr=False)
     target: Energy | None = field(default=None, repr=False, compare=False)
     agreement: Agreement | None = field(default=None, repr=False)
+    search: ModeSearch | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, raw: Raw, structure: Structure, plan: str = "") -> Draws:
@@ -107,6 +110,19 @@ class Draws:
             agreement=agreement,
         )
 
+    def with_search(self, search: ModeSearch) -> Draws:
+        """The same draws with the record of a search for modes, its cost and its reasons."""
+        d = self.diagnostics
+        cost = {
+            name: getattr(d, name) + getattr(search, name) for name in ("gradients", "energies")
+        }
+        return replace(
+            self,
+            warnings=(*self.warnings, *search.missed),
+            diagnostics=replace(d, **cost),
+            search=search,
+        )
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -131,7 +147,8 @@ class Draws:
     def verdict(self) -> str:
         """One line to act on: "TRUSTED: ...", "TRUSTED if ...: ..." or "NOT TRUSTED: the first
         reason; try what to type"."""
-        return verdict(len(self), self.reasons, self.conditions, self.diagnostics)
+        line = verdict(len(self), self.reasons, self.conditions, self.diagnostics)
+        return line if self.search is None or self.reasons else f"{line}; {self.search.line()}"
 
     def mean(self) -> Tensor:  # -> (*event)
         """The mean of the draws, in units of x. `mcse()` is its standard error."""
@@ -154,6 +171,7 @@ class Draws:
             f"chains, by {self.method}" + ("" if self.exact else f" (approximate: {bias})"),
             f"  log Z          {'unknown' if self.log_z is None else self.log_z}",
             *_figures(self.diagnostics),
+            *([] if self.search is None else [f"  modes          {self.search.line()}"]),
             *([] if self.agreement is None else self.agreement.lines()),
         ]
         lines.append("  warnings:" if self.warnings else "  no warnings")
@@ -196,6 +214,7 @@ class Draws:
             "warnings": list(self.warnings),
             "conditions": self.conditions,
             "agreement": None if self.agreement is None else asdict(self.agreement),
+            "search": None if self.search is None else asdict(self.search),
         } | {
             name: getattr(self, name)
             for name in ("method", "expression", "exact", "partial", "plan")
@@ -226,6 +245,8 @@ class Draws:
             facts["agreement"] = (
                 None if facts.get("agreement") is None else Agreement.read(facts["agreement"])
             )
+            if (search := facts.pop("search", None)) is not None:
+                facts["search"] = ModeSearch(**search | {"missed": tuple(search["missed"])})
             return cls(**tensors, **facts)
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(

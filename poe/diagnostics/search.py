@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NO_SEARCH = "no mode lies elsewhere"  # the condition of trust where no search was made
+UNSEARCHED = (
+    "no search for modes was made (method=, kernel= or init= was given, or the energy has no "
+    "gradient): a mode that no draw is near is not seen"
+)
 
 
 @dataclass(frozen=True)

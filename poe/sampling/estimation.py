@@ -15,7 +15,7 @@ from poe.algebra.energy import Energy, Estimate
 from poe.mcmc.run import streams
 from poe.registry import PoeWarning
 from poe.sampling.job import Space
-from poe.smc.starts import Start, in_variables_of, nearest, weigh
+from poe.smc.starts import Start, all_weighed, in_variables_of, nearest, weigh
 
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
 MAX_STANDARD_ERROR = 0.5  # nats, beyond which few populations decide
@@ -59,12 +59,18 @@ class Estimation(Space):
     def start(self) -> Start | None:
         """A normalised start in the space of the target, weighed: the given proposal, else the
         nearest of the samplable parts; None where there is none."""
-        generator = self.streams[EstimatePhase.START]
         if self.proposal is not None:
+            generator = self.streams[EstimatePhase.START]
             return weigh(self._proposed(self.proposal), self.target, generator)
+        fitted = [] if self.found is None or self.found.start is None else [self.found.start]
+        return nearest([*self.weighed, *fitted])
+
+    @cached_property
+    def weighed(self) -> list[Start]:
+        """The parts that draw samples and whose log Z is known, weighed."""
         known = [start for start in self.structure.starts if start.log_z is not None]
         moved = [in_variables_of(self.target, start) for start in known]
-        return nearest(moved, self.target, generator)
+        return all_weighed(moved, self.target, self.streams[EstimatePhase.START])
 
     def _proposed(self, proposal: Energy) -> Energy:
         if not proposal.can(Samples) or proposal.log_z is None:

@@ -17,11 +17,14 @@ from poe.diagnostics.raw import Cost, Raw
 from poe.kernels import Kernel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.run import streams
-from poe.smc.starts import WEIGHED_DRAWS, Start, in_variables_of, nearest
+from poe.smc.mode_search import Found, search
+from poe.smc.starts import WEIGHED_DRAWS, Start, all_weighed, in_variables_of, nearest
 from poe.spaces.structure import Structure
 from poe.spaces.transport import Unconstrained
 
 CHAINS = 4  # of independent draws
+# a part whose weights are as even as this is near, and the search has a tenth of its starts
+NEAR_PARETO_K, NEAR_SHARE, SHARE_WHERE_NEAR = 0.5, 0.1, 0.1
 
 
 class MethodNotApplicable(Exception):
@@ -42,6 +45,8 @@ class Phase(IntEnum):
     CHAIN_STARTS = 4
     FITTED_START = 5
     AGREEMENT = 6  # own draws of the posteriors of `poe.combine`
+    SEARCH = 7  # for modes
+    NARROW_END = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class Space:
 
     structure: Structure
     seed: int
+    searches: bool = False  # whether modes are searched for
 
     @property
     def energy(self) -> Energy:
@@ -76,13 +82,38 @@ class Space:
         """Points of this space from points of the event."""
         return x if self.unconstrained is None else self.unconstrained.to_z(x)
 
+    def phase(self, phase: int) -> torch.Generator:
+        """The random stream of a phase that all shards share."""
+        return streams(self.seed, phase + 1, self.target.device)[phase]
+
+    @cached_property
+    def weighed(self) -> list[Start]:
+        """The parts that draw samples, weighed."""
+        moved = [in_variables_of(self.target, start) for start in self.structure.starts]
+        return all_weighed(moved, self.target, self.phase(Phase.START))
+
+    @cached_property
+    def found(self) -> Found | None:
+        """What a search for modes finds, with a tenth of its starts where a part is near enough to
+        resample; None where none is made, and where the energy has no gradient."""
+        if not self.searches or not self.structure.searchable:
+            return None
+        known = nearest(self.weighed)
+        near = known is not None and known.pareto_k <= NEAR_PARETO_K and known.share >= NEAR_SHARE
+        parts = [in_variables_of(self.target, part) for part in self.structure.starts]
+        densities = [part for part in parts if part is not None]
+        share = SHARE_WHERE_NEAR if near else 1.0
+        try:
+            return search(self.target, densities, self.phase(Phase.SEARCH), share=share)
+        except TypeError:  # no gradient
+            return None
+
     @cached_property
     def start(self) -> Start | None:
-        """The start nearest to the target (`poe.smc.starts.nearest`); None where none has any
-        effective draw."""
-        generator = streams(self.seed, Phase.START + 1, self.target.device)[Phase.START]
-        moved = [in_variables_of(self.target, start) for start in self.structure.starts]
-        return nearest(moved, self.target, generator)
+        """The start nearest to the target (`poe.smc.starts.nearest`), a part or what the search
+        fitted; None where none has any effective draw."""
+        fitted = [] if self.found is None or self.found.start is None else [self.found.start]
+        return nearest([*self.weighed, *fitted])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -134,8 +165,8 @@ class Job:
         return found[phase * self.shards :]
 
     @property
-    def weighed(self) -> int:
-        """Energies evaluated to find the start."""
+    def weighing(self) -> int:
+        """Energies evaluated to weigh the parts that draw."""
         return WEIGHED_DRAWS * len(self.structure.starts)
 
     @property

@@ -97,6 +97,7 @@ def log_z(
         job = Estimation(
             structure,
             seed,
+            searches=method is None and proposal is None,
             particles=particles,
             proposal=proposal,
             progress=progress,

@@ -18,6 +18,7 @@ from poe.sampling.methods.exact import words as words_of_exact
 from poe.smc.noise_path import expensive
 from poe.spaces.structure import Structure
 
+MAX_ANNEALED_DIMENSIONS = 40  # beyond which chains come before annealing
 INDEPENDENT = ("exact", "enumerate", "parts")  # methods that start from nothing
 
 
@@ -72,8 +73,8 @@ class Plan:
             lines.append("starts from values drawn evenly for each site")
         else:
             lines.append(
-                "starts from a normal that chains find, in unconstrained space: no factor draws "
-                "samples"
+                "starts from a mixture fitted to the modes that a search finds, in unconstrained "
+                "space: no factor draws samples"
             )
         if self.kernel is not None:
             exact = "exact" if self.kernel.exact else "not exact: unadjusted"
@@ -161,7 +162,10 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
         names = ["sequential", "importance", "chains", "annealed", "tempered"]
     elif expensive(structure.energy):  # no other method finds what reverse diffusion misses
         names = ["importance", "annealed"]
-    return tuple(name for name in names if METHODS[name].applies(structure) is None)
+    found = ("importance",) if structure.searchable else ()  # of what the search fits
+    if found and structure.energy.event_shape.numel() > MAX_ANNEALED_DIMENSIONS:
+        names = ["importance", "chains", "annealed", "tempered"]
+    return tuple(n for n in names if n in found or METHODS[n].applies(structure) is None)
 
 
 def drawing(energy: Energy) -> tuple[tuple[str, ...], str]:

@@ -19,7 +19,7 @@ from poe.algebra.shifted import Shifted
 from poe.algebra.simplification import simplify
 from poe.diagnostics.verdict import PARETO_LIMIT
 from poe.diagnostics.weights import pareto_k
-from poe.smc.starts import nearest, weigh
+from poe.smc.starts import all_weighed, nearest, weigh
 from poe.spaces.structure import candidates
 
 DRAWS = 10_000  # of each posterior
@@ -119,7 +119,7 @@ def _own_draws(inner: Energy, generator: torch.Generator) -> OwnDraws | None:
     members = copies(inner)
     drawn = bool(members) and all(e.can(Samples) and e.log_z is not None for e in members)
     starts = [mixture(members, [1.0] * len(members))] if drawn else candidates(inner)
-    start = nearest(starts, inner, generator)
+    start = nearest(all_weighed(starts, inner, generator))
     if start is None or 4 * DRAWS * start.ess < MIN_ESS * len(start.x):  # more would not do
         return None
     start = weigh(start.density, inner, generator, 4 * DRAWS)

@@ -26,6 +26,7 @@ from poe.sampling.arguments import check_choices, check_counts, check_device, re
 from poe.sampling.job import Job, MethodNotApplicable, Phase, Space
 from poe.sampling.methods import METHODS
 from poe.sampling.planning import Plan, planned
+from poe.sampling.searched import searched
 from poe.spaces.structure import Structure
 
 
@@ -83,6 +84,7 @@ def sample(
         energy = energy.to(device)
     structure = Structure.of(energy)
     refuse_improper(structure)
+    searches = method is None and kernel is None and init is None
     seed = options.pop("seed")
     if seed is None:  # the same in all processes
         seed = int(parallel.agreed(str(int(torch.randint(2**62, ()).item())).encode()))
@@ -96,7 +98,7 @@ def sample(
     if checkpoint is not None:
         facts = {"expression": energy, "method": method, "device": energy.device.type}
         run = Checkpoint(checkpoint, facts | options | {"seed": seed})
-    job = Job(space=Space(structure, seed), progress=progress, checkpoint=run, **options)
+    job = Job(space=Space(structure, seed, searches), progress=progress, checkpoint=run, **options)
     with frozen(energy):
         result = _follow(chosen, job)
     if run is not None:
@@ -129,6 +131,7 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         words = raw.method or chosen.words(name)
         words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
         result = Draws.of(replace(raw, method=words, earlier=spent), job.structure, text)
+        result = searched(result, job)
         if last or result.partial or result.trusted or _no_better(result, job):
             return result
         why.append(f"{METHODS[name].words}: {result.reasons[0].split('; try')[0]}")
@@ -148,7 +151,7 @@ def _no_better(result: Draws, job: Job) -> bool:
 def _branch(job: Job, index: int, draws: int) -> Draws:
     """Draws of one branch of a mixture, by a plan of its own."""
     structure = Structure.of(job.energy.parts[index])
-    space = Space(structure, branch(job.space.seed, index))
+    space = Space(structure, branch(job.space.seed, index), job.space.searches)
     return _follow(planned(structure), replace(job, space=space, draws=draws, annealed=None))
 
 

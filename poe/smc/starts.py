@@ -34,6 +34,16 @@ class Start(NamedTuple):
     failed: int
 
     @property
+    def share(self) -> float:
+        """The effective share of the draws."""
+        return self.ess / max(1, len(self.x))
+
+    @property
+    def log_mean(self) -> float:
+        """log of the mean weight."""
+        return float(self.log_weights.logsumexp(0)) - math.log(len(self.x))
+
+    @property
     def log_z(self) -> Estimate | None:
         """log Z of what draws: 0 where the density draws a model whose energy is a bound of its
         -log p."""
@@ -45,25 +55,28 @@ class Start(NamedTuple):
         Z."""
         error = MISSED_ERRORS * math.sqrt(max(1 / self.ess - 1 / len(self.x), 0.0))
         assert self.log_z is not None
-        middle = float(self.log_weights.logsumexp(0)) - math.log(len(self.x)) + float(self.log_z)
+        middle = self.log_mean + float(self.log_z)
         return middle + (math.log1p(-error) if error < 1 else -math.inf), middle + math.log1p(error)
 
 
-def nearest(
+def all_weighed(
     densities: Sequence[Energy | None], target: Energy, generator: torch.Generator
-) -> Start | None:
-    """The density with the most effective draws, weighed in the variables of the target; None where
-    none has any.
+) -> list[Start]:
+    """Each density, weighed in the variables of the target."""
+    return [weigh(density, target, generator) for density in densities if density is not None]
+
+
+def nearest(weighed: Sequence[Start]) -> Start | None:
+    """The density with the largest effective share of its draws; None where none has any.
 
     A density is left out where the interval of its log Z lies below that of another: it has missed
     mass, however even its weights.
     """
-    weighed = [weigh(density, target, generator) for density in densities if density is not None]
     weighed = [start for start in weighed if start.ess > 0]
     known = {id(start): start.interval for start in weighed if start.density.log_z is not None}
     least = max((low for low, _ in known.values()), default=-math.inf)
     kept = [start for start in weighed if id(start) not in known or known[id(start)][1] >= least]
-    return max(kept, key=lambda start: start.ess, default=None)
+    return max(kept, key=lambda start: start.share, default=None)
 
 
 def sampler(start: Energy, target: Energy) -> Callable[[int, torch.Generator], Tensor]:

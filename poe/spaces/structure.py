@@ -89,6 +89,12 @@ class Structure:
         """Whether the experts share levels of noise, all of them proper."""
         return noise_levels(self.energy) is not None
 
+    @property
+    def searchable(self) -> bool:
+        """Whether modes are searched for: points move in R^n, and levels of noise, which are a
+        search of their own, are not followed."""
+        return not self.discrete and self.obstacle is None and not self.noised
+
     @cached_property
     def obstacle(self) -> str | None:
         """Why no particle can move on the support, in words that follow the name of the target;

@@ -80,7 +80,7 @@ def draw(job: Job) -> Raw:
         divergent=moved.divergent,
         ancestors=moved.distinct,
         gradients=tuned.gradients + particles * tuned.schedule.gradients,
-        energies=job.weighed + particles * (1 + tuned.schedule.energies) + tuned.energies,
+        energies=job.weighing + particles * (1 + tuned.schedule.energies) + tuned.energies,
         seconds=time.perf_counter() - started,
     )
     if isinstance(path, NoisePath) and path.guidance is not None:

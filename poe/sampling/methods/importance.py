@@ -41,7 +41,7 @@ def draw(job: Job) -> Raw:
         raise MethodNotApplicable(
             f"the weights of {start.density} are too uneven: Pareto k {start.pareto_k:.2f}, ESS "
             f"{100 * share:.1f} %",
-            energies=job.weighed,
+            energies=job.weighing,
         )
     return resampled(job, start, job.target, job.space.x, started=started)
 
@@ -81,7 +81,7 @@ def from_weights(energy: Energy, start: Start) -> Estimate | None:
 
 IMPORTANCE = Method(
     "importance",
-    "importance resampling of a part that draws samples",
+    "importance resampling of a part that draws samples, or of a mixture fitted to modes",
     draw,
     lambda structure: (
         None

@@ -99,7 +99,7 @@ def resampled(
         estimate(raw.flatten()),
         pareto_k=k,
         nonfinite=failed,
-        energies=job.weighed + raw.numel() + order.numel(),
+        energies=job.weighing + raw.numel() + order.numel(),
         gradients=gradients,
         weight_ess=float(weight_ess(smooth).sum()),
         ancestors=distinct(order),

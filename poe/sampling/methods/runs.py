@@ -96,7 +96,7 @@ class Runs:
             return job.space.z(x)
         if job.start is None:
             return self._from_normal()
-        self.energies += job.weighed
+        self.energies += job.weighing
         weights = (job.start.log_weights - job.start.log_weights.max()).exp()
         return job.start.x[weights.multinomial(self.count, True, generator=self.shared)]
 

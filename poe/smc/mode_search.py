@@ -1,0 +1,311 @@
+"""The search for modes that comes before any sampler on R^n: starts, one batched descent,
+clusters with Laplace masses, and a mixture fitted to weighed draws, which importance resampling and
+annealing start from.
+
+1. Starts: draws of samplable parts, and normals around 0 of all sizes from 10⁻⁸ to 10⁸.
+2. All descend at once (`poe.smc.descent`); their ends are clustered in the local metric; each
+   minimum m with Hessian H gets the mass exp(-E(m)) (2π)^(d/2) det H^(-1/2) (Laplace).
+3. Draws of normals of many sizes around the minima (`poe.smc.scales`) are weighed: the heaviest, and
+   the ends of hot chains, descend in their turn, until a round finds no further minimum.
+4. The mixture is refitted to its weighed draws, with a new shape where weight stays (incremental
+   mixture importance sampling), until Pareto k and the effective share are good.
+
+References: Zhang, Carpenter, Gelman and Vehtari 2022, JMLR 23 (Pathfinder); Raftery and Bao 2010,
+Biometrics 66 (IMIS); Cappé et al. 2008, Statistics and Computing 18.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from poe.algebra.energy import Energy
+from poe.diagnostics.search import ModeSearch
+from poe.diagnostics.weights import pareto_k, weight_ess
+from poe.smc.basins import RUN, Basin, confirmed, missed
+from poe.smc.flat import Flat
+from poe.smc.gaussians import Gaussians
+from poe.smc.hot_chains import hot_chains
+from poe.smc.minima import Minima
+from poe.smc.pool import Pool
+from poe.smc.scales import PROFILES, Profile, Scales, Tails, starting_weights
+from poe.smc.starts import Start, sampler
+
+MIN_STARTS, MAX_STARTS = 128, 16384  # descents
+MAX_NUMBERS = 1 << 19  # of all starts together
+MAX_OPERATIONS = 2e9  # of a search, as `poe.smc.flat` counts them
+START_COST = 100  # gradients, about, for each start
+DECADES = 8.0  # of scales around 1, on either side
+EXPLORED = 4  # draws that are weighed for each start
+SHAPES_DIMENSIONS = 40  # up to which further shapes are fitted to weighed draws
+HOT = (2.0, 6.0, 20.0)  # temperatures of chains
+HOT_STEPS = 12
+ROUNDS = 3  # of exploration
+REFITS = 8
+FAR = 1e3, 1e5  # widths, between which the tails of a target are measured
+MAX_GROWTH = 60.0  # nats for each factor e of distance, beyond which tails are light
+MIN_FREEDOM = 0.3  # degrees of freedom of tails
+MAX_TAILS = 1024  # directions
+POPULATION_STEPS = 60
+GOOD_K, GOOD_SHARE = 0.5, 0.25  # at which a mixture needs no further refit
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found: minima whose mass is confirmed, a mixture with weighed draws where one
+    was fitted, and the record; `lowest` holds points of low energy, (n, d)."""
+
+    basins: tuple[Basin, ...]
+    start: Start | None
+    record: ModeSearch
+    lowest: Tensor
+
+    def judged(self, x: Tensor, size: float, log_z: float | None, names: str = "") -> ModeSearch:
+        """The record with what draws x (n, d), of this effective number, lack."""
+        if log_z is None:
+            log_z = -math.inf if self.start is None else self.start.log_mean
+        lacking = missed(self.basins, x.double(), size, log_z, names)
+        return replace(self.record, missed=lacking)
+
+
+def search(
+    target: Energy,
+    densities: Sequence[Energy],
+    generator: torch.Generator,
+    *,
+    share: float = 1.0,
+) -> Found:
+    """Searches a target over R^n. `densities` draw where it may have mass; `share` of the usual
+    number of starts is made."""
+    return _Search(Flat(target), densities, generator, share).run()
+
+
+class _Search:
+    """A search on its way."""
+
+    def __init__(
+        self, flat: Flat, densities: Sequence[Energy], generator: torch.Generator, share: float
+    ) -> None:
+        self.flat, self.generator, self.densities = flat, generator, densities
+        self.options = {"generator": generator, "dtype": torch.float64, "device": flat.like.device}
+        flat.measured(torch.randn(8, flat.d, **self.options))
+        most = min(MAX_STARTS, MAX_NUMBERS // flat.d)
+        wanted = int(share * MAX_OPERATIONS / (flat.operations * START_COST))
+        self.size = max(MIN_STARTS, min(most, wanted))
+        self.minima = Minima(flat)
+
+    def run(self) -> Found:
+        """All rounds."""
+        x, length = self.first_starts()
+        self.minima.unit = self.units(x)
+        self.minima.descend(x, length)
+        mixture = self.rounds() if len(self.minima) else self.populated(None)
+        start = None if mixture is None else self.refined(mixture)
+        few = self.flat.operations * RUN * len(self.minima) > MAX_OPERATIONS / 20
+        basins = confirmed(self.flat, self.minima.found, self.generator, RUN // 4 if few else RUN)
+        flat, found = self.flat, self.minima.found
+        counts = float(flat.gradients), float(flat.energies)
+        record = ModeSearch(self.minima.starts, len(found), len(basins), *counts)
+        lowest = torch.stack([minimum.x for minimum in found]) if found else x[:0]
+        return Found(tuple(basins), start, record, lowest)
+
+    def rounds(self) -> Scales:
+        """The mixture at all minima, after rounds of exploration until none finds a further one."""
+        mixture = self.mixture()
+        for number in range(ROUNDS):
+            before = len(self.minima)
+            mixture = self.explored(mixture)
+            if len(self.minima) == before and number:
+                break
+        return mixture
+
+    # ---- starts
+
+    def first_starts(self) -> tuple[Tensor, Tensor]:  # -> (n, d), (n)
+        """Draws of the parts, and of normals of all sizes; and the natural length of a step."""
+        count = max(MIN_STARTS // 2, self.size // 4)
+        size = 10 ** ((2 * torch.rand(count, **self.options) - 1) * DECADES)
+        # as many again within the sizes that most models have
+        usual = 10 ** ((2 * torch.rand(count // 2, **self.options) - 1) * 1.5)
+        size = torch.cat([size[: count - count // 2], usual])
+        x = [torch.randn(len(size), self.flat.d, **self.options) * size.unsqueeze(1)]
+        length = [size * math.sqrt(self.flat.d)]
+        each = max(1, count // max(1, len(self.densities)))
+        for density in self.densities:
+            drawn = sampler(density, self.flat.target)(each, self.generator)
+            flat = drawn.reshape(each, self.flat.d).double()
+            spread = (flat - flat.mean(0)).square().mean().sqrt().clamp(min=1e-8)
+            x.append(flat)
+            length.append(spread.expand(each) * math.sqrt(self.flat.d))
+        return torch.cat(x), torch.cat(length)
+
+    def units(self, x: Tensor) -> Tensor | None:
+        """Sizes of the coordinates, from the curvature along each at the lowest starts, where they
+        differ by more than ten; None where they do not."""
+        energy = self.flat(x)
+        best = x[energy.argsort()[:4]]
+        found = []
+        for point in best[self.flat(best).isfinite()]:
+            scale = point.abs().clamp(min=1e-8)
+            curvature = self.flat.hessian(point, scale).diagonal().abs()
+            found.append(curvature.clamp(min=1e-30).rsqrt())
+        if not found:
+            return None
+        size = torch.stack(found).log().median(0).values.exp()
+        return size if bool(size.max() > 10 * size.min()) else None
+
+    # ---- the mixture
+
+    def tails(self) -> tuple[Tails | None, Profile | None]:
+        """Tails of the target along coordinates and random directions from its lowest minimum:
+        with E ~ a log r far out, a product of Student-t with a_i - 1 degrees of freedom, the least
+        over coordinates, and a multivariate one with a - d; None where the energy grows faster."""
+        best = min(self.minima.found, key=lambda minimum: minimum.energy)
+        d, width = self.flat.d, best.root.square().sum(1).sqrt()
+        directions = torch.cat([torch.eye(d).to(best.x), torch.randn(2 * d, d, **self.options)])
+        directions = directions[: max(4, MAX_TAILS)] * width
+        sides = torch.cat([directions, -directions])
+        near = self.flat(best.x + FAR[0] * sides)
+        far = self.flat(best.x + FAR[1] * sides)
+        growth = (far - near) / math.log(FAR[1] / FAR[0])
+        growth = torch.where(growth.isnan(), math.inf, growth)
+        axes = float(growth.unflatten(0, (2, -1))[:, :d].min())
+        every = float(growth.min())
+        if not every < MAX_GROWTH:
+            return None, None
+        freedom = max(every - d, 0.0)
+        wide = Profile(1.5, freedom, 0.2) if freedom >= MIN_FREEDOM else None
+        product = None
+        if wide is None and axes - 1 >= MIN_FREEDOM:
+            product = Tails(best.x, 1.5 * width, min(axes - 1, 8.0))
+        return product, wide
+
+    def mixture(self) -> Scales:
+        """Normals of many sizes at all minima, with Laplace's masses, none of them below .05 of the
+        even share; of heavier tails where the target's are."""
+        product, wide = self.tails()
+        profiles = PROFILES if wide is None else (*PROFILES[:-1], wide)
+        masses = torch.tensor(
+            [minimum.log_mass for minimum in self.minima.found], dtype=torch.float64
+        )
+        shares = masses.softmax(0).clamp(min=0.05 / len(masses)).log()
+        weights = shares.unsqueeze(1) + starting_weights(profiles).log()
+        return Scales(
+            weights,
+            torch.stack([minimum.x for minimum in self.minima.found]),
+            torch.stack([minimum.root for minimum in self.minima.found]),
+            torch.Size(self.flat.event),
+            self.flat.like,
+            profiles,
+            product,
+        )
+
+    def weigh(self, mixture: Scales, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """n draws (n, d), their log weights, -inf where the target has no mass, and energies."""
+        points = mixture.sample(n, generator=self.generator)
+        x = points.reshape(n, self.flat.d).double()
+        energy = self.flat(x)
+        logs = -energy - mixture.log_prob(points)
+        return x, torch.where(logs.isnan(), -math.inf, logs), energy
+
+    def explored(self, mixture: Scales) -> Scales:
+        """Draws of all sizes around all minima: the heaviest, and ends of hot chains, descend."""
+        count = EXPLORED * self.size
+        sizes = mixture.log_weights.exp()
+        of_shapes = sizes.sum(1, keepdim=True)
+        even = torch.full_like(sizes[:1], 1 / sizes.shape[1])
+        wide = mixture.weighed((of_shapes + 0.5 / len(sizes)) * even)
+        x, logs, _ = self.weigh(wide, count)
+        heavy = logs.topk(min(self.size // 8, len(logs))).indices
+        heavy = heavy[logs[heavy] > -math.inf]
+        few = torch.randperm(len(x), generator=self.generator, device=x.device)[: self.size // 8]
+        starts = torch.cat([x[heavy], x[few], self.hot(wide, x[few])])
+        length = mixture.distances(starts).min(1)
+        spread = self.minima.widths_of()
+        before = len(self.minima)
+        self.minima.descend(starts, spread[length.indices.clamp(max=len(spread) - 1)])
+        if len(self.minima) > before:
+            new = self.minima.found[before:]
+            masses = torch.tensor([m.log_mass for m in new], dtype=torch.float64)
+            reference = float(logs.logsumexp(0)) - math.log(len(logs))
+            mixture = mixture.joined(
+                torch.stack([m.x for m in new]),
+                torch.stack([m.root for m in new]),
+                (masses - reference).clamp(min=math.log(0.05 / len(new)), max=3.0),
+            )
+        return mixture
+
+    def hot(self, mixture: Scales, x: Tensor) -> Tensor:
+        """Ends of chains at several temperatures, in the metric of the nearest minimum."""
+        x = x[self.flat(x).isfinite()]
+        if not len(x):
+            return x
+        nearest = mixture.distances(x).argmin(1)
+        temperature = x.new_tensor(HOT)[torch.arange(len(x), device=x.device) % len(HOT)]
+        roots = mixture.roots[nearest] if len(mixture.roots) > 1 else mixture.roots[0]
+        return hot_chains(self.flat, x, roots, temperature, HOT_STEPS, self.generator)
+
+    # ---- refits
+
+    def refined(self, mixture: Scales) -> Start:
+        """The mixture after refits to weighed draws, and weighed draws of the best. All draws so
+        far are used for a refit, weighed by the mean of the mixtures that they came from."""
+        count = max(1024, min(4 * self.size, 8192))
+        pool = Pool(self.flat)
+        best: Start | None = None
+        stale = 0
+        for number in range(REFITS + 1):
+            x, logs, energy = self.weigh(mixture, count)
+            k, size = pareto_k(logs), float(weight_ess(logs))
+            start = Start(mixture, self.flat.points(x), logs, size, k, 0)
+            better = best is None or size > 1.15 * best.ess
+            stale = 0 if better else stale + 1
+            best = start if best is None or size > best.ess else best
+            if (number and k <= GOOD_K and size >= GOOD_SHARE * count) or stale >= 3:
+                break
+            pool.add(mixture, x, energy)
+            if number == 1 and self.flat.d <= SHAPES_DIMENSIONS:
+                more = self.populated(mixture)
+                mixture = mixture if more is None else more
+            else:
+                mixture = pool.refitted(mixture, new_shapes=number > 1)
+        assert best is not None
+        return best
+
+    def populated(self, mixture: Scales | None) -> Scales | None:
+        """With shapes fitted to chains of the target, which start from normals of usual sizes, from
+        the parts and from the mixture; None where there are none."""
+        x = self.population(mixture)
+        if len(x) < 2 * (self.flat.d + 1):
+            return mixture
+        fitted = Gaussians.fitted(x, self.generator)
+        if fitted is None:
+            means, roots = x.mean(0, keepdim=True), torch.diag(x.std(0)).unsqueeze(0)
+            weights = x.new_zeros(1)
+        else:
+            means, roots, weights = fitted.means, fitted.roots, fitted.log_weights
+        if mixture is not None:
+            return mixture.joined(means, roots, weights)
+        spread = weights.double().unsqueeze(1) + starting_weights().log()
+        return Scales(spread, means, roots, torch.Size(self.flat.event), self.flat.like)
+
+    def population(self, mixture: Scales | None) -> Tensor:  # -> (n, d)
+        """Ends of chains at temperature 1."""
+        count = min(1024, self.size)
+        size = 10 ** (2 * torch.rand(count, 1, **self.options) - 1)
+        x = [torch.randn(count, self.flat.d, **self.options) * size]
+        x += [
+            sampler(density, self.flat.target)(count, self.generator).reshape(count, -1).double()
+            for density in self.densities
+        ]
+        if mixture is not None:
+            x.append(mixture.sample(count, generator=self.generator).reshape(count, -1).double())
+        each = [part[: max(1, count // len(x))] for part in x]
+        unit = torch.ones(self.flat.d).to(x[0]) if self.minima.unit is None else self.minima.unit
+        metric, one = torch.diag(unit), x[0].new_ones(sum(map(len, each)))
+        ends = hot_chains(self.flat, torch.cat(each), metric, one, POPULATION_STEPS, self.generator)
+        return ends[self.flat(ends).isfinite()]
