@@ -15,6 +15,7 @@ from poe.algebra.mixture import Mixture, mixture
 from poe.algebra.product import Product
 from poe.algebra.shifted import Shifted
 from poe.algebra.simplification import forget, simplify
+from poe.spaces.branches import branches, scouts
 from poe.spaces.noise import noise_levels
 from poe.spaces.points import enumerable
 from poe.spaces.reals import from_reals
@@ -71,6 +72,19 @@ class Structure:
         """The probability of each branch of a mixture; None where the target is no mixture, or a
         log Z is unknown."""
         return shares(self.energy)
+
+    @cached_property
+    def branches(self) -> tuple[tuple[float, Energy], ...] | None:
+        """Log weights and energies of the branches that `|` adds up in the expression
+        (`poe.spaces.branches`); None where there are too many, or none but the target itself."""
+        found = branches(self.energy)
+        alone = found is not None and len(found) == 1 and found[0][1] is self.energy
+        return None if found is None or alone else tuple(found)
+
+    @cached_property
+    def scouts(self) -> tuple[Energy, ...]:
+        """Densities that draw, and whose draws show where each branch may have its mass."""
+        return tuple(scouts(self.energy))
 
     @cached_property
     def starts(self) -> tuple[Energy, ...]:
