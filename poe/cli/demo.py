@@ -4,7 +4,6 @@ draws judged by a classifier."""
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def _drawn(energy: poe.Energy, count: int, seed: int) -> poe.Draws:
     """Exact draws or annealed particles: importance resampling would work for some expressions, but
     the demo shows what Langevin moves do."""
     method = "exact" if poe.plan(energy).method == "exact" else "annealed"
-    return poe.sample(energy, count, method=method, seed=seed, progress=sys.stderr.isatty())
+    return poe.sample(energy, count, method=method, seed=seed)
 
 
 def _shares(labels: Tensor) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 
 import poe
@@ -63,7 +62,6 @@ def _estimated(energy: Energy, arguments: argparse.Namespace) -> tuple[Estimate,
                 draws=arguments.draws,
                 method=arguments.method,
                 seed=arguments.seed,
-                progress=sys.stderr.isatty(),
             )
         except (ValueError, TypeError) as error:
             raise Failure(str(error), 1) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -99,7 +98,6 @@ def _drawn(energy: Energy, arguments: argparse.Namespace) -> Draws:
                 arguments.draws,
                 method=arguments.method,
                 seed=arguments.seed,
-                progress=sys.stderr.isatty(),
             )
         except (ValueError, TypeError) as error:
             raise Failure(str(error), 1) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -45,14 +46,26 @@ class Diagnostics:
     stein_pvalue: float = float("nan")
     invalid: int = 0  # draws that are not finite, or whose energy is NaN or +inf
     independent: bool = False  # exact, independent draws
-    # R-hat that independent populations of so few effective draws may show by chance
+    # R-hat that independent populations of so few effective draws may show where they agree; it
+    # excuses none above the limit, and says whether more particles could tell
     chance: float = 1.0
+    # of the proposals that draws of the target made; of weighed draws, the share of the mass that
+    # those of energy NaN would have with the weights of their neighbours
+    nonfinite_share: float = float("nan")
 
     @property
     def max_ess(self) -> float:
         """What no ESS can exceed: the effective number of weights and the number of ancestors;
         infinity where there are none."""
         return float(np.nanmin([np.inf, self.weight_ess, self.ancestors]))
+
+    def bounded(self, draws: int) -> Diagnostics:
+        """The same, with no effective number above that of the draws that are handed out."""
+        if not draws:
+            return self
+        names, most = ("ess_bulk", "ess_tail", "weight_ess"), float(draws)
+        least: dict[str, Any] = {name: min(getattr(self, name), most) for name in names}
+        return replace(self, mcse=max(self.mcse, most**-0.5), **least)
 
     def asdict(self) -> dict[str, float]:
         """The figures by name."""

@@ -103,17 +103,17 @@ def interleaved(chains: Tensor, n: int) -> Tensor:
 
 
 def evidence_of(raw: Raw, structure: Structure) -> Diagnostics:
-    """The evidence of points; their Stein test, and its scores, included. Effective numbers of
-    populations are bounded by the particles that are kept."""
+    """The evidence of points; their Stein test, and its scores, included. No effective number is
+    above that of the draws that are handed out."""
     if raw.evidence is not None:
         return raw.evidence
-    if raw.branches:
-        return _of_branches(raw)
+    handed_out = min(raw.draws, len(raw.x) * len(raw.kept))
+    return (_of_branches(raw) if raw.branches else _of_points(raw, structure)).bounded(handed_out)
+
+
+def _of_points(raw: Raw, structure: Structure) -> Diagnostics:
     event, counts = len(structure.energy.event_shape), {"independent": raw.independent} | raw.counts
     d = diagnose(raw.x, raw.energy, event, discrete=structure.discrete, **counts)
-    if raw.populations:
-        most = float(len(raw.x) * len(raw.kept))
-        d = replace(d, ess_bulk=min(d.ess_bulk, most), ess_tail=min(d.ess_tail, most))
     if not raw.stein:
         return d
     statistic, pvalue = stein_test(structure.energy, raw.x, draws=STEIN_DRAWS)
@@ -141,6 +141,7 @@ def _of_branches(raw: Raw) -> Diagnostics:
         ess_bulk=min(least("ess_bulk"), total),
         ess_tail=min(least("ess_tail"), total),
         acceptance=min(d.acceptance for d in found),
+        nonfinite_share=worst("nonfinite_share"),
         invalid=int((~raw.energy.isfinite()).sum()),
         independent=all(d.independent for d in found),
         chance=max(d.chance for d in found),

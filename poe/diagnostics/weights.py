@@ -12,6 +12,8 @@ from torch import Tensor
 
 from poe.diagnostics.convergence import arviz
 
+NEIGHBOURS = 4  # of a draw of energy NaN, whose weights it would have
+COMPARED_DRAWS = 2048  # of energy NaN, and of others
 MIN_WEIGHTS = 25  # finite ones, for a Pareto tail to be fitted
 
 
@@ -51,3 +53,30 @@ def weight_ess(log_weights: Tensor) -> Tensor:  # (*batch, n) -> (*batch)
     logs = log_weights.double()
     size = (2 * logs.logsumexp(-1) - (2 * logs).logsumexp(-1)).exp()
     return torch.where((logs > -torch.inf).any(-1), size, 0)
+
+
+def hidden_share(x: Tensor, log_weights: Tensor, failed: Tensor) -> float:
+    # (n, *event), (n), (n) -> share
+    """The share of the mass that lies at draws of energy NaN if the weights go on there as beside
+    them: each gets the mean weight of its `NEIGHBOURS` nearest draws without NaN, in units of the
+    weighed standard deviations. 0 where no draw failed, 1 where no other has weight.
+
+    At most `COMPARED_DRAWS` of each kind are compared, evenly spaced."""
+    if not bool(failed.any()):
+        return 0.0
+    flat, weights = x.reshape(len(x), -1).double(), log_weights.double().softmax(0)
+    if not bool((log_weights[~failed] > -torch.inf).any()):
+        return 1.0
+    mean = weights @ flat
+    scale = (weights @ (flat - mean).square()).sqrt()
+    flat = (flat - mean) / torch.where(scale > 0, scale, 1)
+    lost, known = (_spaced(kind.nonzero().flatten()) for kind in (failed, ~failed))
+    near = torch.cdist(flat[lost], flat[known]).topk(min(NEIGHBOURS, len(known)), largest=False)
+    beside = weights[known][near.indices].mean(1)
+    mass = float(beside.mean() * failed.sum())
+    return mass / (1 + mass)
+
+
+def _spaced(index: Tensor) -> Tensor:
+    count = len(index)
+    return index[torch.linspace(0, count - 1, min(count, COMPARED_DRAWS)).long()]

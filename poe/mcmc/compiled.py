@@ -68,10 +68,13 @@ def compiled(
 
 def sums(info: Info, batch: int) -> Tensor:
     # -> (4,)
-    """Sums over steps and chains: acceptance of the target's own rung (where infos have an axis of
-    rungs beyond `batch`), non-finite and divergent proposals, and the number of terms."""
-    acceptance = info.acceptance if info.acceptance.ndim == batch else info.acceptance[..., -1]
-    counts = [acceptance.double().sum(), info.nonfinite.sum(), info.divergent.sum()]
+    """Sums over steps and chains: acceptance and non-finite proposals, of the target's own rung
+    where infos have an axis of rungs beyond `batch`; divergent proposals; and the number of
+    terms."""
+    own = info.acceptance.ndim == batch
+    acceptance = info.acceptance if own else info.acceptance[..., -1]
+    nonfinite = info.nonfinite if own else info.nonfinite[..., -1]
+    counts = [acceptance.double().sum(), nonfinite.sum(), info.divergent.sum()]
     return torch.stack(
         [part.double() for part in counts] + [counts[0].new_tensor(acceptance.numel())]
     )

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
@@ -28,6 +27,7 @@ from poe.kernels.base import Kernel
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.compiled import BLOCK, compiled
+from poe.mcmc.progress import Progress, Stopped
 from poe.mcmc.shard import Counted, Saved, Shard
 
 
@@ -36,6 +36,7 @@ class Counts(NamedTuple):
 
     acceptance: float  # mean over chains and steps, of the target's own rung
     nonfinite: int
+    nonfinite_share: float  # of the proposals after warm-up
     divergent: int
     # of the target, over all chains, warm-up and the search for a first step size included
     gradients: float
@@ -80,7 +81,8 @@ def run(
     warmup: int = 0,
     thin: int = 1,
     generators: Sequence[torch.Generator],
-    progress: str | None = None,
+    progress: Progress | bool | None = False,
+    label: str = "chains",
     compile: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Trace:
@@ -89,28 +91,29 @@ def run(
 
     With `warmup` the step size and preconditioner are adapted for that many steps and then frozen.
     `compile` runs the steps after warm-up in compiled blocks. `checkpoint` stores the run as its
-    next stage. Each of several processes steps its own shards, and all return the same. An
-    interrupt (Ctrl-C) of a single process, after the first kept state, returns the draws so far,
-    marked partial.
+    next stage. Each of several processes steps its own shards, and all return the same. Where
+    `progress` allows no more evaluations, or a single process is interrupted (Ctrl-C), the draws so
+    far are returned, marked partial: before the first kept state, the points where chains are.
 
     Raises:
         ValueError: a chain starts at an energy that is not finite.
         StorageError: the checkpoint is of another run.
     """
-    course = _Course(kernel, energy, x, generators, draws, thin)
+    progress, partial = Progress.of(progress), False
+    course = _Course(kernel, energy, x, generators, draws, thin, progress)
     saved = None if checkpoint is None else checkpoint.resume(course.codec)
-    if saved is not None:
-        course.restore(saved, warmup)
-    elif warmup:
-        course.learn(adaptation_of(kernel, course.search, course.states, warmup, generators))
-    partial = False
     try:
-        _advance(course, warmup, warmup + draws * thin, progress, compile, checkpoint)
-    except KeyboardInterrupt:
+        if saved is not None:
+            course.restore(saved, warmup)
+        elif warmup:
+            course.learn(adaptation_of(kernel, course.search, course.states, warmup, generators))
+            progress.spend(course.search.gradients + course.search.energies)
+        with progress.bar(label, warmup + draws * thin, initial=course.steps) as bar:
+            _advance(course, warmup, warmup + draws * thin, bar, compile, checkpoint)
+    except (KeyboardInterrupt, Stopped) as end:
         if checkpoint is not None:
             checkpoint.freeze()
-        if parallel.size() > 1 or not all(shard.kept for shard in course.shards):
-            raise
+        progress.end(end)
         partial = True
     stage = course.stage()
     for generator, shard in zip(generators, stage.shards, strict=True):
@@ -124,28 +127,20 @@ def _advance(
     course: _Course,
     warmup: int,
     total: int,
-    progress: str | None,
+    bar: Any,
     compile: bool,
     checkpoint: Checkpoint | None,
 ) -> None:
     """Steps the chains until `total` steps are done, those of warm-up included."""
-    with tqdm(
-        total=total,
-        initial=course.steps,
-        desc=progress,
-        disable=progress is None or parallel.rank() > 0,
-        leave=False,
-        mininterval=0.2,
-    ) as bar:
-        while course.steps < total:
-            done = (
-                course.warm_up()
-                if course.steps < warmup
-                else course.draw(total - course.steps, compile)
-            )
-            bar.update(done)
-            if checkpoint is not None and checkpoint.due():
-                checkpoint.save(course.stage(), course.codec)
+    while course.steps < total:
+        done = (
+            course.warm_up()
+            if course.steps < warmup
+            else course.draw(total - course.steps, compile)
+        )
+        bar.update(done)
+        if checkpoint is not None and checkpoint.due():
+            checkpoint.save(course.stage(), course.codec)
 
 
 class _Stage(NamedTuple):
@@ -171,11 +166,14 @@ class _Course:
         generators: Sequence[torch.Generator],
         draws: int,
         thin: int,
+        progress: Progress,
     ) -> None:
         self.kernel, self.energy, self.count = kernel, energy, len(generators)
+        self.progress = progress
         own = parallel.share(self.count)
         self.shards = [Shard(energy, generators[i], draws, thin) for i in own]
         if isinstance(x, Tensor):
+            progress.spend(len(x))
             parts = x.tensor_split(self.count)
             states = [
                 kernel.init(shard.target, parts[i])
@@ -193,9 +191,16 @@ class _Course:
         self.search, self.steps, self.began = Counted(energy), 0, time.perf_counter()
         self.compiled: Any = None
 
+    @property
+    def cost(self) -> float:
+        """Evaluations of one step of all chains, on average."""
+        chains = sum(self.kernel.position(state)[1].numel() for state in self.states)
+        return chains * (self.kernel.gradients_per_step if self.kernel.needs_gradient else 1.0)
+
     def warm_up(self) -> int:
         """One step of all shards, from which adaptation learns; returns 1."""
         assert self.adaptation is not None
+        self.progress.spend(self.cost)
         own = [shard.learn(self.kernel) for shard in self.shards]
         states, feedbacks = zip(*parallel.gather(own, self.count, self.codec), strict=True)
         self.steps += 1
@@ -211,6 +216,7 @@ class _Course:
         block = BLOCK if compile and self.kernel.compiles and left >= BLOCK else 1
         if block > 1 and self.compiled is None:
             self.compiled = compiled(self.kernel, self.energy)
+        self.progress.spend(block * self.cost)
         for shard in self.shards:
             if block > 1:
                 shard.block(self.kernel, self.compiled)
@@ -243,13 +249,15 @@ class _Course:
 
 
 def _trace(stage: _Stage, partial: bool) -> Trace:
-    """What a run returns; after an interrupt, what every shard has."""
+    """What a run returns; after an interrupt, what every shard has, or else where its chains
+    are."""
     shards = stage.shards
     least = min(len(shard.x) for shard in shards)
-    x, energy = (
-        _joined([shard.x[:least] for shard in shards]),
-        _joined([shard.energy[:least] for shard in shards]),
-    )
+    kept = [(shard.x[:least], shard.energy[:least]) for shard in shards]
+    if partial and not least:
+        here = [stage.kernel.position(shard.state) for shard in shards]
+        kept = [(x.unsqueeze(0), energy.unsqueeze(0)) for x, energy in here]
+    x, energy = (_joined(list(column)) for column in zip(*kept, strict=True))
     acceptance, nonfinite, divergent, steps = (
         torch.stack([shard.sums for shard in shards]).sum(0).tolist()
     )
@@ -258,7 +266,8 @@ def _trace(stage: _Stage, partial: bool) -> Trace:
         for parts in zip(stage.search, *(shard.evaluations for shard in shards), strict=True)
     )
     mean = acceptance / steps if steps else math.nan
-    counts = Counts(mean, int(nonfinite), int(divergent), gradients, energies, stage.seconds)
+    share, evaluations = nonfinite / max(steps, 1), (gradients, energies)
+    counts = Counts(mean, int(nonfinite), share, int(divergent), *evaluations, stage.seconds)
     return Trace(x, energy, stage.kernel, tuple(shard.state for shard in shards), counts, partial)
 
 

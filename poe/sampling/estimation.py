@@ -42,7 +42,6 @@ class Estimation(Space):
 
     particles: int
     proposal: Energy | None = None
-    progress: bool = False
     forced: bool = False
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from poe.diagnostics.draws import Draws
 from poe.diagnostics.raw import Cost, Raw
 from poe.kernels import Kernel
 from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.progress import Progress
 from poe.mcmc.run import streams
 from poe.smc.mode_search import Found, search
 from poe.smc.starts import WEIGHED_DRAWS, Start, all_weighed, in_variables_of, nearest
@@ -51,12 +52,14 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """The space where methods work, R^n wherever the support is not discrete, and the start nearest
-    to the target there."""
+    """The space where methods work, R^n wherever the support is not discrete, the start nearest to
+    the target there, and the progress of the call that works in it."""
 
     structure: Structure
     seed: int
     searches: bool = False  # whether modes are searched for
+    _: KW_ONLY
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def energy(self) -> Energy:
@@ -90,6 +93,7 @@ class Space:
     def weighed(self) -> list[Start]:
         """The parts that draw samples, weighed."""
         moved = [in_variables_of(self.target, start) for start in self.structure.starts]
+        self.progress.spend(WEIGHED_DRAWS * len(moved))
         return all_weighed(moved, self.target, self.phase(Phase.START))
 
     @cached_property
@@ -131,13 +135,17 @@ class Job:
     warmup: int | None = None
     thin: int = 1
     init: Tensor | None = None
-    progress: bool = False
     shards: int = 1
     compile: bool = False
     checkpoint: Checkpoint | None = None
     annealed: Raw | None = None
     forced: bool = False
     branch: Callable[[int, int], Draws] | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """The bars of the call, the evaluations that it may take, and the points that it has."""
+        return self.space.progress
 
     @property
     def structure(self) -> Structure:

@@ -17,6 +17,7 @@ from poe.algebra.frozen import frozen
 from poe.algebra.shifted import shift
 from poe.diagnostics.verdict import unknown_mass
 from poe.io.functions import FUNCTIONS
+from poe.mcmc.progress import Progress
 from poe.sampling.arguments import refuse_improper
 from poe.sampling.estimation import POPULATIONS, EstimatePhase, Estimation, total
 from poe.sampling.methods import METHODS
@@ -41,7 +42,7 @@ def log_z(
     method: str | None = None,
     draws: int | None = None,
     seed: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Estimate:
     """log of the integral (or sum) of exp(-E) in nats, with its standard error; exact (error 0)
     where a closed form or a small discrete space gives it, unless a `method` is named.
@@ -65,6 +66,9 @@ def log_z(
             as measured.
         draws: particles in all, 8192 by default; 256 where they go down levels of noise in more
             than 40 dimensions (`poe.smc.diffusion`).
+
+        progress: whether to show a bar on standard error; by default on a terminal, once the call
+            has taken two seconds.
 
     Raises:
         TypeError: the proposal cannot draw, or its own log Z is not known.
@@ -100,7 +104,7 @@ def log_z(
             searches=method is None and proposal is None,
             particles=particles,
             proposal=proposal,
-            progress=progress,
+            progress=Progress(progress),
             forced=method is not None,
         )
         found = _first(job, method)

@@ -16,10 +16,11 @@ from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.raw import Cost, Raw
-from poe.diagnostics.verdict import unknown_mass
+from poe.diagnostics.verdict import fails, unknown_mass
 from poe.kernels import Kernel, Langevin
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
+from poe.mcmc.progress import Progress
 from poe.mcmc.run import branch
 from poe.sampling.agreement import agreement
 from poe.sampling.arguments import check_choices, check_counts, check_device, refuse_improper
@@ -41,7 +42,7 @@ def sample(
     thin: int = 1,
     init: Tensor | None = None,
     seed: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     shards: int = 1,
     compile: bool = False,
     checkpoint: str | None = None,
@@ -62,7 +63,8 @@ def sample(
             useful. Of annealed particles there are as many times more.
         init: (chains, *event) points to start from, of finite energy.
         seed: of all randomness; drawn from torch's global generator by default.
-        progress: show a bar on standard error.
+        progress: whether to show a bar on standard error; by default on a terminal, once the call
+            has taken two seconds.
         shards: fixed blocks of chains, each with its own random stream; draws depend on the seed
             and this number.
         compile: run the steps after warm-up in compiled blocks.
@@ -98,7 +100,8 @@ def sample(
     if checkpoint is not None:
         facts = {"expression": energy, "method": method, "device": energy.device.type}
         run = Checkpoint(checkpoint, facts | options | {"seed": seed})
-    job = Job(space=Space(structure, seed, searches), progress=progress, checkpoint=run, **options)
+    space = Space(structure, seed, searches, progress=Progress(progress))
+    job = Job(space=space, checkpoint=run, **options)
     with frozen(energy):
         result = _follow(chosen, job)
     if run is not None:
@@ -145,13 +148,14 @@ def _no_better(result: Draws, job: Job) -> bool:
     missing R-hat of one chain."""
     d = result.diagnostics
     lone = job.chains == 1 and math.isnan(d.rhat) and not d.invalid
-    return len(result.reasons) == 1 and (d.nonfinite > 0 or lone)
+    return len(result.reasons) == 1 and (fails(d.nonfinite, d.nonfinite_share) or lone)
 
 
 def _branch(job: Job, index: int, draws: int) -> Draws:
     """Draws of one branch of a mixture, by a plan of its own."""
     structure = Structure.of(job.energy.parts[index])
-    space = Space(structure, branch(job.space.seed, index), job.space.searches)
+    seed = branch(job.space.seed, index)
+    space = Space(structure, seed, job.space.searches, progress=job.progress)
     return _follow(planned(structure), replace(job, space=space, draws=draws, annealed=None))
 
 

@@ -154,7 +154,7 @@ class ReverseDiffusion:
         """Populations (r, n, *event) to the target, as the fields of `Population`; of each, n /
         `oversampling` arrive if they are resampled."""
         begun = self.approach.propagate(x, generator, resample, bar)
-        x, _, logs, log_ratio, ancestors, acceptance, nonfinite, divergent = begun
+        x, _, logs, log_ratio, ancestors, acceptance, nonfinite, divergent, _ = begun
         # the approach has counted the log weights, and the steps count them again
         log_ratio = log_ratio - logs.logsumexp(1) + math.log(x.shape[1])
         log_ratio = log_ratio - self.path.mass
@@ -181,7 +181,9 @@ class ReverseDiffusion:
         accepted = [acceptance, *(info.acceptance.mean().item() for info in infos)]
         nonfinite += sum(int(info.nonfinite.sum()) for info in infos)
         divergent += sum(int(info.divergent.sum()) for info in infos)
-        counts = sum(accepted) / len(accepted), nonfinite, divergent
+        last = [info.nonfinite.double().mean().item() for info in seen]
+        share = sum(last) / max(len(last), 1)
+        counts = sum(accepted) / len(accepted), nonfinite, divergent, share
         return particles.x, particles.energy, logs, log_ratio, ancestors, *counts
 
     def back(self, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)

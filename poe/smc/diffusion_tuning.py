@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from poe.diagnostics.weights import weight_ess
 from poe.kernels import Kernel, Langevin
+from poe.mcmc.progress import Progress
 from poe.smc.diffusion import (
     RESAMPLE_THRESHOLD,
     Particles,
@@ -103,7 +103,7 @@ def tune_diffusion(
     generator: torch.Generator,
     *,
     kernel: Kernel | None = None,
-    progress: bool = False,
+    progress: Progress | bool | None = False,
 ) -> TunedSchedule:
     """Tunes reverse diffusion with one population that is resampled at each level: steps of log σ
     that keep `MIN_ESS_SHARE` of the effective particles, and kernels whose step size follows their
@@ -116,6 +116,7 @@ def tune_diffusion(
     """
     low, high = noise_range(path.end)
     x = path.start.sample(PILOT_PARTICLES, generator=generator)
+    progress = Progress.of(progress)
     first = tune(path.approach, x, generator, kernel=kernel, max_moves=MAX_MOVES, progress=progress)
     mover = Langevin() if kernel is None else kernel
     step_size = mover.guess(x[0].numel()) if mover.step_size is None else mover.step_size
@@ -128,16 +129,13 @@ def tune_diffusion(
         generator,
         MAX_GUIDED_STRIDE if path.follows_scores else MAX_STRIDE,
     )
-    with tqdm(
-        total=1.0,
-        desc="tuning reverse diffusion",
-        disable=not progress,
-        leave=False,
-        bar_format="{desc}: {percentage:3.0f}%",
-    ) as bar:
+    form = "{desc}: {percentage:3.0f}%"
+    with progress.bar("tuning reverse diffusion", 1.0, bar_format=form) as bar:
         while search.sigma > 0:
             before = search.sigma
+            progress.spend(PILOT_PARTICLES)
             search.advance()
+            progress.points = search.particles.x
             bar.update(math.log(before / max(search.sigma, low)) / math.log(high / low))
     schedule = ReverseDiffusion(path, first.schedule, tuple(search.steps))
     spent = first.gradients + CENTRE_STEPS * CENTRE_POINTS

@@ -118,9 +118,10 @@ class Schedule:
             bar.update()
         assert pair is not None
         totals = torch.stack(counts).double()
+        last = totals[-self.levels[-1].moves :, 1].mean().item() / logs.numel()
         log_ratio = log_ratio + logs.logsumexp(1) - math.log(n)
         acceptance, errors = totals[:, 0].mean().item(), totals[:, 1:].sum(0).tolist()
-        return x, pair.end, logs, log_ratio, ancestors, acceptance, *errors
+        return x, pair.end, logs, log_ratio, ancestors, acceptance, *errors, last
 
     def back(self, x: Tensor, generator: torch.Generator) -> Tensor:  # (n, *event) -> (n)
         """log weights of exact draws of the target moved back to the start: exp of them has mean

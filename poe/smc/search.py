@@ -16,6 +16,7 @@ from poe.algebra.capabilities import quick
 from poe.algebra.energy import Energy, first_tensor
 from poe.kernels import Kernel, Langevin
 from poe.mcmc.checkpoint import Checkpoint, stage
+from poe.mcmc.progress import Progress, Stopped
 from poe.mcmc.run import run
 from poe.smc import discrete
 from poe.smc.diffusion import ReverseDiffusion
@@ -45,7 +46,7 @@ def find_schedule(
     generator: torch.Generator,
     *,
     kernel: Kernel | None = None,
-    progress: bool = False,
+    progress: Progress | bool | None = False,
     checkpoint: Checkpoint | None = None,
 ) -> TunedSchedule:
     """A tuned schedule to the target: from the start, in its noise where it is a flow; without one,
@@ -64,6 +65,7 @@ def find_schedule(
 
     Raises StalledError where no path reaches the target, and ValueError where it seems improper.
     """
+    progress = Progress.of(progress)
     if sets.is_discrete(target.support):
         search = _Search(target, generator, kernel, progress, checkpoint)
         return discrete.find_schedule(target, start, search.tune, kernel)
@@ -93,7 +95,7 @@ class _Search:
     target: Energy
     generator: torch.Generator
     kernel: Kernel | None
-    progress: bool
+    progress: Progress
     checkpoint: Checkpoint | None
 
     def tune(
@@ -200,9 +202,14 @@ class _Search:
             draws=50,
             warmup=200,
             generators=[self.generator],
+            progress=self.progress,
+            label="hot chains" if temperature > 1 else "chains that find a start",
             checkpoint=self.checkpoint,
         )
         x = trace.x.flatten(0, 1)
+        if trace.partial:
+            self.progress.points = x if temperature == 1 else self.progress.points
+            raise Stopped(self.progress.why)
         if not bool(x.abs().max() < MAX_COORDINATE):
             raise ValueError(
                 f"chains of {energy} diverge beyond {MAX_COORDINATE:g}: it seems improper, with no "

@@ -13,7 +13,7 @@ from poe.algebra import support as sets
 from poe.algebra.capabilities import BoundsLogProb, Samples, as_a
 from poe.algebra.energy import Energy, Estimate, first_tensor
 from poe.algebra.text import leaves
-from poe.diagnostics.weights import pareto_k, weight_ess
+from poe.diagnostics.weights import hidden_share, pareto_k, weight_ess
 from poe.spaces import reals
 from poe.spaces.transport import Unconstrained
 
@@ -24,7 +24,8 @@ MISSED_ERRORS = 3.0  # standard errors by which a start must miss mass that anot
 class Start(NamedTuple):
     """A density that draws, in the variables of the chains: its draws (n, *event), their log
     weights E_start - E_target in nats (-inf where the target has no mass or is NaN), their
-    effective number, Pareto k, and the number of draws at which the target is NaN."""
+    effective number, Pareto k, the number of draws at which the target is NaN, and the share of the
+    mass that would lie there (`poe.diagnostics.weights.hidden_share`)."""
 
     density: Energy
     x: Tensor
@@ -32,6 +33,7 @@ class Start(NamedTuple):
     ess: float
     pareto_k: float
     failed: int
+    hidden: float = 0.0
 
     @property
     def share(self) -> float:
@@ -102,7 +104,8 @@ def weigh(
         logs = (start(x) - target(x)).double()
     failed = logs.isnan()
     logs = torch.where(failed, -math.inf, logs)
-    return Start(start, x, logs, float(weight_ess(logs)), pareto_k(logs), int(failed.sum()))
+    ess, count = float(weight_ess(logs)), int(failed.sum())
+    return Start(start, x, logs, ess, pareto_k(logs), count, hidden_share(x, logs, failed))
 
 
 def in_variables_of(target: Energy, start: Energy) -> Energy | None:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from poe.diagnostics.weights import weight_ess
 from poe.kernels import Kernel, Langevin
 from poe.kernels.adapt import MAX_DENSE_DIM, Moments, initial_step_size
+from poe.mcmc.progress import Progress
 from poe.registry import PoeError
 from poe.smc.resampling import correlation, systematic
 from poe.smc.schedule import Level, Schedule, jittered
@@ -57,7 +57,7 @@ def tune(
     kernel: Kernel | None = None,
     max_correlation: float = MAX_CORRELATION,
     max_moves: int = MAX_MOVES,
-    progress: bool = False,
+    progress: Progress | bool | None = False,
 ) -> TunedSchedule:
     # x (n, *event): exact draws of the start
     """Levels, kernels and numbers of moves, found with one population that is resampled at each
@@ -73,9 +73,8 @@ def tune(
     log_ratio, levels, pair = 0.0, [], None
     form = "{desc}: {percentage:3.0f}%"
     segments = path.segments
-    with tqdm(
-        total=len(segments), desc="tuning", disable=not progress, leave=False, bar_format=form
-    ) as bar:
+    progress = Progress.of(progress)
+    with progress.bar("tuning", len(segments), bar_format=form) as bar:
         for index, segment in enumerate(segments):
             beta, pair = 0.0, segment.pair(x) if pair is None else segment.next_pair(x, pair)
             while beta < 1:
@@ -92,7 +91,10 @@ def tune(
                 )
                 at = torch.tensor(beta, dtype=pair.end.dtype, device=x.device)
                 here = segment.level(at)
-                kernel, x, moves = _settled(kernel, here, x, pair, generator, not levels, limits)
+                kernel, x, moves = _settled(
+                    kernel, here, x, pair, generator, not levels, limits, progress
+                )
+                progress.points = path.end.to_x(x) if isinstance(path.end, Transported) else x
                 pair, log_ratio = segment.pair(x), log_ratio + increment
                 levels.append(Level(beta, kernel, moves, index))
     schedule, n = Schedule(path, tuple(levels)), float(len(x))
@@ -142,9 +144,11 @@ def _settled(
     generator: torch.Generator,
     first: bool,
     limits: tuple[float, int],
+    progress: Progress,
 ) -> tuple[Kernel, Tensor, int]:
     """Moves the particles at a level, and tunes the kernel meanwhile, until the correlation of the
-    energies with those before, and the number of moves, reach their limits: (kernel, x, moves)."""
+    energies with those before, and the number of moves, reach their limits: (kernel, x, moves).
+    Raises `Stopped` where `progress` allows no further move."""
     root, tunes = (None, False), kernel.target_acceptance is not None
     if x.is_floating_point() and here.path.gradients:
         flat = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
@@ -155,7 +159,9 @@ def _settled(
     if first and tunes:
         kernel = kernel.tuned(initial_step_size(kernel, here, [state], [generator]), *root)
     before, moves, correlated = kernel.walkers(state).energy, 0, 1.0
+    cost = len(x) * (kernel.gradients_per_step if here.path.gradients else 1)
     while moves < MIN_MOVES or (moves < limits[1] and correlated > limits[0]):
+        progress.spend(cost)
         mover = jittered(kernel, state.energy, generator)
         state, info = mover.step(here, state, kernel.noise(state, generator))
         moves += 1

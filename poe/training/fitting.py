@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from poe.algebra.checks import whole_number
 from poe.algebra.energy import Energy
 from poe.algebra.product import product
+from poe.mcmc.progress import Progress
 from poe.mcmc.run import streams
 from poe.registry import create
 from poe.smc.gaussians import Gaussians, maximised
@@ -78,7 +78,7 @@ def fit_density(
     support: Any = None,
     copies: int = 4,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
     name: str | None = None,
     **architecture: Any,
 ) -> Energy:
@@ -110,7 +110,7 @@ def fit_density(
     generators = streams(seed, copies, torch.device("cpu"))
     cut = max(1, round(HELD_OUT * len(x)))
     found, nats, epochs, held = [], [], [], []
-    with tqdm(total=copies * MAX_EPOCHS, desc="fitting", disable=not progress, leave=False) as bar:
+    with Progress(progress).bar("fitting", copies * MAX_EPOCHS) as bar:
         for index, generator in enumerate(generators):
             order = torch.randperm(len(x), generator=generator)
             label = None if name is None else name if copies == 1 else f"{name}_{index}"
@@ -169,7 +169,7 @@ def _train(
     held: Tensor,
     held_w: Tensor,
     generator: torch.Generator,
-    bar: tqdm,
+    bar: Any,
 ) -> tuple[float, int]:
     """Maximum likelihood by Adam with a decreasing learning rate; the expert gets the averaged
     weights of the epoch that is best on held-out samples. (nats, epoch)."""

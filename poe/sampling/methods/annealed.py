@@ -9,7 +9,7 @@ from torch import Tensor
 
 from poe.algebra.energy import Estimate
 from poe.diagnostics.raw import Raw, evidence_of
-from poe.diagnostics.verdict import reasons
+from poe.diagnostics.verdict import fails, reasons
 from poe.sampling import estimation
 from poe.sampling.estimation import POPULATIONS, Estimation, checked, total, warn
 from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
@@ -32,7 +32,6 @@ from poe.smc.tuning import StalledError, TunedSchedule
 
 MIN_FITTED_SHARE = 1 / 5  # of effective draws of a fitted start, for it to do without moves
 AIS_REFINEMENT = 4  # levels of annealed importance sampling for each of sequential Monte Carlo
-MAX_NONFINITE_SHARE = 1 / 100  # of moves, for log Z to be estimated
 FITTED_WORDS = "importance resampling of a start that was fitted to annealed particles"
 SCORE_WORDS = (
     "annealed particles that follow scores (log Z: of the densities behind those, as far as they "
@@ -77,6 +76,7 @@ def draw(job: Job) -> Raw:
         estimate(moved.log_ratio),
         acceptance=moved.acceptance,
         nonfinite=moved.nonfinite,
+        nonfinite_share=moved.nonfinite_share,
         divergent=moved.divergent,
         ancestors=moved.distinct,
         gradients=tuned.gradients + particles * tuned.schedule.gradients,
@@ -106,7 +106,7 @@ def _from_fitted(job: Job, tuned: TunedSchedule, started: float) -> Raw | None:
 
     raw = resampled(job, near, path.end, to_x, started=started, gradients=tuned.gradients)
     d = evidence_of(raw, job.structure)
-    if d.weight_ess <= OVERSAMPLING / 2 * job.draws or reasons(d, job.draws):
+    if raw.counts["weight_ess"] <= OVERSAMPLING / 2 * job.draws or reasons(d, job.draws):
         return None
     return replace(raw, method=FITTED_WORDS, evidence=d)
 
@@ -126,7 +126,7 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
         stream = generators[estimation.EstimatePhase.POPULATIONS]
         near = weigh(path.start, path.end, stream, 8 * job.particles)
         enough = near.pareto_k <= MAX_PARETO_K and near.ess >= len(near.x) * MIN_FITTED_SHARE
-        if enough and not near.failed:
+        if enough and not fails(near.failed, near.hidden):
             return from_weights(energy, near)
     if not resample:  # weights spread with each level
         schedule = schedule.refined(AIS_REFINEMENT)
@@ -139,7 +139,7 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
         resample=resample,
         progress=job.progress,
     )
-    if found.nonfinite > found.energy.numel() * schedule.work * MAX_NONFINITE_SHARE:
+    if fails(found.nonfinite, found.nonfinite_share):
         raise ValueError(
             f"{energy} was NaN or had a NaN gradient at {found.nonfinite} points; an expert "
             "fails there"

@@ -10,7 +10,7 @@ import time
 
 from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.raw import Raw
-from poe.diagnostics.verdict import PARETO_LIMIT
+from poe.diagnostics.verdict import PARETO_LIMIT, fails
 from poe.diagnostics.weights import pareto_k
 from poe.sampling import estimation
 from poe.sampling.estimation import Estimation, total, warn
@@ -64,7 +64,7 @@ def log_z(job: Estimation) -> Estimate | None:
 def from_weights(energy: Energy, start: Start) -> Estimate | None:
     """log Z from weighed draws."""
     logs, n = start.log_weights, len(start.log_weights)
-    if start.failed:
+    if fails(start.failed, start.hidden):
         raise ValueError(f"{start.failed} of {n} particles have energy NaN; an expert fails there")
     if not bool((logs > -math.inf).any()):
         raise ValueError(

@@ -76,13 +76,13 @@ def resampled(
     populations, wide = sizes(job)
     wanted = math.ceil(OVERSAMPLING * job.draws / share)
     each = max(WEIGHED_DRAWS, min(MAX_WEIGHED, wanted)) // populations + 1
-    x, logs, failed = [], [], 0
+    x, logs, failed, hidden = [], [], 0, 0.0
     streams = job.streams(Phase.POPULATIONS)
     for size, generator in zip(split(populations, job.shards), streams, strict=True):
         weighed = weigh(start.density, target, generator, size * each)
         x.append(weighed.x.unflatten(0, (size, each)))
         logs.append(weighed.log_weights.unflatten(0, (size, each)))
-        failed += weighed.failed
+        failed, hidden = failed + weighed.failed, max(hidden, weighed.hidden)
     raw = torch.cat(logs)
     smooth, k = pareto_smoothed(raw.flatten())
     smooth = smooth.reshape(raw.shape)
@@ -99,6 +99,7 @@ def resampled(
         estimate(raw.flatten()),
         pareto_k=k,
         nonfinite=failed,
+        nonfinite_share=hidden,
         energies=job.weighing + raw.numel() + order.numel(),
         gradients=gradients,
         weight_ess=float(weight_ess(smooth).sum()),

@@ -123,7 +123,7 @@ class Runs:
             return discrete.Independent.even(self.target)
         if self.job.start is not None:
             return self.job.start.density
-        trace = self.steps(Langevin(), x, PILOT_DRAWS, None, warmup=WARMUP)
+        trace = self.steps(Langevin(), x, PILOT_DRAWS, "chains that find a start", warmup=WARMUP)
         z = trace.x.flatten(0, 1)
         return StandardNormal(z.mean(0), 2 * z.std(0).clamp(min=1e-6))
 
@@ -152,7 +152,7 @@ class Runs:
         draws = -(-job.draws // self.count)
         return self.steps(kernel, pilot.states, draws, label, thin=thin, compile=job.compile)
 
-    def steps(self, kernel: Kernel, x: Any, draws: int, label: str | None, **options: Any) -> Trace:
+    def steps(self, kernel: Kernel, x: Any, draws: int, label: str, **options: Any) -> Trace:
         """One run of all chains, its evaluations added to those of the job."""
         trace = run(
             kernel,
@@ -160,7 +160,8 @@ class Runs:
             x,
             draws=draws,
             generators=self.generators,
-            progress=label if self.job.progress else None,
+            progress=self.job.progress,
+            label=label,
             checkpoint=self.job.checkpoint,
             **options,
         )
@@ -195,6 +196,7 @@ class Runs:
             "acceptance": counts.acceptance,
             "divergent": counts.divergent,
             "nonfinite": counts.nonfinite,
+            "nonfinite_share": counts.nonfinite_share,
             "gradients": self.gradients,
             "energies": self.energies,
             "seconds": time.perf_counter() - self.started,

@@ -57,6 +57,7 @@ def draw(job: Job) -> Raw:
         Estimate(0.0),
         estimate(log_ratio),
         nonfinite=int(failed.sum()),
+        nonfinite_share=float(failed.sum()) / logs.numel(),
         energies=logs.numel() * (order_of.evaluations + 1) + order.numel(),
         weight_ess=float(weight_ess(logs).sum()),
         ancestors=distinct(order),

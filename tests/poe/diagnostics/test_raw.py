@@ -24,7 +24,18 @@ def test_particles_of_populations_are_all_judged_and_evenly_kept() -> None:
     assert len(particles.first) == 160
     d = evidence_of(particles, Structure.of(TARGET))
     assert d.ess_bulk == d.ess_tail == 160  # no more than are kept
-    assert evidence_of(replace(particles, populations=False), Structure.of(TARGET)).ess_bulk > 500
+    assert d.weight_ess == 160 and d.mcse >= 160**-0.5
+    whole = replace(particles, populations=False, draws=1024)
+    assert evidence_of(whole, Structure.of(TARGET)).ess_bulk > 500
+
+
+def test_no_ess_exceeds_the_draws_that_are_handed_out() -> None:
+    two = raw(counts={"weight_ess": 1e4})
+    for given in (two, replace(two, draws=11), raw(draws=0)):
+        draws = poe.Draws.of(given, Structure.of(TARGET))
+        d = draws.diagnostics
+        assert max(d.ess_bulk, d.ess_tail) <= len(draws)
+        assert len(draws) == 0 or d.weight_ess == len(draws)
 
 
 def test_the_stein_test_counts_its_scores() -> None:

@@ -59,6 +59,27 @@ def test_a_verdict_starts_with_whether_to_trust() -> None:
     )
 
 
+def test_few_draws_cannot_tell() -> None:
+    population = Diagnostics(1.24, 1.0, 213.0, 300.0, 0, ancestors=300.0, chance=1.3)
+    (reason,) = reasons(population, 1000)
+    assert reason.startswith("too few draws to tell: R-hat 1.240 > 1.05, and populations of ESS")
+    (reason,) = reasons(replace(population, chance=1.2), 1000)  # more than chance shows
+    assert reason.startswith("chains disagree: R-hat 1.240")
+    assert reasons(replace(population, rhat=1.04), 1000) == []
+    for rhat in (1.0, 1.5):
+        (reason,) = reasons(Diagnostics(rhat, 1.0, 40.0, 40.0, 0), 40)
+        assert reason.startswith("too few draws to tell") and "try poe.sample(..., 1000)" in reason
+    assert reasons(Diagnostics(1.0, 1.0, 40.0, 40.0, 0, weight_ess=40.0), 40) == []  # particles
+
+
+def test_a_handful_of_rejected_proposals_is_no_reason() -> None:
+    good = Diagnostics(1.0, 1.0, 500.0, 500.0, 0, nonfinite=5, nonfinite_share=5e-6)
+    assert reasons(good, 1000) == []
+    (reason,) = reasons(replace(good, nonfinite=5_000, nonfinite_share=0.05), 1000)
+    assert reason.startswith("5,000 proposals had a non-finite energy or gradient (5 %)")
+    assert len(reasons(replace(good, nonfinite_share=math.nan), 1000)) == 1  # it is unknown where
+
+
 def test_log_z_is_compared_within_its_errors() -> None:
     known = poe.Estimate(1.0, 0.3)
     assert log_z_reasons(known, poe.Estimate(2.9, 0.4)) == []  # 5 x 0.5

@@ -5,7 +5,7 @@ import math
 import torch
 
 import poe
-from poe.diagnostics.weights import pareto_k, weight_ess
+from poe.diagnostics.weights import hidden_share, pareto_k, weight_ess
 from tests.poe.targets import Gauss
 
 
@@ -30,3 +30,23 @@ def test_weights_that_tie_at_their_bound_have_no_tail() -> None:
     )  # at most 0, and 0 to rounding far from the unwanted part
     assert weights.max() <= 1e-6 and int((weights > -1e-6).sum()) > 1000
     assert pareto_k(weights) == -math.inf
+
+
+def test_the_mass_at_failed_draws_is_that_beside_them() -> None:
+    """Draws of t with 2 degrees of freedom for a normal target, in three dimensions: NaN beyond a
+    plane hides the normal's mass there; far away it hides none, however many draws fail."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(20_000, 3, dtype=torch.float64, generator=generator)
+    chi = torch.randn(20_000, 2, dtype=torch.float64, generator=generator).square().sum(1)
+    x = normal / (chi / 2).sqrt().unsqueeze(1)
+    square = x.square().sum(1)
+    logs = -0.5 * square + 2.5 * (square / 2).log1p()
+    for edge in (-1.0, 0.0, 1.0, 1.5):
+        failed = x[:, 0] > edge
+        hidden = hidden_share(x, torch.where(failed, -torch.inf, logs), failed)
+        mass = 1 - float(torch.special.ndtr(torch.tensor(edge)))
+        assert mass / 3 < hidden < 4 * mass
+    far = x[:, 0].abs() > 6
+    assert far.sum() > 100 and hidden_share(x, torch.where(far, -torch.inf, logs), far) < 1e-5
+    assert hidden_share(x, logs, far & False) == 0.0
+    assert hidden_share(x, torch.full_like(logs, -torch.inf), x[:, 0] < 1e9) == 1.0

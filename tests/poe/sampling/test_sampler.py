@@ -193,6 +193,19 @@ def test_an_expert_that_fails_somewhere_is_reported() -> None:
         poe.sample(Raw(lambda x: x.sum(-1) * math.inf, name="nowhere"), 10)
 
 
+def test_an_expert_that_fails_where_there_is_no_mass_spoils_nothing() -> None:
+    """NaN beyond 6 standard deviations, 1e-9 of the mass: wide starts and hot particles meet it."""
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x[..., 0] > 6, torch.nan, 0.5 * x.square().sum(-1))
+
+    wide = Gauss(0.0, sd=5.0) & Raw(lambda x: broken(x) - 0.02 * x.square().sum(-1))
+    for method in ("importance", "annealed"):
+        draws = poe.sample(wide, 400, method=method, seed=0)
+        assert draws.diagnostics.nonfinite > 0 and draws.diagnostics.nonfinite_share < 1e-3
+        assert not any("an expert fails" in reason for reason in draws.reasons)
+
+
 def test_the_part_that_fails_is_named() -> None:
     nanny = Raw(lambda x: x.sum(-1) * math.nan, name="nanny")
     with pytest.raises(ValueError, match="nanny is NaN at 4096 of 4096"):
