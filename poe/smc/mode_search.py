@@ -5,8 +5,8 @@ annealing start from.
 1. Starts: draws of samplable parts, and normals around 0 of all sizes from 10⁻⁸ to 10⁸.
 2. All descend at once (`poe.smc.descent`); their ends are clustered in the local metric; each
    minimum m with Hessian H gets the mass exp(-E(m)) (2π)^(d/2) det H^(-1/2) (Laplace).
-3. Draws of normals of many sizes around the minima (`poe.smc.scales`) are weighed: the heaviest, and
-   the ends of hot chains, descend in their turn, until a round finds no further minimum.
+3. Draws of normals of many sizes around the minima (`poe.smc.scales`) are weighed: the heaviest,
+   and the ends of hot chains, descend in their turn, until a round finds no further minimum.
 4. The mixture is refitted to its weighed draws, with a new shape where weight stays (incremental
    mixture importance sampling), until Pareto k and the effective share are good.
 
@@ -40,7 +40,22 @@ MAX_NUMBERS = 1 << 19  # of all starts together
 MAX_OPERATIONS = 2e9  # of a search, as `poe.smc.flat` counts them
 START_COST = 100  # gradients, about, for each start
 DECADES = 8.0  # of scales around 1, on either side
-EXPLORED = 4  # draws that are weighed for each start
+MAX_EXPLORED = 1 << 17  # draws that are weighed in a round
+BLOCK = 8192  # of these draws
+# their sizes, and shares: a narrow mode beside a wide one is met most often somewhat outside of the
+# wide one's own mass
+EXPLORING = (
+    Profile(1.0, math.inf, 0.05),
+    Profile(1.12, math.inf, 0.1),
+    Profile(1.25, math.inf, 0.2),
+    Profile(1.6, math.inf, 0.25),
+    Profile(2.0, math.inf, 0.15),
+    Profile(2.5, math.inf, 0.05),
+    Profile(4.0, 4.0, 0.08),
+    Profile(8.0, 3.0, 0.05),
+    Profile(30.0, 3.0, 0.04),
+    Profile(300.0, 3.0, 0.03),
+)
 SHAPES_DIMENSIONS = 40  # up to which further shapes are fitted to weighed draws
 HOT = (2.0, 6.0, 20.0)  # temperatures of chains
 HOT_STEPS = 12
@@ -214,16 +229,17 @@ class _Search:
 
     def explored(self, mixture: Scales) -> Scales:
         """Draws of all sizes around all minima: the heaviest, and ends of hot chains, descend."""
-        count = EXPLORED * self.size
-        sizes = mixture.log_weights.exp()
-        of_shapes = sizes.sum(1, keepdim=True)
-        even = torch.full_like(sizes[:1], 1 / sizes.shape[1])
-        wide = mixture.weighed((of_shapes + 0.5 / len(sizes)) * even)
-        x, logs, _ = self.weigh(wide, count)
-        heavy = logs.topk(min(self.size // 8, len(logs))).indices
-        heavy = heavy[logs[heavy] > -math.inf]
-        few = torch.randperm(len(x), generator=self.generator, device=x.device)[: self.size // 8]
-        starts = torch.cat([x[heavy], x[few], self.hot(wide, x[few])])
+        of_shapes = mixture.log_weights.exp().sum(1, keepdim=True)
+        share = mixture.log_weights.new_tensor([profile.least for profile in EXPLORING])
+        weights = (of_shapes + 0.5 / len(of_shapes)) * share
+        wide = mixture.with_profiles(weights, EXPLORING)
+        each = self.flat.operations + len(wide.means) * (self.flat.d**2 + 20 * len(EXPLORING))
+        fitting = int(MAX_OPERATIONS / 4 / each) // BLOCK * BLOCK
+        count = max(2 * self.size, min(fitting, MAX_EXPLORED))
+        sizes = [min(BLOCK, count - done) for done in range(0, count, BLOCK)]
+        x, logs = self.heaviest(wide, sizes, max(1, self.size // 8 // len(sizes)))
+        few = x[len(x) // 2 :]
+        starts = torch.cat([x, self.hot(wide, few)])
         length = mixture.distances(starts).min(1)
         spread = self.minima.widths_of()
         before = len(self.minima)
@@ -231,13 +247,28 @@ class _Search:
         if len(self.minima) > before:
             new = self.minima.found[before:]
             masses = torch.tensor([m.log_mass for m in new], dtype=torch.float64)
-            reference = float(logs.logsumexp(0)) - math.log(len(logs))
+            reference = float(logs)
             mixture = mixture.joined(
                 torch.stack([m.x for m in new]),
                 torch.stack([m.root for m in new]),
                 (masses - reference).clamp(min=math.log(0.05 / len(new)), max=3.0),
             )
         return mixture
+
+    def heaviest(
+        self, wide: Scales, sizes: Sequence[int], each: int
+    ) -> tuple[Tensor, Tensor]:  # -> (n, d), ()
+        """Of blocks of draws the heaviest, so many of each, and then as many at random; and the log
+        of the mean weight."""
+        heavy, random, total = [], [], []
+        for size in sizes:
+            x, logs, _ = self.weigh(wide, size)
+            order = logs.topk(min(each, size)).indices
+            heavy.append(x[order[logs[order] > -math.inf]])
+            random.append(x[:each])  # draws are independent
+            total.append(logs.logsumexp(0))
+        mean = torch.stack(total).logsumexp(0) - math.log(sum(sizes))
+        return torch.cat([*heavy, *random]), mean
 
     def hot(self, mixture: Scales, x: Tensor) -> Tensor:
         """Ends of chains at several temperatures, in the metric of the nearest minimum."""

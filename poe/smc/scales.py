@@ -161,17 +161,11 @@ class Scales(Density):
         options = {"dtype": torch.float64, "device": self.means.device}
         return torch.randn(*shape, generator=generator, **options)
 
-    def weighed(self, weights: Tensor) -> Scales:  # (shapes, profiles)
-        """The same components with other weights."""
-        return Scales(
-            weights.log(),
-            self.means,
-            self.roots,
-            self.event_shape,
-            self._like,
-            self.profiles,
-            self.tails,
-        )
+    def with_profiles(self, weights: Tensor, profiles: tuple[Profile, ...]) -> Scales:
+        # (shapes, profiles)
+        """The same shapes with other profiles and weights."""
+        event, like = self.event_shape, self._like
+        return Scales(weights.log(), self.means, self.roots, event, like, profiles, self.tails)
 
     @property
     def _like(self) -> Tensor:
