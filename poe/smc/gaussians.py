@@ -14,7 +14,9 @@ COMPONENTS = (1, 2, 4, 8, 16, 32, 64)  # that are tried
 MAX_DIMENSIONS = 40
 MAX_ROUNDS = 60  # of expectation maximisation
 MIN_GAIN = 1e-4  # nats per point below which expectation maximisation ends
-VARIANCE_INFLATION = 1.3  # of each component, so that weights stay bounded in the tails
+# variances of components are larger by the share c, so that weights stay bounded in the tails; to
+# a normal target this costs d·c²/2 nats of log(1/ESS share), at most MAX_INFLATION_COST
+MAX_INFLATION, MAX_INFLATION_COST = 0.3, 0.35
 # weight of a defensive component at the centre of all particles, with four times their scatter
 DEFENSIVE_WEIGHT = 0.1
 # degrees of freedom of the defensive component, found from the particles within these limits: the
@@ -142,7 +144,8 @@ class Gaussians(Density):
         share = weights.new_tensor([DEFENSIVE_WEIGHT])
         weights = torch.cat([weights * (1 - DEFENSIVE_WEIGHT), share])
         means = torch.cat([means, wide[0].unsqueeze(0)])
-        roots = torch.cat([roots * math.sqrt(VARIANCE_INFLATION), 2 * wide[1].unsqueeze(0)])
+        wider = 1 + min(MAX_INFLATION, math.sqrt(2 * MAX_INFLATION_COST / d))
+        roots = torch.cat([roots * math.sqrt(wider), 2 * wide[1].unsqueeze(0)])
         freedom = torch.full_like(weights, math.inf)
         freedom[-1] = wide[2]
         return cls(weights.to(x), means.to(x), roots.to(x), x.shape[1:], freedom.to(x))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.capabilities import quick
@@ -21,10 +20,10 @@ from poe.mcmc.run import run
 from poe.smc import discrete
 from poe.smc.diffusion import ReverseDiffusion
 from poe.smc.diffusion_tuning import tune_diffusion
-from poe.smc.gaussians import Gaussians
+from poe.smc.fitted import MAX_PARETO_K, fitted
 from poe.smc.noise_path import NoisePath, diffusible, expensive
 from poe.smc.starts import sampler, why_no_start
-from poe.smc.triangular import MAX_DIMENSIONS, Triangular
+from poe.smc.triangular import MAX_DIMENSIONS
 from poe.smc.tuning import StalledError, TunedSchedule, tune
 from poe.spaces.noise import noise_levels
 from poe.spaces.path import Geometric, Path, StandardNormal, Stepped
@@ -34,6 +33,9 @@ PARTICLES, REFINED_PARTICLES = 1024, 4096  # of the first tuning, and from fitte
 TEMPERATURES = 1.0, 16.0  # of the chains that find the extent of a target
 MAX_COORDINATE = 1e12  # beyond which chains count as divergent
 MAX_LOG_Z_GAP = 0.5  # nats below the best estimate of log Z, below which a schedule missed mass
+MAX_PARTICLES = 16384  # of a tuning that is repeated because its particles collapsed
+MAX_NUMBERS = 1 << 19  # the same, times the dimensions
+GROWTH = 4  # times as many particles in each repetition
 MAX_UNREFINED_LEVELS = 2  # of a schedule that needs no better start
 MAX_REFINEMENTS = 6  # fitted starts, each from the particles of the one before
 # a refined schedule is better if its gradients are below this share, or its log Z above by this
@@ -53,15 +55,16 @@ def find_schedule(
     from the best that is found.
 
     Where experts have noise levels, the path leads down those, and from a normal to the noisiest.
-    Else, without a start, normals are fitted to chains of the target and of the target at
-    temperature 16, whose large moves reach modes that lie far apart. Of the two schedules, one
-    whose log Z is more than half a nat below the other's has missed mass; else the cheaper one is
-    taken.
+    Else, without a start, or where no path from it is found or its particles collapse, normals are
+    fitted to chains of the target and of the target at temperature 16, whose large moves reach
+    modes that lie far apart. A schedule whose log Z is more than half a nat, or surely, below
+    another's has missed mass; of the others the cheapest is taken.
 
-    To the particles of a schedule of more than `MAX_UNREFINED_LEVELS` levels a triangular map and a
-    mixture of Gaussians in its noise are fitted: a start closer to the target, in variables in
-    which particles move more easily. This is repeated with the particles of the new schedule, until
-    twice in a row the schedule is not better.
+    A tuning whose particles descend from fewer than `MIN_ANCESTORS` is repeated with more of them,
+    and nothing is fitted to those that still do. To the particles of the others a mixture of
+    Gaussians is fitted, in the noise of a triangular map where that is closer (`poe.smc.fitted`).
+    Where its Pareto k and ESS are good the search is over; else it is the next start, and this is
+    repeated with the particles of its schedule, until twice in a row the schedule is not better.
 
     Raises StalledError where no path reaches the target, and ValueError where it seems improper.
     """
@@ -72,19 +75,58 @@ def find_schedule(
     mover = Langevin() if kernel is None else kernel
     search = _Search(target, generator, mover, progress, checkpoint)
     known, spent = search.from_known(start)
-    if known is None:
-        found, spent = search.from_normals()
-    else:
-        found = [known]
+    found = [] if known is None else [known]
+    if known is None or (known.collapsed and not expensive(target)):
+        try:
+            more, gradients = search.from_normals()
+        except StalledError:
+            if known is None:
+                raise
+            more, gradients = [], 0.0
+        found, spent = found + more, spent + gradients
+    best, more = search.grown(_chosen(target, found))
+    best, gradients = search.refined(best)
+    return best._replace(gradients=spent + more + gradients)
+
+
+def from_fitted(
+    target: Energy,
+    found: TunedSchedule,
+    generator: torch.Generator,
+    *,
+    kernel: Kernel | None = None,
+    progress: Progress | bool | None = False,
+    checkpoint: Checkpoint | None = None,
+) -> TunedSchedule:
+    """The schedule from the fitted start that a search found, for where moves are wanted all the
+    same; what was found where it has none. Its evaluations include those of the search."""
+    if found.fitted is None:
+        return found
+    mover = Langevin() if kernel is None else kernel
+    search = _Search(target, generator, mover, Progress.of(progress), checkpoint)
+    tuned = search.tune(Geometric(found.fitted.start.density, found.fitted.end), PARTICLES)
+    return tuned._replace(gradients=found.gradients + tuned.gradients)
+
+
+def _chosen(target: Energy, found: list[TunedSchedule]) -> TunedSchedule:
+    """The cheapest of those that have not missed mass, and have not collapsed where one has not."""
     top = max(tuned.log_ratio for tuned in found)
     if not math.isfinite(top):
         raise ValueError(
             f"{target} has particles of energy -inf, or diverges: it seems improper, with no "
             "finite mass to draw from"
         )
-    kept = (tuned for tuned in found if tuned.log_ratio > top - MAX_LOG_Z_GAP)
-    best, gradients = search.refined(min(kept, key=lambda tuned: tuned.schedule.gradients))
-    return best._replace(gradients=spent + gradients)
+    kept = [tuned for tuned in found if not tuned.collapsed] or found
+    top, least = (
+        max(tuned.log_ratio for tuned in kept),
+        max(tuned.interval[0] for tuned in kept),
+    )
+    kept = [
+        tuned
+        for tuned in kept
+        if tuned.log_ratio > top - MAX_LOG_Z_GAP and tuned.interval[1] >= least
+    ]
+    return min(kept, key=lambda tuned: tuned.schedule.gradients)
 
 
 @dataclass(frozen=True)
@@ -110,6 +152,16 @@ class _Search:
 
         return self.staged(tuned, path, kernel)
 
+    def grown(self, found: TunedSchedule) -> tuple[TunedSchedule, float]:
+        """The tuning repeated with more particles as long as those descend from too few."""
+        particles, spent = len(found.x), 0.0
+        most = min(MAX_PARTICLES, MAX_NUMBERS // max(1, math.prod(self.target.event_shape)))
+        while found.collapsed and GROWTH * particles <= most and not expensive(self.target):
+            particles *= GROWTH
+            found = self.tune(found.schedule.path, particles)
+            spent += found.gradients
+        return found, spent
+
     def staged(self, tuned: Callable[[], TunedSchedule], *known: Any) -> TunedSchedule:
         """A result, saved in the checkpoint where there is one."""
         generators = [self.generator]
@@ -122,13 +174,16 @@ class _Search:
             found = self.by_diffusion()
         elif noised is not None:
             normal, spent = self.normal(noised[0], 1.0)
+            if normal is None:
+                raise StalledError(f"chains of {noised[0]} wander beyond {MAX_COORDINATE:g}")
             found = self.tune(Stepped.through([normal, *noised]), PARTICLES)
-        elif start is not None and quick(start):  # in its noise its own law is standard normal
-            zeros = first_tensor(self.target).new_zeros(start.event_shape)
-            normal = StandardNormal(zeros, torch.ones_like(zeros))
-            found = self.tune(Geometric(normal, Transported(self.target, start)), PARTICLES)
         elif start is not None:
-            found = self.tune(Geometric(start, self.target), PARTICLES)
+            path = Geometric(start, self.target)
+            if quick(start):  # in its noise its own law is standard normal
+                zeros = first_tensor(self.target).new_zeros(start.event_shape)
+                normal = StandardNormal(zeros, torch.ones_like(zeros))
+                path = Geometric(normal, Transported(self.target, start))
+            found = self.tune(path, PARTICLES)
         else:
             return None, 0.0
         return found, spent + found.gradients
@@ -150,6 +205,8 @@ class _Search:
         for temperature in TEMPERATURES:
             normal, gradients = self.normal(self.target, temperature)
             spent += gradients
+            if normal is None:
+                continue
             try:
                 found.append(self.tune(Geometric(normal, self.target), particles))
             except StalledError:
@@ -163,30 +220,34 @@ class _Search:
         return found, spent
 
     def refined(self, best: TunedSchedule) -> tuple[TunedSchedule, float]:
-        """The best schedule from starts that are fitted to particles, or the given one."""
+        """The best schedule from starts that are fitted to particles, or the given one, and a
+        fitted start that needs no moves, where there is one."""
         last, failures, spent = best, 0, 0.0
-        if expensive(self.target) or len(best.schedule.levels) <= MAX_UNREFINED_LEVELS:
+        if expensive(self.target):
             return best, spent
         for _ in range(MAX_REFINEMENTS):
-            fitted = _fitted(last.to_x(), self.generator)
-            if fitted is None:
+            start = None if last.collapsed else fitted(last.to_x(), self.target, self.generator)
+            if start is not None and start.good:
+                return best._replace(fitted=start), spent
+            few = len(best.schedule.levels) <= MAX_UNREFINED_LEVELS
+            if start is None or (few and start.start.pareto_k <= MAX_PARETO_K):
                 break
-            map, start = fitted
-            end = self.target if map is None else Transported(self.target, map)
-            last = self.tune(Geometric(start, end), REFINED_PARTICLES)
+            last = self.tune(Geometric(start.start.density, start.end), REFINED_PARTICLES)
             spent += last.gradients
             cost, least = last.schedule.gradients, best.schedule.gradients
             better = cost < MAX_COST_SHARE * least
-            better = better or last.log_ratio > best.log_ratio + MIN_LOG_Z_GAIN
-            best = last if better or cost <= least else best
-            failures = 0 if better else failures + 1
+            gained = last.log_ratio > best.log_ratio + MIN_LOG_Z_GAIN
+            best = last if better or gained or cost <= least else best
+            failures = 0 if better or gained else failures + 1
             if failures == 2:
                 break
         return best, spent
 
-    def normal(self, energy: Energy, temperature: float) -> tuple[StandardNormal, float]:
+    def normal(self, energy: Energy, temperature: float) -> tuple[StandardNormal | None, float]:
         """A normal with the mean of 64 chains at a temperature, and 1.5 times their standard
-        deviation."""
+        deviation; None where the chains diverge although the target is proper: a heated one need
+        not be, and chains of heavy tails wander far. Raises ValueError where they diverge at
+        temperature 1 and it is not known to be proper."""
         like = first_tensor(energy)
         options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         z = torch.randn(64 * 64, *energy.event_shape, generator=self.generator, **options)
@@ -210,13 +271,16 @@ class _Search:
         if trace.partial:
             self.progress.points = x if temperature == 1 else self.progress.points
             raise Stopped(self.progress.why)
+        spent = trace.counts.gradients + len(z)
         if not bool(x.abs().max() < MAX_COORDINATE):
+            if temperature != 1 or energy.proper:
+                return None, spent
             raise ValueError(
                 f"chains of {energy} diverge beyond {MAX_COORDINATE:g}: it seems improper, with no "
                 "finite mass to draw from"
             )
         scale = 1.5 * x.std(0).clamp(min=1e-6)
-        return StandardNormal(x.mean(0), scale), trace.counts.gradients + len(z)
+        return StandardNormal(x.mean(0), scale), spent
 
 
 def _noised(target: Energy) -> list[Energy] | None:
@@ -225,29 +289,3 @@ def _noised(target: Energy) -> list[Energy] | None:
         levels = noise_levels(target.energy)
         return None if levels is None else [target.around(level) for level in levels]
     return noise_levels(target)
-
-
-def _fitted(x: Tensor, generator: torch.Generator) -> tuple[Triangular | None, Gaussians] | None:
-    """A map and a mixture in its noise, fitted to particles (n, *event): with the map, of none and
-    two orders of the coordinates, that gives the particles held out the highest density. None where
-    no mixture can be fitted."""
-    half, held = x[::2], x[1::2]
-    best: tuple[float, bool | None] | None = None
-    for backwards in (None, False, True):
-        map = None if backwards is None else Triangular.fitted(half, backwards=backwards)
-        if map is None and backwards is not None:
-            continue
-        z, z_held, log_det = half, held, 0.0
-        if map is not None:
-            z, (z_held, log_det) = map.to_noise(half)[0], map.to_noise(held)
-        mixture = Gaussians.fitted(z, generator)
-        if mixture is None:
-            return None
-        score = float((mixture.log_prob(z_held) + log_det).mean())
-        if best is None or score > best[0] + 0.05:  # nats per particle, in favour of no map
-            best = score, backwards
-    assert best is not None
-    map = None if best[1] is None else Triangular.fitted(x, backwards=best[1])
-    mixture = Gaussians.fitted(x if map is None else map.to_noise(x)[0], generator)
-    assert mixture is not None
-    return map, mixture

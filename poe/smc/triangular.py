@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from poe.diagnostics.weights import weight_ess
+
 MAX_DIMENSIONS = 40
 MAX_LOG_SCALE = 30.0  # a smooth bound of ±log scales, in nats
 MIN_Z_SCORE = 4.0  # standard errors from 0 below which a coefficient is set to 0
@@ -83,16 +85,28 @@ class Triangular(nn.Module):
         return x.reshape(z.shape), log_det
 
     @classmethod
-    def fitted(cls, x: Tensor, *, backwards: bool = False) -> Triangular | None:
-        """From particles (n, *event), along the coordinates in their order or backwards; None above
-        `MAX_DIMENSIONS`, for too few particles, or where a regression is singular."""
+    def fitted(
+        cls, x: Tensor, *, order: Tensor | None = None, log_weights: Tensor | None = None
+    ) -> Triangular | None:
+        """From particles (n, *event), along the coordinates in an order (d), their own by default;
+        None above `MAX_DIMENSIONS`, for too few particles, or where a regression is singular.
+
+        `log_weights` (n) in nats are importance weights of the points, which then count as many
+        points as are effective.
+        """
         flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
-        n, d = flat.shape
-        if d > MAX_DIMENSIONS or n < 10 * (d + 1):
+        (n, d), mass = flat.shape, flat.new_ones(len(flat))
+        if log_weights is not None:
+            size = float(weight_ess(log_weights))
+            kept = log_weights > -math.inf
+            flat, mass = flat[kept], size * log_weights[kept].double().softmax(0)
+            n = len(flat)
+        if d > MAX_DIMENSIONS or mass.sum() < 10 * (d + 1):
             return None
-        order = torch.arange(d, device=x.device)
-        order = order.flip(0) if backwards else order
-        centre, scale = flat.mean(0), flat.std(0).clamp(min=1e-12)
+        order = torch.arange(d) if order is None else order
+        order = order.to(x.device)
+        centre = mass @ flat / mass.sum()
+        scale = (mass @ (flat - centre).square() / (mass.sum() - 1)).sqrt().clamp(min=1e-12)
         u = ((flat - centre) / scale)[:, order]
         constant, level, linear = u.new_zeros(d), u.new_zeros(d), u.new_zeros(d, d)
         slope, quadratic = torch.zeros_like(linear), u.new_zeros(d, d, d)
@@ -104,7 +118,7 @@ class Triangular(nn.Module):
             before = torch.cat([ones, u[:, :j]], 1)
             features = torch.cat([before, products[:, : len(i)]], 1)
             try:
-                mean, log_scale = _regress(features, before, u[:, j])
+                mean, log_scale = _regress(features, before, u[:, j], mass)
             except torch.linalg.LinAlgError:
                 return None
             constant[j], linear[j, :j] = mean[0], mean[1 : j + 1]
@@ -114,6 +128,19 @@ class Triangular(nn.Module):
         names = "centre", "scale", "constant", "linear", "quadratic", "level", "slope"
         tensors = {name: tensor.to(x) for name, tensor in zip(names, found, strict=True)}
         return cls(x.shape[1:], order=order, **tensors)
+
+
+def scales_first(x: Tensor) -> Tensor:  # (n, *event) -> (d)
+    """An order of the coordinates in which those come first on which the scales of the others
+    depend: by falling Σ_k |corr(u_j, log|u_k|)|² over k ≠ j, u the coordinates less their
+    medians."""
+    flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
+    u = flat - flat.median(0).values
+    size = u.abs().clamp(min=1e-300).log()
+    u, size = ((part - part.mean(0)) / part.std(0).clamp(min=1e-12) for part in (flat, size))
+    link = (u.T @ size / len(u)).square()
+    link.fill_diagonal_(0)
+    return link.sum(1).argsort(descending=True, stable=True).cpu()
 
 
 class _Stage(NamedTuple):
@@ -151,26 +178,27 @@ def _bounded(v: Tensor) -> Tensor:
     return MAX_LOG_SCALE * (v / MAX_LOG_SCALE).tanh()
 
 
-def _regress(features: Tensor, before: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    # (n, f), (n, b), (n) -> (f), (b)
-    """Coefficients of the mean and of the log standard deviation. Those within `MIN_Z_SCORE`
+def _regress(features: Tensor, before: Tensor, y: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    # (n, f), (n, b), (n), (n) -> (f), (b)
+    """Coefficients of the mean and of the log standard deviation, from points that count `mass`
+    each. Those within `MIN_Z_SCORE`
     standard errors of 0 are set to 0 and the others fitted again: the map is also used far from the
     points, where errors grow with the coordinates."""
-    mean, log_scale, errors = _fit(features, before, y, 3)
+    mean, log_scale, errors = _fit(features, before, y, mass, 3)
     kept = [
         value.abs() > MIN_Z_SCORE * error
         for value, error in zip((mean, log_scale), errors, strict=True)
     ]
     for chosen in kept:
         chosen[0] = True
-    few = _fit(features[:, kept[0]], before[:, kept[1]], y, 4)
+    few = _fit(features[:, kept[0]], before[:, kept[1]], y, mass, 4)
     mean, log_scale = torch.zeros_like(mean), torch.zeros_like(log_scale)
     mean[kept[0]], log_scale[kept[1]] = few[0], few[1]
     return mean, log_scale
 
 
 def _fit(
-    features: Tensor, before: Tensor, y: Tensor, rounds: int
+    features: Tensor, before: Tensor, y: Tensor, mass: Tensor, rounds: int
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Coefficients of the mean and of the log standard deviation, and the standard errors of both.
     It ends after the first round where no slope of the log standard deviation is `MIN_Z_SCORE`
@@ -182,11 +210,11 @@ def _fit(
     for turn in range(rounds):
         # clamped for the regression only: no energy is
         weight = (-2 * (before @ log_scale)).clamp(-40, 40).exp()
-        normal = features.T @ (features * weight.unsqueeze(1))
+        normal = features.T @ (features * (mass * weight).unsqueeze(1))
         normal = normal + small * normal.diagonal().mean()
-        mean = torch.linalg.solve(normal, features.T @ (weight * y))
+        mean = torch.linalg.solve(normal, features.T @ (mass * weight * y))
         squares = (y - features @ mean).square() + 1e-12
-        log_scale, hessian = _log_scale(before, squares, log_scale)
+        log_scale, hessian = _log_scale(before, squares, mass, log_scale)
         slope_errors = torch.linalg.inv(hessian).diagonal().clamp(min=0).sqrt()
         if not bool((log_scale.abs() > MIN_Z_SCORE * slope_errors)[1:].any()):
             if turn == 0:  # the weights of this round were a guess
@@ -195,13 +223,16 @@ def _fit(
     return mean, log_scale, (torch.linalg.inv(normal).diagonal().clamp(min=0).sqrt(), slope_errors)
 
 
-def _log_scale(before: Tensor, squares: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    # (n, b), (n), (b) -> (b), (b, b)
-    """Newton's method on Σ_i ½ s_i exp(-2 v_i) + v_i, v linear in `before`, and its Hessian."""
+def _log_scale(
+    before: Tensor, squares: Tensor, mass: Tensor, log_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    # (n, b), (n), (n), (b) -> (b), (b, b)
+    """Newton's method on Σ_i m_i (½ s_i exp(-2 v_i) + v_i), v linear in `before`, and its
+    Hessian."""
     for _ in range(10):
         ratio = squares * (-2 * (before @ log_scale)).clamp(-40, 40).exp()
-        hessian = before.T @ (before * (2 * ratio + 1e-3).unsqueeze(1))
-        step = torch.linalg.solve(hessian, before.T @ (1 - ratio))
+        hessian = before.T @ (before * (mass * (2 * ratio + 1e-3)).unsqueeze(1))
+        step = torch.linalg.solve(hessian, before.T @ (mass * (1 - ratio)))
         step = step / (1 + step.abs().max())
         log_scale = log_scale - step
         if float(step.abs().max()) < 1e-4:  # far below the standard errors, 1/√(2n)

@@ -26,17 +26,43 @@ MAX_CORRELATION = 0.6  # of the energies before and after the moves of a level
 FINAL_CORRELATION = 0.25  # the same at the last level
 MIN_MOVES, MAX_MOVES = 2, 16  # of a level; the last may have twice as many
 MAX_LEVELS = 250
+# ancestors below which a fit would follow survivors: of 64 independent ones, none lies in a mode
+# that holds a tenth of the mass with probability 1e-3
+MIN_ANCESTORS = 64
+LOG_Z_ERRORS = 3.0  # standard errors of Z on both sides of an interval
 
 
 class TunedSchedule(NamedTuple):
     """A schedule, the particles (n, *event) that it was tuned with, their estimate of log(Z/Z_0),
-    consistent only, and the evaluations that it took."""
+    consistent only, and the evaluations that it took.
+
+    `ancestors` are the particles of the start that have descendants; None where these were not
+    followed. With n_a descendants each, the standard error of Z over Z is √(Σ_a (n_a/n)²): the
+    estimator of Lee and Whiteley 2018, Biometrika 105(3), without its correction of order 1/n a
+    level, so that it is an upper bound. `fitted` is a start that was fitted to particles, near
+    enough to the target that its weighed draws need no moves.
+    """
 
     schedule: Any  # a Schedule, or a `poe.smc.diffusion.ReverseDiffusion`
     x: Tensor
     log_ratio: float
     gradients: float
     energies: float = 0.0
+    ancestors: int | None = None
+    relative_error: float = math.inf
+    fitted: Any = None  # a `poe.smc.fitted.Fitted`
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """log(Z/Z_0), minus and plus `LOG_Z_ERRORS` standard errors of Z."""
+        error = LOG_Z_ERRORS * self.relative_error
+        low = math.log1p(-error) if error < 1 else -math.inf
+        return self.log_ratio + low, self.log_ratio + math.log1p(error)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the particles descend from so few that nothing should be fitted to them."""
+        return self.ancestors is not None and self.ancestors < MIN_ANCESTORS
 
     def to_x(self, z: Tensor | None = None) -> Tensor:
         """Points of the target from points of the path, which may run in the noise of a map; its
@@ -71,6 +97,7 @@ def tune(
     """
     kernel = Langevin() if kernel is None else kernel
     log_ratio, levels, pair = 0.0, [], None
+    ancestors = torch.arange(len(x), device=x.device)
     form = "{desc}: {percentage:3.0f}%"
     segments = path.segments
     progress = Progress.of(progress)
@@ -83,6 +110,7 @@ def tune(
                 increment, order = _resampled((new - beta) * pair.drop(), generator)
                 bar.update(new - beta)
                 x, pair, beta = x[order], Pair(*(part[order] for part in pair)), new
+                ancestors = ancestors[order]
                 last = beta == 1 and index == len(segments) - 1
                 limits = (
                     (min(max_correlation, FINAL_CORRELATION), 2 * max_moves)
@@ -98,7 +126,16 @@ def tune(
                 pair, log_ratio = segment.pair(x), log_ratio + increment
                 levels.append(Level(beta, kernel, moves, index))
     schedule, n = Schedule(path, tuple(levels)), float(len(x))
-    return TunedSchedule(schedule, x, log_ratio, n * schedule.gradients, n * schedule.energies)
+    descendants = ancestors.bincount().double()
+    return TunedSchedule(
+        schedule,
+        x,
+        log_ratio,
+        n * schedule.gradients,
+        n * schedule.energies,
+        int(descendants.count_nonzero()),
+        float((descendants / n).norm()),
+    )
 
 
 def _check(path: Path, segment: Geometric, pair: Pair, levels: int) -> None:

@@ -13,7 +13,7 @@ from poe.diagnostics.verdict import fails, reasons
 from poe.sampling import estimation
 from poe.sampling.estimation import POPULATIONS, Estimation, checked, total, warn
 from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
-from poe.sampling.methods.importance import MAX_PARETO_K, from_weights
+from poe.sampling.methods.importance import from_weights
 from poe.sampling.methods.populations import (
     OVERSAMPLING,
     population,
@@ -22,15 +22,13 @@ from poe.sampling.methods.populations import (
     split,
 )
 from poe.smc.discrete import visible
-from poe.smc.gaussians import Gaussians
 from poe.smc.noise_path import NoisePath
 from poe.smc.population import anneal
 from poe.smc.resampling import estimate
-from poe.smc.search import find_schedule
-from poe.smc.starts import WEIGHED_DRAWS, sampler, weigh
+from poe.smc.search import find_schedule, from_fitted
+from poe.smc.starts import sampler, weigh
 from poe.smc.tuning import StalledError, TunedSchedule
 
-MIN_FITTED_SHARE = 1 / 5  # of effective draws of a fitted start, for it to do without moves
 AIS_REFINEMENT = 4  # levels of annealed importance sampling for each of sequential Monte Carlo
 FITTED_WORDS = "importance resampling of a start that was fitted to annealed particles"
 SCORE_WORDS = (
@@ -58,6 +56,14 @@ def draw(job: Job) -> Raw:
     fitted = _from_fitted(job, tuned, started)
     if fitted is not None:
         return fitted
+    tuned = from_fitted(
+        job.target,
+        tuned,
+        job.streams(Phase.FITTED_START)[0],
+        kernel=job.kernel,
+        progress=job.progress,
+        checkpoint=job.checkpoint,
+    )
     path = tuned.schedule.path
     moved = anneal(
         tuned.schedule,
@@ -92,19 +98,16 @@ def draw(job: Job) -> Raw:
 
 
 def _from_fitted(job: Job, tuned: TunedSchedule, started: float) -> Raw | None:
-    """Draws of a start that was fitted to the target, without moves; None where it is not near
-    enough, or more draws meet a mode that it misses."""
-    path = tuned.schedule.path
-    if not isinstance(path.start, Gaussians):
-        return None
-    near = weigh(path.start, path.end, job.streams(Phase.FITTED_START)[0], 4 * WEIGHED_DRAWS)
-    if not (near.pareto_k <= MAX_PARETO_K and near.ess >= len(near.x) * MIN_FITTED_SHARE):
+    """Draws of a start that was fitted to the target, without moves; None where there is none, or
+    more draws meet a mode that it misses."""
+    fitted = tuned.fitted
+    if fitted is None:
         return None
 
     def to_x(z: Tensor) -> Tensor:
-        return job.space.x(tuned.to_x(z))
+        return job.space.x(fitted.to_x(z))
 
-    raw = resampled(job, near, path.end, to_x, started=started, gradients=tuned.gradients)
+    raw = resampled(job, fitted.start, fitted.end, to_x, started=started, gradients=tuned.gradients)
     d = evidence_of(raw, job.structure)
     if raw.counts["weight_ess"] <= OVERSAMPLING / 2 * job.draws or reasons(d, job.draws):
         return None
@@ -121,13 +124,14 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
         generators[estimation.EstimatePhase.TUNING],
         progress=job.progress,
     )
-    path, schedule = run.schedule.path, run.schedule
-    if not job.forced:
+    if not job.forced and run.fitted is not None:
         stream = generators[estimation.EstimatePhase.POPULATIONS]
-        near = weigh(path.start, path.end, stream, 8 * job.particles)
-        enough = near.pareto_k <= MAX_PARETO_K and near.ess >= len(near.x) * MIN_FITTED_SHARE
-        if enough and not fails(near.failed, near.hidden):
+        near = weigh(run.fitted.start.density, run.fitted.end, stream, 8 * job.particles)
+        if run.fitted._replace(start=near).good and not fails(near.failed, near.hidden):
             return from_weights(energy, near)
+    tuning = generators[estimation.EstimatePhase.TUNING]
+    run = from_fitted(job.target, run, tuning, progress=job.progress)
+    path, schedule = run.schedule.path, run.schedule
     if not resample:  # weights spread with each level
         schedule = schedule.refined(AIS_REFINEMENT)
     found = anneal(
