@@ -111,8 +111,8 @@ def test_unconstrained_space_and_fitted_maps_compose() -> None:
         def forward(self, x):
             return (x - 2 * x.log()).sum(-1)
 
-    draws = poe.sample(Gamma(), 2000, seed=0)
-    assert "annealed" in draws.method and (draws.x > 0).all()
+    draws = poe.sample(Gamma(), 2000, method="annealed", seed=0)
+    assert bool((draws.x > 0).all())
     assert abs(draws.x.mean() - 3) < 4.5 * float(draws.mcse().max())
     assert (
         draws.log_z is not None
