@@ -25,6 +25,10 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.count, self.largest = 0.0, 1
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # else the first use imports the whole of torch.compile
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [t for t in _flat(result) if isinstance(t, Tensor)]

@@ -275,10 +275,11 @@ class _Search:
         x = x[self.flat(x).isfinite()]
         if not len(x):
             return x
-        nearest = mixture.distances(x).argmin(1)
+        nearest, order = mixture.distances(x).argmin(1).sort(stable=True)
+        x, counts = x[order], nearest.bincount(minlength=len(mixture.roots)).tolist()
         temperature = x.new_tensor(HOT)[torch.arange(len(x), device=x.device) % len(HOT)]
-        roots = mixture.roots[nearest] if len(mixture.roots) > 1 else mixture.roots[0]
-        return hot_chains(self.flat, x, roots, temperature, HOT_STEPS, self.generator)
+        metrics = list(zip(mixture.roots, counts, strict=True))
+        return hot_chains(self.flat, x, metrics, temperature, HOT_STEPS, self.generator)
 
     # ---- refits
 
@@ -296,7 +297,8 @@ class _Search:
             better = best is None or size > 1.15 * best.ess
             stale = 0 if better else stale + 1
             best = start if best is None or size > best.ess else best
-            if (number and k <= GOOD_K and size >= GOOD_SHARE * count) or stale >= 3:
+            enough = GOOD_SHARE if number else 2 * GOOD_SHARE
+            if (k <= GOOD_K and size >= enough * count) or stale >= 3:
                 break
             pool.add(mixture, x, energy)
             if number == 1 and self.flat.d <= SHAPES_DIMENSIONS:
@@ -337,6 +339,7 @@ class _Search:
             x.append(mixture.sample(count, generator=self.generator).reshape(count, -1).double())
         each = [part[: max(1, count // len(x))] for part in x]
         unit = torch.ones(self.flat.d).to(x[0]) if self.minima.unit is None else self.minima.unit
-        metric, one = torch.diag(unit), x[0].new_ones(sum(map(len, each)))
+        one = x[0].new_ones(sum(map(len, each)))
+        metric = [(torch.diag(unit), len(one))]
         ends = hot_chains(self.flat, torch.cat(each), metric, one, POPULATION_STEPS, self.generator)
         return ends[self.flat(ends).isfinite()]

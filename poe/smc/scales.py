@@ -175,7 +175,8 @@ class Scales(Density):
         # (n, d), (n) -> the mixture
         """One step of expectation maximisation on weighed draws: weights of all components, and the
         centre and covariance of each shape. A shape moves as far as its effective draws n allow:
-        its covariance is n / (n + d + 1) that of its draws, else its own, times a common factor."""
+        its covariance is n / (n + d (d + 1) / 2) that of its draws, else its own, times a common
+        factor."""
         w = (log_weights - log_weights.logsumexp(0)).exp()
         distances = self.distances(x)
         each, density = self.logs(x, distances)
@@ -195,7 +196,7 @@ class Scales(Density):
             z = (x - mean) @ self.inverse[k].T
             scatter = (z * (pull / own.sum()).unsqueeze(1)).T @ z
             common = float(scatter.diagonal().mean())
-            part = size / (size + self.d + 1) if size > 2 * self.d else 0.0
+            part = size / (size + self.d * (self.d + 1) / 2)
             eye = torch.eye(self.d).to(z)
             mixed = part * scatter + (1 - part) * common * eye
             mixed = keep * mixed + (1 - keep) * eye
