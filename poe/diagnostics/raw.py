@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,12 +21,13 @@ STEIN_DRAWS = 500  # that the Stein test uses, one score each
 
 class Branch(NamedTuple):
     """One branch of a mixture that was drawn by itself: its share of the draws, its evidence, its
-    warnings, and the conditions of those that have one."""
+    warnings, the conditions of those that have one, and the standard error of its log Z in nats."""
 
     share: float
     evidence: Diagnostics
     warnings: tuple[str, ...]
     conditions: dict[str, str]
+    error: float = 0.0
 
 
 class Cost(NamedTuple):
@@ -123,14 +125,19 @@ def _of_points(raw: Raw, structure: Structure) -> Diagnostics:
 
 def _of_branches(raw: Raw) -> Diagnostics:
     """The weakest evidence of any branch; the n effective draws of a branch of share s stand for
-    n / s of the mixture."""
-    found, total = [branch.evidence for branch in raw.branches], raw.energy.numel()
+    n / s of the mixture, and no more are effective than the errors of the shares allow."""
+    drawn, total = [branch for branch in raw.branches if branch.share > 0], raw.energy.numel()
+    found = [branch.evidence for branch in drawn]
+    most = shares_ess([b.share for b in drawn], [b.error for b in drawn])
     counts = ("stuck", "divergent", "nonfinite", "gradients", "energies", "seconds")
-    sums: dict[str, Any] = {name: sum(getattr(d, name) for d in found) for name in counts}
+    sums: dict[str, Any] = {
+        name: sum(getattr(b.evidence, name) for b in raw.branches) + raw.counts.get(name, 0)
+        for name in counts
+    }
     sums["energies"] += total  # of the draws under the mixture
 
     def least(name: str) -> float:
-        return min(getattr(b.evidence, name) / b.share for b in raw.branches)
+        return min(most, total, *(getattr(b.evidence, name) / b.share for b in drawn))
 
     def worst(name: str) -> float:
         return max((v for v in (getattr(d, name) for d in found) if v == v), default=math.nan)
@@ -138,12 +145,31 @@ def _of_branches(raw: Raw) -> Diagnostics:
     return Diagnostics(
         rhat=worst("rhat"),
         rhat_energy=worst("rhat_energy"),
-        ess_bulk=min(least("ess_bulk"), total),
-        ess_tail=min(least("ess_tail"), total),
+        ess_bulk=least("ess_bulk"),
+        ess_tail=least("ess_tail"),
+        weight_ess=most if most < total else math.nan,
         acceptance=min(d.acceptance for d in found),
         nonfinite_share=worst("nonfinite_share"),
         invalid=int((~raw.energy.isfinite()).sum()),
-        independent=all(d.independent for d in found),
+        independent=most == math.inf and all(d.independent for d in found),
         chance=max(d.chance for d in found),
         **sums,
     )
+
+
+def shares_ess(shares: Sequence[float], errors: Sequence[float]) -> float:
+    """How many independent draws know the shares of branches as well as their log Z do, of these
+    standard errors; infinity where all are exact.
+
+    Shares s = softmax(log w + log Z) err in the mean Σ s_i m_i of branches of means m_i by
+    Σ s_i² e_i² (m_i - m)² (delta method), n draws by Σ s_i (m_i - m)² / n. The least n over all m
+    is 1 / λ, λ the largest eigenvalue of P D P, D = diag(s_i e_i²) and P the projection orthogonal
+    to the vector of √s_i. Of two branches, λ = s_1 s_2 (e_1² + e_2²).
+    """
+    s = torch.tensor(shares, dtype=torch.float64)
+    s = s / s.sum()
+    errors_squared = torch.tensor(errors, dtype=torch.float64).square()
+    root = s.sqrt().unsqueeze(1)
+    project = torch.eye(len(s), dtype=torch.float64) - root @ root.T
+    largest = float(torch.linalg.eigvalsh(project @ torch.diag(s * errors_squared) @ project)[-1])
+    return 1 / largest if largest > 1e-300 else math.inf

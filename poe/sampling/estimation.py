@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -38,11 +39,13 @@ class EstimatePhase(IntEnum):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Estimation(Space):
     """An estimate of log Z, in the space where particles move: the arguments of `poe.log_z`.
-    `forced` says that the method was named by the caller."""
+    `forced` says that the method was named by the caller, and `branch(index)` is the log Z of one
+    branch of the expression, None where it has no point of finite energy."""
 
     particles: int
     proposal: Energy | None = None
     forced: bool = False
+    branch: Callable[[int], Estimate | None] | None = None
 
     @cached_property
     def streams(self) -> list[torch.Generator]:

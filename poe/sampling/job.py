@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poe.algebra.energy import Energy, Estimate
+from poe.algebra.energy import Energy, Estimate, first_tensor
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.raw import Cost, Raw
 from poe.kernels import Kernel
@@ -19,11 +19,20 @@ from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.progress import Progress
 from poe.mcmc.run import streams
 from poe.smc.mode_search import Found, search
-from poe.smc.starts import WEIGHED_DRAWS, Start, all_weighed, in_variables_of, nearest
+from poe.smc.starts import (
+    WEIGHED_DRAWS,
+    Start,
+    all_weighed,
+    in_variables_of,
+    nearest,
+    sampler,
+)
+from poe.spaces.points import points, uniform_points
 from poe.spaces.structure import Structure
 from poe.spaces.transport import Unconstrained
 
 CHAINS = 4  # of independent draws
+PROBED_DECADES = 8.0  # of sizes around 1, at which a branch without mass is probed
 # a part whose weights are as even as this is near, and the search has a tenth of its starts
 NEAR_PARETO_K, NEAR_SHARE, SHARE_WHERE_NEAR = 0.5, 0.1, 0.1
 
@@ -48,6 +57,7 @@ class Phase(IntEnum):
     AGREEMENT = 6  # own draws of the posteriors of `poe.combine`
     SEARCH = 7  # for modes
     NARROW_END = 8
+    REACHED = 9  # whether a branch has any point of finite energy
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +129,39 @@ class Space:
         fitted = [] if self.found is None or self.found.start is None else [self.found.start]
         return nearest([*self.weighed, *fitted])
 
+    @cached_property
+    def reached(self) -> bool:
+        """Whether any point has finite energy, of the draws of all parts that draw and of normals
+        of all sizes from 10⁻⁸ to 10⁸ around 0; of a discrete target, of values drawn evenly, and of
+        all points where these are few."""
+        with torch.no_grad():
+            return any(bool(self.target(x).isfinite().any()) for x in self._probes())
+
+    def _probes(self) -> Iterator[Tensor]:
+        target, generator = self.target, self.phase(Phase.REACHED)
+        for part in self.structure.scouts:
+            if (moved := in_variables_of(target, part)) is not None:
+                yield sampler(moved, target)(WEIGHED_DRAWS, generator)
+        if not self.structure.discrete:
+            like = first_tensor(target)
+            shape, options = target.event_shape, {"dtype": like.dtype, "device": like.device}
+            z = torch.randn(WEIGHED_DRAWS, *shape, generator=generator, **options)
+            yield z
+            size = 10 ** torch.linspace(-PROBED_DECADES, PROBED_DECADES, len(z), **options)
+            yield z * size.reshape(-1, *[1] * len(shape))
+        elif self.structure.obstacle is None:
+            yield uniform_points(target, WEIGHED_DRAWS, generator)
+            if self.structure.states is not None:
+                yield points(target)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Job:
     """What is to be drawn: the target in its space, and the arguments of `poe.sample`.
 
     `forced` says that no other method follows, `annealed` what annealed particles gave where that
-    was not enough, and `branch(index, draws)` draws from one branch of a mixture.
+    was not enough, and `branch(index, draws)` draws from one branch of a mixture (an index beyond
+    their number draws anew, from another stream); None where it has no point of finite energy.
     """
 
     space: Space
@@ -140,7 +176,7 @@ class Job:
     checkpoint: Checkpoint | None = None
     annealed: Raw | None = None
     forced: bool = False
-    branch: Callable[[int, int], Draws] | None = None
+    branch: Callable[[int, int], Draws | None] | None = None
 
     @property
     def progress(self) -> Progress:

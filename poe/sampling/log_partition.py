@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from poe.algebra.shifted import shift
 from poe.diagnostics.verdict import unknown_mass
 from poe.io.functions import FUNCTIONS
 from poe.mcmc.progress import Progress
+from poe.mcmc.run import branch
 from poe.sampling.arguments import refuse_improper
 from poe.sampling.estimation import POPULATIONS, EstimatePhase, Estimation, total
 from poe.sampling.methods import METHODS
@@ -62,8 +64,8 @@ def log_z(
     Arguments:
         proposal: a normalised energy with exact draws; by default the expert's own, or the
             samplable part with the evenest weights.
-        method: "sequential", "importance", "annealed" or "ais"; by default the first that applies,
-            as measured.
+        method: "parts", "sequential", "importance", "annealed" or "ais"; by default the first that
+            applies, as measured.
         draws: particles in all, 8192 by default; 256 where they go down levels of noise in more
             than 40 dimensions (`poe.smc.diffusion`).
 
@@ -94,10 +96,8 @@ def log_z(
     )
     if particles < 2 * POPULATIONS:
         raise ValueError(f"log Z needs at least {2 * POPULATIONS} draws, got {particles}")
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with frozen(energy):
-        if method is None and structure.states:
-            return Estimate((-energies(energy)).logsumexp(0).item())
-        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         job = Estimation(
             structure,
             seed,
@@ -107,16 +107,43 @@ def log_z(
             progress=Progress(progress),
             forced=method is not None,
         )
-        found = _first(job, method)
+        found = estimated(job, method)
     if structure.proper is None:
         note = unknown_mass(energy, "its log Z means")
         warnings.warn(note, ImproperWarning, stacklevel=2)
     return found
 
 
+def estimated(job: Estimation, method: str | None = None) -> Estimate:
+    """The estimate of a named method, else what is known exactly, else that of the first method
+    that gives one."""
+    structure = job.structure
+    if method is None and structure.log_z is not None:
+        return structure.log_z
+    if method is None and structure.states:
+        return Estimate((-energies(job.energy)).logsumexp(0).item())
+    return _first(replace(job, branch=lambda index: _branch(job, index)), method)
+
+
+def _branch(job: Estimation, index: int) -> Estimate | None:
+    """log Z of one branch of the target, by methods of its own."""
+    known = job.structure.branches
+    assert known is not None
+    structure = Structure.of(known[index][1])
+    refuse_improper(structure)
+    one = replace(job, structure=structure, seed=branch(job.seed, index), forced=False)
+    one = replace(one, searches=job.searches or job.forced)
+    return estimated(one) if one.reached else None
+
+
 def _first(job: Estimation, method: str | None) -> Estimate:
     """The estimate of a named method, else of the first one that gives one."""
     names = ["importance", "annealed"] if method is None else [method]
+    parted = job.structure.branches is not None and not expensive(job.energy)
+    if method is None and job.proposal is None and parted:
+        names = ["importance", "parts", "annealed"]
+        if job.structure.obstacle is not None:  # points move in each branch only
+            names = ["parts"]
     if method is None and job.proposal is None and job.structure.autoregressive:
         names = ["sequential"]
     for name in names:

@@ -146,10 +146,12 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
     """The methods to try, in turn. Raises ValueError where there is none."""
     if kernel is None:
         for name in INDEPENDENT:
-            by_chains = name == "parts" and structure.discrete
-            if METHODS[name].applies(structure) is None and not by_chains:
+            later = name == "parts" and (structure.discrete or structure.shares is None)
+            if METHODS[name].applies(structure) is None and not later:
                 return (name,)
     if structure.obstacle is not None:
+        if kernel is None and _drawn_apart(structure):
+            return ("parts",)
         raise ValueError(f"{structure.energy} {structure.obstacle}")
     if isinstance(kernel, Tempered):
         return ("tempered",)
@@ -157,15 +159,21 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
         # replica exchange helps an adjusted Langevin over barriers; others are used as they are
         helped = isinstance(kernel, Langevin) and kernel.metropolis
         return ("chains", "tempered") if helped else ("chains",)
-    names = ["importance", "annealed", "chains", "tempered"]
+    names = ["importance", "parts", "annealed", "chains", "tempered"]
     if structure.discrete:
-        names = ["sequential", "importance", "chains", "annealed", "tempered"]
+        names = ["sequential", "importance", "parts", "chains", "annealed", "tempered"]
     elif expensive(structure.energy):  # no other method finds what reverse diffusion misses
         names = ["importance", "annealed"]
     found = ("importance",) if structure.searchable else ()  # of what the search fits
     if found and structure.energy.event_shape.numel() > MAX_ANNEALED_DIMENSIONS:
-        names = ["importance", "chains", "annealed", "tempered"]
+        names = ["importance", "parts", "chains", "annealed", "tempered"]
     return tuple(n for n in names if n in found or METHODS[n].applies(structure) is None)
+
+
+def _drawn_apart(structure: Structure) -> bool:
+    """Whether particles can move in each branch, where they cannot in the union."""
+    known = structure.branches
+    return known is not None and all(Structure(e, e).obstacle is None for _, e in known)
 
 
 def drawing(energy: Energy) -> tuple[tuple[str, ...], str]:

@@ -24,7 +24,9 @@ from poe.mcmc.progress import Progress
 from poe.mcmc.run import branch
 from poe.sampling.agreement import agreement
 from poe.sampling.arguments import check_choices, check_counts, check_device, refuse_improper
+from poe.sampling.estimation import Estimation
 from poe.sampling.job import Job, MethodNotApplicable, Phase, Space
+from poe.sampling.log_partition import PARTICLES, estimated
 from poe.sampling.methods import METHODS
 from poe.sampling.planning import Plan, planned
 from poe.sampling.searched import searched
@@ -151,12 +153,30 @@ def _no_better(result: Draws, job: Job) -> bool:
     return len(result.reasons) == 1 and (fails(d.nonfinite, d.nonfinite_share) or lone)
 
 
-def _branch(job: Job, index: int, draws: int) -> Draws:
-    """Draws of one branch of a mixture, by a plan of its own."""
-    structure = Structure.of(job.energy.parts[index])
-    seed = branch(job.space.seed, index)
-    space = Space(structure, seed, job.space.searches, progress=job.progress)
-    return _follow(planned(structure), replace(job, space=space, draws=draws, annealed=None))
+def _branch(job: Job, index: int, draws: int) -> Draws | None:
+    """Draws of one branch of a mixture, by a plan of its own, with log Z; None where it has no
+    point of finite energy. Beyond the number of branches an index draws anew."""
+    shares, known = job.structure.shares, job.structure.branches
+    parts = job.energy.parts if shares is not None else [energy for _, energy in known or ()]
+    structure = Structure.of(parts[index % len(parts)])
+    # a named method says how branches are mixed, not how each is drawn
+    space = Space(structure, branch(job.space.seed, index), True, progress=job.progress)
+    if shares is None:
+        refuse_improper(structure)
+        if not space.reached:
+            return None
+    found = _follow(planned(structure), replace(job, space=space, draws=draws, annealed=None))
+    return found if shares is not None or found.log_z is not None else _with_log_z(found, space)
+
+
+def _with_log_z(draws: Draws, space: Space) -> Draws:
+    """Draws of a method without log Z, with an estimate of it, whose warnings are theirs."""
+    structure, seed = space.structure, branch(space.seed, 0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        job = Estimation(structure, seed, True, particles=PARTICLES, progress=space.progress)
+        log_z = estimated(job)
+    return replace(draws, log_z=log_z).warned(*(str(note.message) for note in said))
 
 
 def _nothing(job: Job, words: str) -> Raw:

@@ -87,7 +87,11 @@ def _(energy: Contrast) -> Branches:
 
 @_opened.register
 def _(energy: Product) -> Branches:
-    choices = [_powers(term) for term in energy.terms]
+    divided = {id(term.energy) for term in energy.terms if term.power < 0}
+    choices = [
+        [(0.0, [term])] if _is_opened(term.energy, divided) else _powers(term)
+        for term in energy.terms
+    ]
     if math.prod(map(len, choices)) > MAX_BRANCHES:
         raise TooMany
     if all(len(found) == 1 for found in choices):
@@ -96,6 +100,11 @@ def _(energy: Product) -> Branches:
         (sum(w for w, _ in chosen), flat([term for _, terms in chosen for term in terms]))
         for chosen in itertools.product(*choices)
     ]
+
+
+def _is_opened(energy: Energy, divided: set[int]) -> bool:
+    """Whether a factor is what a branch of `a - b` keeps of it: (a - b) / a."""
+    return isinstance(energy, Contrast) and id(energy.wanted) in divided
 
 
 def _powers(term: Term) -> list[tuple[float, list[Term]]]:
