@@ -31,7 +31,7 @@ def test_parts_of_a_mixture_have_their_shares_whatever_lies_between():
         abs(float(near.mean())) < 5 / math.sqrt(len(near)) and abs(float(other.mean()) - 40) < 0.5
     )
     assert torch.equal(draws.x, poe.sample(mixed, 1000, seed=0).x)
-    with pytest.raises(ValueError, match="poe.normalize gives parts"):
+    with pytest.raises(ValueError, match="poe.normalize gives parts"):  # more than are told apart
         poe.plan(a | Raw(lambda x: (x - 40).square().sum(-1) / 2, 1), method="parts")
 
 
