@@ -17,6 +17,7 @@ from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.agreement import Agreement
 from poe.diagnostics.convergence import standard_errors
 from poe.diagnostics.evidence import Diagnostics
+from poe.diagnostics.narrow_end import NarrowEnd
 from poe.diagnostics.raw import Raw, evidence_of
 from poe.diagnostics.search import ModeSearch
 from poe.diagnostics.verdict import log_z_reasons, reasons, target_warnings, verdict
@@ -51,6 +52,7 @@ class Draws:
         agreement: how the posteriors of `poe.combine` agree (`poe.sampling.agreement`); None for
             other compositions.
         search: what the search for modes found; None where none was made.
+        narrow_end: a look where curvature is largest; None where none was taken. Not saved.
     """
 
     x: Tensor
@@ -68,6 +70,7 @@ class Draws:
     target: Energy | None = field(default=None, repr=False, compare=False)
     agreement: Agreement | None = field(default=None, repr=False)
     search: ModeSearch | None = field(default=None, repr=False)
+    narrow_end: NarrowEnd | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, raw: Raw, structure: Structure, plan: str = "") -> Draws:
@@ -123,6 +126,17 @@ class Draws:
             search=search,
         )
 
+    def with_narrow_end(self, look: NarrowEnd, shape: torch.Size) -> Draws:
+        """The same draws with a look into the narrow end of their unconstrained event, its cost and
+        its reason."""
+        reason, d = look.reason(shape), self.diagnostics
+        return replace(
+            self,
+            warnings=self.warnings if reason is None else (*self.warnings, reason),
+            diagnostics=replace(d, gradients=d.gradients + look.gradients),
+            narrow_end=look,
+        )
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -172,6 +186,7 @@ class Draws:
             f"  log Z          {'unknown' if self.log_z is None else self.log_z}",
             *_figures(self.diagnostics),
             *([] if self.search is None else [f"  modes          {self.search.line()}"]),
+            *([] if self.narrow_end is None else [f"  {self.narrow_end.line(self.x.shape[1:])}"]),
             *([] if self.agreement is None else self.agreement.lines()),
         ]
         lines.append("  warnings:" if self.warnings else "  no warnings")

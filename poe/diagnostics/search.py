@@ -43,9 +43,9 @@ class ModeSearch:
         near = "all of them" if self.counted == self.minima else f"the {self.counted:,} with mass"
         if self.counted == self.minima == 1:
             near = "it"
-        elif self.counted == 0:
-            near = "none: none of them has mass that an importance run confirms"
         ends = "some have no draws" if self.missed else f"draws are near {near}"
+        if self.counted == 0:
+            ends = "a small importance run confirms the mass of none"
         least = max(1, round(1 / self.unseen))
         return (
             f"{self.starts:,} starts ended in {found}; {ends}; a basin met by fewer than 1 start "

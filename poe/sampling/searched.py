@@ -1,23 +1,33 @@
-"""Draws with what the search for modes says of them."""
+"""Draws with what the search for modes, and a look into the narrow end, say of them."""
 
 from __future__ import annotations
 
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.search import NO_SEARCH, UNSEARCHED
-from poe.sampling.job import Job
+from poe.sampling.job import Job, Phase
+from poe.smc.narrow_end import narrow_end
+
+# gradients of a look into the narrow end: the operations that they may take, and their limits
+LOOK_OPERATIONS, MIN_LOOK, MAX_LOOK = 5e8, 6_000, 50_000
 
 
 def searched(draws: Draws, job: Job) -> Draws:
     """The draws with the record of the search, whose cost is added to theirs, and a reason for each
-    mode that they lack; without a search, with the condition of trust that no mode lies
-    elsewhere."""
+    mode that they lack; and with the look into the narrow end, where there is no reason yet.
+    Without a search, with the condition of trust that no mode lies elsewhere."""
     if job.structure.discrete or job.structure.noised or not len(draws):
         return draws
     found = job.space.found
     if found is None:
         return draws.warned(UNSEARCHED, given=NO_SEARCH)
-    z = job.space.z(draws.x).flatten(1)
+    z = job.space.z(draws.x)
     size = min(draws.diagnostics.ess_bulk, float(len(draws)))
     log_z = None if draws.log_z is None else draws.log_z.value
     names = "" if job.space.unconstrained is None else " (in unconstrained coordinates)"
-    return draws.with_search(found.judged(z, size, log_z, names))
+    draws = draws.with_search(found.judged(z.flatten(1), size, log_z, names))
+    if not draws.trusted:
+        return draws
+    most = int(min(MAX_LOOK, max(MIN_LOOK, LOOK_OPERATIONS / found.operations)))
+    generator = job.space.phase(Phase.NARROW_END)
+    look = narrow_end(job.target, z, generator, ess=size, max_gradients=most)
+    return draws if look is None else draws.with_narrow_end(look, job.target.event_shape)

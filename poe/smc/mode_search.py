@@ -72,12 +72,13 @@ GOOD_K, GOOD_SHARE = 0.5, 0.25  # at which a mixture needs no further refit
 @dataclass(frozen=True, eq=False)
 class Found:
     """What a search found: minima whose mass is confirmed, a mixture with weighed draws where one
-    was fitted, and the record; `lowest` holds points of low energy, (n, d)."""
+    was fitted, and the record; `lowest` holds the minima (n, d), `operations` those of one gradient."""
 
     basins: tuple[Basin, ...]
     start: Start | None
     record: ModeSearch
     lowest: Tensor
+    operations: float
 
     def judged(self, x: Tensor, size: float, log_z: float | None, names: str = "") -> ModeSearch:
         """The record with what draws x (n, d), of this effective number, lack."""
@@ -126,7 +127,7 @@ class _Search:
         counts = float(flat.gradients), float(flat.energies)
         record = ModeSearch(self.minima.starts, len(found), len(basins), *counts)
         lowest = torch.stack([minimum.x for minimum in found]) if found else x[:0]
-        return Found(tuple(basins), start, record, lowest)
+        return Found(tuple(basins), start, record, lowest, flat.operations)
 
     def rounds(self) -> Scales:
         """The mixture at all minima, after rounds of exploration until none finds a further one."""
