@@ -4,6 +4,7 @@ steps, with the covariance and Laplace's mass of each."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ NEWTON_STEPS = 8
 MIN_CURVATURE = 1e-4  # of the largest along a coordinate
 MAX_WIDTHS = 64  # directions without curvature that are measured
 MAX_STALE = 40  # clusters in a row that are no further minimum
+MAX_TOGETHER = 32  # points that are polished at once
 
 
 class Minimum(NamedTuple):
@@ -27,6 +29,19 @@ class Minimum(NamedTuple):
     energy: float
     root: Tensor
     log_mass: float
+
+
+@dataclass
+class _Way:
+    """A point (d) with its energy on its way to a minimum by Newton steps, and the widths (d) of
+    its differences."""
+
+    x: Tensor
+    energy: float
+    width: Tensor
+    first: Minimum | None = None
+    minimum: Minimum | None = None
+    ended: bool = False
 
 
 class Minima:
@@ -52,56 +67,100 @@ class Minima:
 
     def clustered(self, ended: Descent) -> None:
         """Clusters where descents ended: the lowest first, each with all that lie within its local
-        metric."""
-        x, energy = ended.x[ended.arrived], ended.energy[ended.arrived]
-        order = energy.argsort(stable=True)
-        x, energy = x[order], energy[order]
+        metric. Once a minimum is known, what lies elsewhere descends on in its metric: descents
+        that stopped in a curved valley arrive there."""
+        x, energy = _sorted(ended.x[ended.arrived], ended.energy[ended.arrived])
+        left = self._elsewhere(x, energy)
+        stale, size, moved = 0, 1, False
+        while bool(left.any()) and len(self.found) < MAX_MINIMA and stale < MAX_STALE:
+            if self.found and not moved:
+                x, energy = _sorted(*self.descended_on(x[left], energy[left]))
+                left, moved = self._elsewhere(x, energy), True
+                continue
+            chosen = left.nonzero().squeeze(1)[:size]
+            left[chosen] = False
+            size = min(2 * size, MAX_TOGETHER)
+            known = len(self.found)
+            for i, (minimum, first) in zip(
+                chosen.tolist(), self.polished(x[chosen], energy[chosen]), strict=True
+            ):
+                if any(_has(new, x[i], energy[i], self.flat.eps) for new in self.found[known:]):
+                    continue
+                if first is not None:
+                    left &= ~_near(first, x, energy, self.flat.eps)
+                if minimum is None or any(_same(minimum, other) for other in self.found):
+                    stale += 1
+                    continue
+                stale = 0
+                self.found.append(minimum)
+                left &= ~_near(minimum, x, energy, self.flat.eps)
+        self.skipped += int(left.sum())
+
+    def _elsewhere(self, x: Tensor, energy: Tensor) -> Tensor:  # (n, d), (n) -> (n)
+        """Which ends of descents belong to no minimum that is known."""
         left = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for minimum in self.found:
             left &= ~_near(minimum, x, energy, self.flat.eps)
-        stale = 0
-        while bool(left.any()) and len(self.found) < MAX_MINIMA and stale < MAX_STALE:
-            i = int(left.nonzero()[0])
-            left[i] = False
-            minimum, first = self.polished(x[i], float(energy[i]))
-            if first is not None:
-                left &= ~_near(first, x, energy, self.flat.eps)
-            if minimum is None or any(_same(minimum, other) for other in self.found):
-                stale += 1
-                continue
-            stale = 0
-            self.found.append(minimum)
-            left &= ~_near(minimum, x, energy, self.flat.eps)
-        self.skipped += int(left.sum())
+        return left
 
-    def polished(self, x: Tensor, energy: float) -> tuple[Minimum | None, Minimum | None]:
-        """Newton steps to a minimum: (the minimum, None where none is reached; the start of the
-        steps with its local metric)."""
-        width = torch.ones_like(x) if self.unit is None else self.unit
-        first = None
+    def descended_on(self, x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        # (n, d), (n) -> (n, d), (n)
+        """Where one further descent of all ends, in coordinates u, x = m + L u, of the lowest
+        minimum; of those that do not arrive, the points as they were."""
+        lowest = min(self.found, key=lambda minimum: minimum.energy)
+
+        def within(u: Tensor) -> tuple[Tensor, Tensor]:
+            value, slope = self.flat.value_and_grad(lowest.x + u @ lowest.root.T)
+            return value, slope @ lowest.root
+
+        u = torch.linalg.solve_triangular(lowest.root, (x - lowest.x).T, upper=False).T
+        length = u.norm(dim=1).clamp(min=1.0)
+        ended = descend(within, u, length, eps=self.flat.eps)
+        there = lowest.x + ended.x @ lowest.root.T
+        return (
+            torch.where(ended.arrived.unsqueeze(1), there, x),
+            torch.where(ended.arrived, ended.energy, energy),
+        )
+
+    def polished(
+        self, x: Tensor, energy: Tensor
+    ) -> list[tuple[Minimum | None, Minimum | None]]:  # (k, d), (k)
+        """Newton steps from each point to a minimum: (the minimum, None where none is reached; the
+        start of the steps with its local metric). Those beside a saddle descend together."""
+        unit = torch.ones_like(x[0]) if self.unit is None else self.unit
+        ways = [_Way(x[i], float(energy[i]), unit) for i in range(len(x))]
         for _ in range(NEWTON_STEPS):
-            root, lower = self.root(x, energy, width)
-            if lower is not None:
-                x, energy = self.lowered(lower)
-                if not math.isfinite(energy):
-                    break
-                continue
-            if root is None:
-                break
-            found = Minimum(x, energy, root, self.laplace(energy, root))
-            first = found if first is None else first
-            slope = self.flat.value_and_grad(x.unsqueeze(0))[1][0]
-            step = -root @ (root.T @ slope)
-            gain = float(-(step @ slope) / 2)
-            if gain < STOP_NATS + 8 * self.flat.eps * abs(energy):
-                return found, first
-            width = root.square().sum(1).sqrt()
-            tried = x + step * torch.tensor([1.0, 0.5, 0.1, 0.02]).to(x).unsqueeze(1)
-            value = self.flat(tried)
-            if not bool(value.min() < energy):
-                break
-            x, energy = tried[value.argmin()], float(value.min())
-        return None, first
+            lower = [(way, low) for way in ways if (low := self._stepped(way)) is not None]
+            if lower:
+                ends = self.lowered(torch.stack([low for _, low in lower]))
+                for (way, _), point, value, arrived in zip(
+                    lower, ends.x, ends.energy, ends.arrived, strict=True
+                ):
+                    way.x, way.energy, way.ended = point, float(value), not bool(arrived)
+        return [(way.minimum, way.first) for way in ways]
+
+    def _stepped(self, way: _Way) -> Tensor | None:
+        """One Newton step; a lower point where x is no minimum, from which to descend."""
+        if way.ended:
+            return None
+        root, lower = self.root(way.x, way.energy, way.width)
+        if root is None:
+            way.ended = lower is None
+            return lower
+        found = Minimum(way.x, way.energy, root, self.laplace(way.energy, root))
+        way.first = found if way.first is None else way.first
+        slope = self.flat.value_and_grad(way.x.unsqueeze(0))[1][0]
+        step = -root @ (root.T @ slope)
+        if float(-(step @ slope) / 2) < STOP_NATS + 8 * self.flat.eps * abs(way.energy):
+            way.minimum, way.ended = found, True
+            return None
+        way.width = root.square().sum(1).sqrt()
+        tried = way.x + step * torch.tensor([1.0, 0.5, 0.1, 0.02]).to(step).unsqueeze(1)
+        value = self.flat(tried)
+        way.ended = not bool(value.min() < way.energy)
+        if not way.ended:
+            way.x, way.energy = tried[value.argmin()], float(value.min())
+        return None
 
     def laplace(self, energy: float, root: Tensor) -> float:
         """log of exp(-E) (2π)^(d/2) det L."""
@@ -109,16 +168,10 @@ class Minima:
             -energy + self.flat.d / 2 * math.log(2 * math.pi) + float(root.diagonal().log().sum())
         )
 
-    def lowered(self, x: Tensor) -> tuple[Tensor, float]:
-        """Where a descent from a point beside a saddle ends, and its energy."""
-        ended = descend(
-            self.flat.value_and_grad,
-            x.unsqueeze(0),
-            torch.ones_like(x[:1]),
-            scale=self.unit,
-            eps=self.flat.eps,
-        )
-        return ended.x[0], float(ended.energy[0]) if bool(ended.arrived) else math.inf
+    def lowered(self, x: Tensor) -> Descent:  # (k, d)
+        """Where descents from points beside a saddle end."""
+        one = torch.ones_like(x[:, 0])
+        return descend(self.flat.value_and_grad, x, one, scale=self.unit, eps=self.flat.eps)
 
     def root(self, x: Tensor, energy: float, width: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(the root of the covariance H⁻¹ at x, a lower point): along directions without curvature
@@ -166,6 +219,17 @@ def distances(minimum: Minimum, x: Tensor) -> Tensor:  # (n, d) -> (n)
     """|L⁻¹(x - m)|²."""
     z = torch.linalg.solve_triangular(minimum.root, (x - minimum.x).T, upper=False)
     return z.square().sum(0)
+
+
+def _sorted(x: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """By energy, the lowest first."""
+    order = energy.argsort(stable=True)
+    return x[order], energy[order]
+
+
+def _has(minimum: Minimum, x: Tensor, energy: Tensor, eps: float) -> bool:
+    """Whether a point (d) belongs to a minimum."""
+    return bool(_near(minimum, x.unsqueeze(0), energy, eps))
 
 
 def _near(minimum: Minimum, x: Tensor, energy: Tensor, eps: float) -> Tensor:
