@@ -5,8 +5,9 @@ annealing start from.
 1. Starts: draws of samplable parts, and normals around 0 of all sizes from 10⁻⁸ to 10⁸.
 2. All descend at once (`poe.smc.descent`); their ends are clustered in the local metric; each
    minimum m with Hessian H gets the mass exp(-E(m)) (2π)^(d/2) det H^(-1/2) (Laplace).
-3. Draws of normals of many sizes around the minima (`poe.smc.scales`) are weighed: the heaviest,
-   and the ends of hot chains, descend in their turn, until a round finds no further minimum.
+3. Points that are lower than these minima explain (`poe.smc.unexplained`), the heaviest of weighed
+   draws of normals of many sizes around them (`poe.smc.scales`), and the ends of hot chains descend
+   in their turn, until a round finds no further minimum.
 4. The mixture is refitted to its weighed draws, with a new shape where weight stays (incremental
    mixture importance sampling), until Pareto k and the effective share are good.
 
@@ -34,6 +35,7 @@ from poe.smc.minima import Minima
 from poe.smc.pool import Pool
 from poe.smc.scales import PROFILES, Profile, Scales, Tails, starting_weights
 from poe.smc.starts import Start, sampler
+from poe.smc.unexplained import unexplained
 
 MIN_STARTS, MAX_STARTS = 128, 16384  # descents
 MAX_NUMBERS = 1 << 19  # of all starts together
@@ -57,6 +59,8 @@ EXPLORING = (
     Profile(300.0, 3.0, 0.03),
 )
 SHAPES_DIMENSIONS = 40  # up to which further shapes are fitted to weighed draws
+UNEXPLAINED = 16  # points for each start, of which the energy alone is taken
+MIN_UNEXPLAINED, UNEXPLAINED_ROUNDS = 8, 6  # descents of each size; rounds
 HOT = (2.0, 6.0, 20.0)  # temperatures of chains
 HOT_STEPS = 12
 ROUNDS = 3  # of exploration
@@ -131,6 +135,7 @@ class _Search:
 
     def rounds(self) -> Scales:
         """The mixture at all minima, after rounds of exploration until none finds a further one."""
+        self.beyond()
         mixture = self.mixture()
         for number in range(ROUNDS):
             before = len(self.minima)
@@ -246,6 +251,7 @@ class _Search:
         before = len(self.minima)
         self.minima.descend(starts, spread[length.indices.clamp(max=len(spread) - 1)])
         if len(self.minima) > before:
+            self.beyond()
             new = self.minima.found[before:]
             masses = torch.tensor([m.log_mass for m in new], dtype=torch.float64)
             reference = float(logs)
@@ -270,6 +276,18 @@ class _Search:
             total.append(logs.logsumexp(0))
         mean = torch.stack(total).logsumexp(0) - math.log(sum(sizes))
         return torch.cat([*heavy, *random]), mean
+
+    def beyond(self) -> None:
+        """Descends from points that are lower than the known minima explain, until none is new."""
+        most, each = UNEXPLAINED * self.size, max(MIN_UNEXPLAINED, self.size // 256)
+        flat, unit = self.flat, self.minima.unit
+        for _ in range(UNEXPLAINED_ROUNDS):
+            before = len(self.minima)
+            x = unexplained(flat, self.minima.found, most, each, self.generator, unit)
+            if len(x):
+                self.minima.descend(x, self.minima.widths_of().max().expand(len(x)))
+            if len(self.minima) == before:
+                break
 
     def hot(self, mixture: Scales, x: Tensor) -> Tensor:
         """Ends of chains at several temperatures, in the metric of the nearest minimum."""

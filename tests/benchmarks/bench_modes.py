@@ -347,11 +347,12 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=int, default=0, help="the first of the family")
     parser.add_argument("--list", action="store_true", help="the rows by name")
     chosen = parser.parse_args()
-    lines = []
+    lines, names = [], [row.name for row in rows(0, 0)]
+    wanted = {n for word in chosen.rows for n in ([word] if word in names else names) if word in n}
     for row in rows(chosen.count, chosen.start):
         apart = row.name in ("family", "expensive")
         if chosen.list:
             print(row.name)
-        elif any(word in row.name for word in chosen.rows) or (not chosen.rows and not apart):
+        elif row.name in wanted or (not chosen.rows and not apart):
             lines += run(row, chosen.seeds or row.seeds)
     print("\nsummary", *lines, sep="\n  ")
