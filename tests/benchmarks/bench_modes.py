@@ -347,6 +347,7 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=int, default=0, help="the first of the family")
     parser.add_argument("--list", action="store_true", help="the rows by name")
     chosen = parser.parse_args()
+    poe.sample(known.pair(1, 1.0, 5.0).make(), 10, seed=0)  # what is imported on first use
     lines, names = [], [row.name for row in rows(0, 0)]
     wanted = {n for word in chosen.rows for n in ([word] if word in names else names) if word in n}
     for row in rows(chosen.count, chosen.start):
