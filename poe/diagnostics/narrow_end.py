@@ -23,6 +23,7 @@ class NarrowEnd:
             None where curvature grows along none.
         sign: of the coordinate's changes towards the narrow end, +1 or -1.
         combined: whether it is only the heaviest of a combination of coordinates.
+        direction: (d), of the coordinate or the combination, towards the narrow end.
         chains: short chains whose two ends were compared.
         outwards, inwards: how many of them crossed the edge that tells most; of draws that lack
             nothing, both have the same mean.
@@ -37,6 +38,7 @@ class NarrowEnd:
     coordinate: int | None = None
     sign: int = 1
     combined: bool = False
+    direction: Tensor | None = field(default=None, repr=False)
     chains: int = 0
     outwards: int = 0
     inwards: int = 0

@@ -6,13 +6,8 @@ the scale of moves follows the curvature, and chains start at the narrow end its
 1. E[g_i²] = E[∂²E/∂x_i²], g the gradient (by parts), also given any other coordinate. So where
    log g_i² grows with x_k over the draws, curvature i grows along k: by rank correlations of both.
 2. u = ±x_k, or a combination of coordinates, grows with curvature; R = {u > q} holds `SHARE` of
-   the draws. From the draws in R, Metropolis-adjusted Langevin chains with step
-
-       x' = x - h(x) g(x) + √(2h(x)) ξ,   h_i(x) = ε exp(-a_i - b_i·s(x)),   ξ ~ N(0, I),
-
-   a and b by regression of log g_i² + 1.27 (E log χ²_1 = -1.27) on u and the other candidates s:
-   moves of the right size in a neck of any depth. The step is part of the proposal's density, so
-   the kernel is reversible.
+   the draws. From the draws in R start chains whose moves have the right size in a neck of any
+   depth (`poe.smc.local_moves`), by a reversible kernel.
 3. If the draws follow the target, then start s and end e of a chain are exchangeable, (s, e) ~
    (e, s); and so they are given that both lie in R. For an edge that depends on the pooled values
    of u only, a chain that crosses it does so outwards or inwards with probability 1/2 each: a sign
@@ -24,21 +19,21 @@ Copies of one draw run as one chain of that weight; of weights w the crossings c
 and where the ESS is smaller than the number of distinct draws, as so much fewer.
 
 References: Besag and Clifford 1989, Biometrika 76(4) (exact tests from exchangeable chains); Neal
-2003, Annals of Statistics 31(3) (the funnel); Roberts and Rosenthal 1998, J. R. Statist. Soc. B
-60(1) (Langevin proposals, ε ∝ d^(-1/3)).
+2003, Annals of Statistics 31(3) (the funnel).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy
 from poe.diagnostics.narrow_end import NarrowEnd
+from poe.smc.local_moves import PILOT_STEPS, LocalMoves, fitted
 
 MIN_DRAWS = 50  # distinct ones, below which nothing can be told
 MAX_DRAWS = 1000  # distinct ones that are looked at
@@ -50,8 +45,6 @@ MAX_DIRECTIONS, MAX_VARIABLES = 4, 8  # that are looked along, and that steps de
 MIN_GAIN = 1.5  # share of variance explained by a combination of coordinates over that by the best
 MIN_STARTS = 24  # chains, without which there is no look
 MIN_BEYOND = 8  # pooled values beyond the outermost edge
-PILOT_STEPS, ACCEPTANCE = 15, 0.55  # that tune ε on a quarter of the starts; what they aim at
-LOG_CHI2 = -1.2704  # E log χ²_1
 MAX_RESOLUTION = 0.1  # nats: rounding of the energy, above which moves cannot be accepted rightly
 
 
@@ -82,7 +75,7 @@ def narrow_end(
     records = []
     count = min(found.shape[1], MAX_DIRECTIONS)
     for number in range(count):
-        left = (max_gradients - look.gradients) / (count - number)
+        left = (max_gradients - look.moves.gradients) / (count - number)
         records.append(look.along(found, number, int(left)))
         if records[-1] is not None and records[-1].fires:
             break
@@ -90,32 +83,7 @@ def narrow_end(
     if count and not judged:
         return None
     best = min(judged, key=lambda record: record.pvalue, default=NarrowEnd(1.0))
-    return replace(best, gradients=look.gradients)
-
-
-class Steps(NamedTuple):
-    """h_i(x) = scale·exp(-constant_i - slope_i·(x @ directions)), in squared units of x."""
-
-    scale: float
-    constant: Tensor  # (d)
-    slope: Tensor  # (k, d)
-    directions: Tensor  # (d, k)
-
-    def at(self, x: Tensor) -> Tensor:  # (m, d) -> (m, d)
-        """The steps of chains there."""
-        return self.scale * (-self.constant - x @ self.directions @ self.slope).exp()
-
-
-class Chains(NamedTuple):
-    """Chains: positions (m, d), energies in nats (m), gradients (m, d)."""
-
-    x: Tensor
-    energy: Tensor
-    gradient: Tensor
-
-    def taken(self, chosen: Tensor) -> Chains:
-        """Some of them."""
-        return Chains(self.x[chosen], self.energy[chosen], self.gradient[chosen])
+    return replace(best, gradients=look.moves.gradients)
 
 
 class Crossing(NamedTuple):
@@ -130,15 +98,12 @@ class Crossing(NamedTuple):
 
 @dataclass
 class _Look:
-    """Distinct draws (n, d) with their weights (n), the share of them that is independent, and the
-    gradients spent."""
+    """Distinct draws (n, d) with their weights (n), and the share of them that is independent."""
 
-    target: Energy
+    moves: LocalMoves
     x: Tensor
     weights: Tensor
     share: float
-    generator: torch.Generator
-    gradients: float = 0.0
 
     @classmethod
     def of(
@@ -153,52 +118,39 @@ class _Look:
             return None
         share = min(1.0, ess / len(points)) if ess is not None else 1.0
         chosen = torch.randperm(len(points), generator=generator, device=x.device)[:MAX_DRAWS]
-        return cls(target, points[chosen], copies[chosen].double(), share, generator)
-
-    def evaluate(self, x: Tensor) -> Chains:  # (m, d)
-        """Energies and gradients, in float64."""
-        event = x.to(self.target.dtype).reshape(len(x), *self.target.event_shape)
-        energy, gradient = self.target.value_and_grad(event)
-        self.gradients += len(x)
-        return Chains(x, energy.double(), gradient.double().reshape(x.shape))
-
-    def finite(self, x: Tensor) -> tuple[Chains, Tensor]:
-        """Chains at those points of finite energy, and which these are."""
-        chains = self.evaluate(x)
-        good = chains.energy.isfinite() & chains.gradient.isfinite().all(1)
-        return chains.taken(good), good
+        return cls(LocalMoves(target, generator), points[chosen], copies[chosen].double(), share)
 
     def directions(self) -> Tensor | None:
         """Directions along which curvature grows (d, k); None where nothing can be told."""
-        chains, _ = self.finite(self.x[:SCREENED])
+        chains, _ = self.moves.finite(self.x[:SCREENED])
         size = chains.energy.abs().median() if len(chains.x) else math.inf
-        rounding = float(size * torch.finfo(self.target.dtype).eps)
+        rounding = float(size * torch.finfo(self.moves.target.dtype).eps)
         if len(chains.x) < MIN_DRAWS or not rounding <= MAX_RESOLUTION:
             return None
         return growing(chains.x, chains.gradient, self.share)
 
     def along(self, directions: Tensor, number: int, budget: int) -> NarrowEnd | None:
         """The look along one of the directions; None where the budget is too small."""
-        spent, direction = self.gradients, directions[:, number]
+        spent, direction = self.moves.gradients, directions[:, number]
         u, k = self.x @ direction, int((direction * self.x.std(0)).abs().argmax())
         order = u.argsort(descending=True)
         mass = self.weights[order].cumsum(0) / self.weights.sum()
         near = order[mass <= FITTED_SHARE][: max(budget // 5, MIN_DRAWS)]
-        chains, good = self.finite(self.x[near])
+        chains, good = self.moves.finite(self.x[near])
         steps = fitted(chains, directions, self.x.var(0))
         most = (budget - len(near)) // (LOOKS[0] + PILOT_STEPS // 4 + 1)
         inner = (mass[: len(near)][good] <= SHARE).nonzero().flatten()[:most]
         if len(inner) < MIN_STARTS:
             return None
         chains, starts = chains.taken(inner), near[good][inner]
-        steps = self.tuned(chains, steps)
+        steps = self.moves.tuned(chains, steps)
         made, accepted, record = 0, 0.0, None
         for length in LOOKS:
-            affordable = self.gradients - spent + length * len(starts) <= budget
+            affordable = self.moves.gradients - spent + length * len(starts) <= budget
             if record is not None and (record.pvalue > DOUBT or record.fires or not affordable):
                 break
             for _ in range(length):
-                chains, moved = self.move(chains, steps)
+                chains, moved = self.moves.move(chains, steps)
                 made, accepted = made + 1, accepted + float(moved.double().mean())
             end = chains.x @ direction
             cross = crossing(u[starts], end, self.weights[starts], self.share)
@@ -207,46 +159,15 @@ class _Look:
                 coordinate=k,
                 sign=1 if direction[k] > 0 else -1,
                 combined=int((direction != 0).sum()) > 1,
+                direction=direction,
                 chains=len(starts),
                 outwards=cross.outwards,
                 inwards=cross.inwards,
                 edge=cross.edge,
-                beyond=self.event(chains.x[end > cross.edge]),
+                beyond=self.moves.event(chains.x[end > cross.edge]),
                 acceptance=accepted / made,
             )
         return record
-
-    def event(self, x: Tensor) -> Tensor:
-        """Points (m, d) as the target takes them."""
-        return x.to(self.target.dtype).reshape(len(x), *self.target.event_shape)
-
-    def tuned(self, chains: Chains, steps: Steps) -> Steps:
-        """The steps with the scale that a pilot on every fourth chain found."""
-        pilot = chains.taken(torch.arange(0, len(chains.x), 4, device=chains.x.device))
-        for _ in range(PILOT_STEPS):
-            pilot, moved = self.move(pilot, steps)
-            change = float(moved.double().mean()) - ACCEPTANCE
-            steps = steps._replace(scale=steps.scale * math.exp(change))
-        return steps
-
-    def move(self, chains: Chains, steps: Steps) -> tuple[Chains, Tensor]:
-        """One Metropolis-adjusted Langevin move of every chain, and which were accepted."""
-        step = steps.at(chains.x)
-        options: Any = {"dtype": step.dtype, "device": step.device, "generator": self.generator}
-        noise, uniform = torch.randn(step.shape, **options), torch.rand(len(step), **options)
-        x = chains.x - step * chains.gradient + (2 * step).sqrt() * noise
-        valid = x.isfinite().all(1)
-        there = self.evaluate(torch.where(valid[:, None], x, chains.x))
-        back = steps.at(there.x)
-        forth = -(noise.square() + step.log()).sum(1) / 2
-        drift = chains.x - there.x + back * there.gradient
-        return_ = -(drift.square() / (4 * back) + back.log() / 2).sum(1)
-        log_ratio = chains.energy - there.energy + return_ - forth
-        accepted = valid & (uniform.log() < log_ratio)  # NaN is rejected
-        pairs = zip(there, chains, strict=True)
-        mask = accepted[:, None]
-        moved = [torch.where(mask if a.ndim > 1 else accepted, a, b) for a, b in pairs]
-        return Chains(*moved), accepted
 
 
 def growing(x: Tensor, gradient: Tensor, share: float = 1.0) -> Tensor:
@@ -317,20 +238,6 @@ def normed(v: Tensor) -> Tensor:  # (n, k) -> (n, k)
     """Columns of length 1; those without spread are 0."""
     length = v.norm(dim=0)
     return torch.where(length > 1e-9 * len(v), v / length, 0.0)
-
-
-def fitted(chains: Chains, directions: Tensor, variance: Tensor) -> Steps:
-    """Steps by regression of log g_i² on x along the directions. Gradients count as at least .01
-    standard deviations⁻¹."""
-    n, d = chains.x.shape
-    floor = 1e-4 / variance.clamp(min=1e-300)
-    curvature = (chains.gradient.square() + floor).log() - LOG_CHI2
-    along = chains.x @ directions
-    centre, scale = along.mean(0), along.std(0).clamp(min=1e-300)
-    features = torch.cat([along.new_ones(n, 1), (along - centre) / scale], 1)
-    found = torch.linalg.lstsq(features, curvature, driver="gelsd").solution
-    slope = found[1:] / scale[:, None]
-    return Steps(d ** (-1 / 3), found[0] - centre @ slope, slope, directions)
 
 
 def crossing(start: Tensor, end: Tensor, weights: Tensor, share: float = 1.0) -> Crossing:
