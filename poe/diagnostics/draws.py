@@ -80,9 +80,10 @@ class Draws:
         d = evidence_of(raw, structure)
         judged = replace(d, independent=True) if raw.branches else d  # branches judge the rest
         found = [
+            *(raw.reasons if raw.partial else ()),
             *dict.fromkeys(warning for branch in raw.branches for warning in branch.warnings),
             *reasons(judged, raw.draws, discrete=structure.discrete),
-            *raw.reasons,
+            *(() if raw.partial else raw.reasons),
             *(log_z_reasons(structure.log_z, raw.log_z) if raw.draws else []),
         ]
         return cls(

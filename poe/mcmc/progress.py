@@ -11,9 +11,11 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from poe.algebra.energy import Estimate
 from poe.mcmc import parallel
 
 BAR_DELAY = 2.0  # seconds into a call, from which a bar shows by itself
+INTERRUPTED = "interrupted"
 
 
 class Stopped(Exception):
@@ -30,15 +32,20 @@ class Progress:
         limit: evaluations of gradients and energies, of all phases, chains and processes, that the
             call may take; None for any number.
         spent: how many it has taken.
-        points: the latest points (n, *event) near to the target, in the variables of the chains;
-            None where there are none yet. What an interrupted call returns, if no more is there.
+        points: the latest points (n, *event) near to the target, in the variables of the chains,
+            with log weights (n) in nats, or None for even ones; None where there are none yet. What
+            a call that ends early returns, if it has no more.
+        rough: whether these points do not follow the target even roughly.
+        log_z: the latest estimate of log Z, likewise.
         why: why the call ends early; empty where it does not.
     """
 
     show: bool | None = False
     limit: float | None = None
     spent: float = 0.0
-    points: Tensor | None = None
+    points: tuple[Tensor, Tensor | None] | None = None
+    rough: bool = True
+    log_z: Estimate | None = None
     why: str = ""
     started: float = field(default_factory=time.monotonic)
 
@@ -64,9 +71,19 @@ class Progress:
     def end(self, by: BaseException, *, nothing: bool = False) -> None:
         """Notes why the call ends early. Raises that again where nothing is there to return, and
         where one of several processes is interrupted: the others wait for it."""
-        self.why = self.why or str(by) or "interrupted"
+        self.why = self.why or str(by) or INTERRUPTED
         if nothing or (isinstance(by, KeyboardInterrupt) and parallel.size() > 1):
             raise by
+
+    def keep(self, x: Tensor, log_weights: Tensor | None = None, *, rough: bool = False) -> None:
+        """Keeps the latest points; no rough ones in place of others."""
+        if len(x) and (self.rough or not rough):
+            self.points, self.rough = (x, log_weights), rough
+
+    def reason(self, found: str) -> str:
+        """A reason not to trust what a call that ended early returns."""
+        cure = "the same call again" if self.why == INTERRUPTED else "a larger max_gradients="
+        return f"{self.why}: {found}; try {cure}"
 
     def spend(self, evaluations: float) -> None:
         """Counts evaluations that are about to be made. Raises `Stopped` where they are too

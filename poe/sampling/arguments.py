@@ -44,6 +44,18 @@ def check_counts(**counts: Any) -> dict[str, Any]:
     return found
 
 
+def check_limit(max_gradients: Any, checkpoint: Any = None) -> int | None:
+    """`max_gradients`, a whole number of at least 1. Raises ValueError beside `checkpoint`."""
+    if max_gradients is None:
+        return None
+    if checkpoint is not None:
+        raise ValueError(
+            "max_gradients= and checkpoint= exclude each other: a run that is continued does not "
+            "know what was spent before"
+        )
+    return whole_number("max_gradients", max_gradients, 1)
+
+
 def check_choices(
     energy: Any, method: str | None, kernel: Any, init: Any, warmup: Any, seed: Any, checkpoint: Any
 ) -> None:

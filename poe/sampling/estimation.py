@@ -16,7 +16,8 @@ from poe.algebra.energy import Energy, Estimate
 from poe.mcmc.run import streams
 from poe.registry import PoeWarning
 from poe.sampling.job import Space
-from poe.smc.starts import Start, all_weighed, in_variables_of, nearest, weigh
+from poe.smc.resampling import estimate
+from poe.smc.starts import WEIGHED_DRAWS, Start, all_weighed, in_variables_of, nearest, weigh
 
 POPULATIONS = 16  # independent ones, whose spread gives the standard error
 MAX_STANDARD_ERROR = 0.5  # nats, beyond which few populations decide
@@ -62,17 +63,27 @@ class Estimation(Space):
         """A normalised start in the space of the target, weighed: the given proposal, else the
         nearest of the samplable parts; None where there is none."""
         if self.proposal is not None:
-            generator = self.streams[EstimatePhase.START]
-            return weigh(self._proposed(self.proposal), self.target, generator)
+            generator, proposed = self.streams[EstimatePhase.START], self._proposed(self.proposal)
+            self.progress.spend(WEIGHED_DRAWS)
+            return self._kept(weigh(proposed, self.target, generator))
         fitted = [] if self.found is None or self.found.start is None else [self.found.start]
-        return nearest([*self.weighed, *fitted])
+        return self._kept(nearest([*self.weighed, *fitted]))
+
+    def _kept(self, start: Start | None) -> Start | None:
+        """The start, its estimate of log Z kept for a call that ends early."""
+        if start is not None and start.ess > 0:
+            self.progress.log_z = total(estimate(start.log_weights), start.log_z)
+        return start
 
     @cached_property
     def weighed(self) -> list[Start]:
         """The parts that draw samples and whose log Z is known, weighed."""
         known = [start for start in self.structure.starts if start.log_z is not None]
         moved = [in_variables_of(self.target, start) for start in known]
-        return all_weighed(moved, self.target, self.streams[EstimatePhase.START])
+        self.progress.spend(WEIGHED_DRAWS * len(moved))
+        found = all_weighed(moved, self.target, self.streams[EstimatePhase.START])
+        self._kept(nearest(found))
+        return found
 
     def _proposed(self, proposal: Energy) -> Energy:
         if not proposal.can(Samples) or proposal.log_z is None:

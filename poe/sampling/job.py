@@ -104,7 +104,11 @@ class Space:
         """The parts that draw samples, weighed."""
         moved = [in_variables_of(self.target, start) for start in self.structure.starts]
         self.progress.spend(WEIGHED_DRAWS * len(moved))
-        return all_weighed(moved, self.target, self.phase(Phase.START))
+        found = all_weighed(moved, self.target, self.phase(Phase.START))
+        best = nearest(found)
+        if best is not None:
+            self.progress.keep(best.x, best.log_weights)
+        return found
 
     @cached_property
     def found(self) -> Found | None:
@@ -118,7 +122,13 @@ class Space:
         densities = [part for part in parts if part is not None]
         share = SHARE_WHERE_NEAR if near else 1.0
         try:
-            return search(self.target, densities, self.phase(Phase.SEARCH), share=share)
+            return search(
+                self.target,
+                densities,
+                self.phase(Phase.SEARCH),
+                share=share,
+                progress=self.progress,
+            )
         except TypeError:  # no gradient
             return None
 

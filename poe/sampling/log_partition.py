@@ -18,10 +18,10 @@ from poe.algebra.frozen import frozen
 from poe.algebra.shifted import shift
 from poe.diagnostics.verdict import unknown_mass
 from poe.io.functions import FUNCTIONS
-from poe.mcmc.progress import Progress
+from poe.mcmc.progress import Progress, Stopped
 from poe.mcmc.run import branch
-from poe.sampling.arguments import refuse_improper
-from poe.sampling.estimation import POPULATIONS, EstimatePhase, Estimation, total
+from poe.sampling.arguments import check_limit, refuse_improper
+from poe.sampling.estimation import POPULATIONS, EstimatePhase, EstimateWarning, Estimation, total
 from poe.sampling.methods import METHODS
 from poe.sampling.methods.annealed import ais
 from poe.smc.noise_path import MAX_EXPENSIVE_PARTICLES, expensive
@@ -45,6 +45,7 @@ def log_z(
     draws: int | None = None,
     seed: int | None = None,
     progress: bool | None = None,
+    max_gradients: int | None = None,
 ) -> Estimate:
     """log of the integral (or sum) of exp(-E) in nats, with its standard error; exact (error 0)
     where a closed form or a small discrete space gives it, unless a `method` is named.
@@ -71,13 +72,16 @@ def log_z(
 
         progress: whether to show a bar on standard error; by default on a terminal, once the call
             has taken two seconds.
+        max_gradients: evaluations of gradients and energies, of all phases, that the call may take.
+            One that would take more, or is interrupted (Ctrl-C), returns the estimate that is
+            there, with a warning.
 
     Raises:
         TypeError: the proposal cannot draw, or its own log Z is not known.
         ValueError: the energy is improper, or no particle has finite energy.
     Warns:
         EstimateWarning: Pareto k of the final weights is above 0.7, or the populations' estimates
-            differ by more than their mean.
+            differ by more than their mean; or the call ended early.
         ImproperWarning: it is unknown whether the density has finite mass.
     """
     (energy,) = energies_of([energy], "log_z")
@@ -87,6 +91,7 @@ def log_z(
     if method is None and structure.log_z is not None:
         return structure.log_z
     refuse_improper(structure)
+    limit = check_limit(max_gradients)
     if method is not None and method not in ESTIMATORS:
         raise ValueError(
             f"method={method!r} is unknown; log Z is estimated by {', '.join(ESTIMATORS)}"
@@ -104,10 +109,13 @@ def log_z(
             searches=method is None and proposal is None,
             particles=particles,
             proposal=proposal,
-            progress=Progress(progress),
+            progress=Progress(progress, limit),
             forced=method is not None,
         )
-        found = estimated(job, method)
+        try:
+            found = estimated(job, method)
+        except (KeyboardInterrupt, Stopped) as end:
+            found = _so_far(job, end)
     if structure.proper is None:
         note = unknown_mass(energy, "its log Z means")
         warnings.warn(note, ImproperWarning, stacklevel=2)
@@ -133,7 +141,10 @@ def _branch(job: Estimation, index: int) -> Estimate | None:
     refuse_improper(structure)
     one = replace(job, structure=structure, seed=branch(job.seed, index), forced=False)
     one = replace(one, searches=job.searches or job.forced)
-    return estimated(one) if one.reached else None
+    known, job.progress.log_z = job.progress.log_z, None
+    found = estimated(one) if one.reached else None
+    job.progress.log_z = known  # that of a branch is not that of the whole
+    return found
 
 
 def _first(job: Estimation, method: str | None) -> Estimate:
@@ -153,6 +164,21 @@ def _first(job: Estimation, method: str | None) -> Estimate:
         if found is not None:
             return found
     raise AssertionError("annealing gives an estimate")
+
+
+def _so_far(job: Estimation, end: BaseException) -> Estimate:
+    """The estimate that a call has when it ends early. Raises the error again where there is
+    none."""
+    found = job.progress.log_z
+    if found is None and isinstance(end, Stopped):
+        raise ValueError(
+            f"{end}: there is no estimate of log Z of {job.energy} yet; try a larger max_gradients="
+        ) from end
+    job.progress.end(end, nothing=found is None)
+    assert found is not None
+    note = "from the weights of a start that the phases before reached"
+    warnings.warn(job.progress.reason(note), EstimateWarning, stacklevel=3)
+    return found
 
 
 def normalize(energy: Energy, *, log_z: Estimate | None = None, **options: Any) -> Energy:

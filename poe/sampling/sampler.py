@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.combination import combined
-from poe.algebra.energy import Energy, first_tensor
+from poe.algebra.energy import Energy
 from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
 from poe.diagnostics.draws import Draws
@@ -20,16 +20,23 @@ from poe.diagnostics.verdict import fails, unknown_mass
 from poe.kernels import Kernel, Langevin
 from poe.mcmc import parallel
 from poe.mcmc.checkpoint import Checkpoint
-from poe.mcmc.progress import Progress
+from poe.mcmc.progress import INTERRUPTED, Progress
 from poe.mcmc.run import branch
 from poe.sampling.agreement import agreement
-from poe.sampling.arguments import check_choices, check_counts, check_device, refuse_improper
+from poe.sampling.arguments import (
+    check_choices,
+    check_counts,
+    check_device,
+    check_limit,
+    refuse_improper,
+)
 from poe.sampling.estimation import Estimation
 from poe.sampling.job import Job, MethodNotApplicable, Phase, Space
 from poe.sampling.log_partition import PARTICLES, estimated
 from poe.sampling.methods import METHODS
 from poe.sampling.planning import Plan, planned
 from poe.sampling.searched import searched
+from poe.sampling.stopping import ENDS, better, judged, nothing, so_far
 from poe.spaces.structure import Structure
 
 
@@ -45,6 +52,7 @@ def sample(
     init: Tensor | None = None,
     seed: int | None = None,
     progress: bool | None = None,
+    max_gradients: int | None = None,
     shards: int = 1,
     compile: bool = False,
     checkpoint: str | None = None,
@@ -67,6 +75,10 @@ def sample(
         seed: of all randomness; drawn from torch's global generator by default.
         progress: whether to show a bar on standard error; by default on a terminal, once the call
             has taken two seconds.
+        max_gradients: evaluations of gradients and energies, of all phases and chains, that the
+            call may take: counted on average over steps, and checked between batches of them. A
+            call that would take more ends with what there is, as one that is interrupted (Ctrl-C)
+            does: `partial`, not trusted, and saying why.
         shards: fixed blocks of chains, each with its own random stream; draws depend on the seed
             and this number.
         compile: run the steps after warm-up in compiled blocks.
@@ -79,6 +91,7 @@ def sample(
             other, or no starting point of finite energy was found.
     """
     check_choices(energy, method, kernel, init, warmup, seed, checkpoint)
+    limit = check_limit(max_gradients, checkpoint)
     options: dict[str, Any] = check_counts(
         draws=draws, chains=chains, warmup=warmup, thin=thin, seed=seed, shards=shards
     )
@@ -102,15 +115,22 @@ def sample(
     if checkpoint is not None:
         facts = {"expression": energy, "method": method, "device": energy.device.type}
         run = Checkpoint(checkpoint, facts | options | {"seed": seed})
-    space = Space(structure, seed, searches, progress=Progress(progress))
+    space = Space(structure, seed, searches, progress=Progress(progress, limit))
     job = Job(space=space, checkpoint=run, **options)
     with frozen(energy):
         result = _follow(chosen, job)
+    if not len(result) and job.progress.why == INTERRUPTED:
+        raise KeyboardInterrupt
     if run is not None:
         run.write()
     agreed = None
-    if combined(energy) is not None:
-        agreed = agreement(energy, result.x, job.streams(Phase.AGREEMENT)[0])
+    if combined(energy) is not None and not result.partial:
+        try:
+            agreed = agreement(energy, result.x, job.streams(Phase.AGREEMENT)[0])
+        except KeyboardInterrupt as end:
+            job.progress.end(end)
+            note = job.progress.reason("whether the posteriors agree was not checked")
+            result = replace(result, partial=True, warnings=(note, *result.warnings))
     if structure.proper is None:
         warnings.warn(unknown_mass(energy), ImproperWarning, stacklevel=2)
     return result.of_target(structure, agreed)
@@ -118,10 +138,15 @@ def sample(
 
 def _follow(chosen: Plan, job: Job) -> Draws:
     """The draws of the first method of a plan that can be trusted; else those of the last."""
-    text, why, spent = str(chosen), [], Cost()
+    text, why, spent, earlier = str(chosen), [], Cost(), None
+
+    def judge(raw: Raw) -> Draws:
+        return searched(Draws.of(raw, job.structure, text), job)
+
     if job.draws == 0:
-        return Draws.of(_nothing(job, chosen.reason), job.structure, text)
+        return Draws.of(nothing(job, chosen.reason), job.structure, text)
     job = replace(job, branch=lambda index, draws: _branch(job, index, draws))
+    job.progress.points, job.progress.rough = None, True  # of this target there are none yet
     for name in chosen.methods:
         last = name == chosen.methods[-1]
         try:
@@ -133,12 +158,16 @@ def _follow(chosen: Plan, job: Job) -> Draws:
             why.append(str(no))
             spent = spent.plus(no.cost)
             continue
+        except ENDS as end:
+            raw, spent = so_far(job, end), Cost()  # the progress counts all that was spent
         words = raw.method or chosen.words(name)
         words = words if name == chosen.method else f"{words}, for " + "; ".join(why)
-        result = Draws.of(replace(raw, method=words, earlier=spent), job.structure, text)
-        result = searched(result, job)
-        if last or result.partial or result.trusted or _no_better(result, job):
+        result = judged(replace(raw, method=words, earlier=spent), job, judge)
+        if result.partial:
+            return better(result, earlier)
+        if last or result.trusted or _no_better(result, job):
             return result
+        earlier = result
         why.append(f"{METHODS[name].words}: {result.reasons[0].split('; try')[0]}")
         job = replace(job, annealed=raw if name == "annealed" else None)
         spent = Cost().plus(result.diagnostics)
@@ -155,7 +184,8 @@ def _no_better(result: Draws, job: Job) -> bool:
 
 def _branch(job: Job, index: int, draws: int) -> Draws | None:
     """Draws of one branch of a mixture, by a plan of its own, with log Z; None where it has no
-    point of finite energy. Beyond the number of branches an index draws anew."""
+    point of finite energy. Beyond the number of branches an index draws anew. Where the call ends
+    early, what there is of it, which may lack log Z."""
     shares, known = job.structure.shares, job.structure.branches
     parts = job.energy.parts if shares is not None else [energy for _, energy in known or ()]
     structure = Structure.of(parts[index % len(parts)])
@@ -165,8 +195,11 @@ def _branch(job: Job, index: int, draws: int) -> Draws | None:
         refuse_improper(structure)
         if not space.reached:
             return None
+    kept = job.progress.points, job.progress.rough  # in the variables of the whole
     found = _follow(planned(structure), replace(job, space=space, draws=draws, annealed=None))
-    return found if shares is not None or found.log_z is not None else _with_log_z(found, space)
+    job.progress.points, job.progress.rough = kept
+    done = shares is not None or found.partial or found.log_z is not None
+    return found if done else _with_log_z(found, space)
 
 
 def _with_log_z(draws: Draws, space: Space) -> Draws:
@@ -175,12 +208,9 @@ def _with_log_z(draws: Draws, space: Space) -> Draws:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         job = Estimation(structure, seed, True, particles=PARTICLES, progress=space.progress)
-        log_z = estimated(job)
+        try:
+            log_z = estimated(job)
+        except ENDS as end:
+            job.progress.end(end)
+            return replace(draws, partial=True)
     return replace(draws, log_z=log_z).warned(*(str(note.message) for note in said))
-
-
-def _nothing(job: Job, words: str) -> Raw:
-    like: Any = first_tensor(job.energy)
-    empty = like.new_empty(job.chains or max(1, job.shards), 0, *job.energy.event_shape)
-    note = ("there are no draws",)
-    return Raw(empty, empty.new_empty(len(empty), 0), 0, method=words, reasons=note)

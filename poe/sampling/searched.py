@@ -29,5 +29,7 @@ def searched(draws: Draws, job: Job) -> Draws:
         return draws
     most = int(min(MAX_LOOK, max(MIN_LOOK, LOOK_OPERATIONS / found.operations)))
     generator = job.space.phase(Phase.NARROW_END)
+    job.progress.spend(most)
     look = narrow_end(job.target, z, generator, ess=size, max_gradients=most)
+    job.progress.spent -= most - (0 if look is None else look.gradients)
     return draws if look is None else draws.with_narrow_end(look, job.target.event_shape)

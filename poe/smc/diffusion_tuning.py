@@ -135,7 +135,7 @@ def tune_diffusion(
             before = search.sigma
             progress.spend(PILOT_PARTICLES)
             search.advance()
-            progress.points = search.particles.x
+            progress.keep(search.particles.x)
             bar.update(math.log(before / max(search.sigma, low)) / math.log(high / low))
     schedule = ReverseDiffusion(path, first.schedule, tuple(search.steps))
     spent = first.gradients + CENTRE_STEPS * CENTRE_POINTS

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from poe.algebra.energy import Energy, first_tensor
+from poe.mcmc.progress import Progress
 
 COUNTED_POINTS = 8  # at which the operations of a target are counted
 MAX_CHUNK = 1 << 21  # numbers in the largest tensor of one evaluation
@@ -47,10 +48,12 @@ class Flat:
     """E over (n, d) in float64. Where E is NaN it has no value: +inf here, and counted.
 
     `operations` of one evaluation with gradient are counted once, by dispatch: a size that is the
-    same on all machines, from which populations are sized.
+    same on all machines, from which populations are sized. Evaluations are counted in `progress`,
+    which keeps the points of the latest gradients.
     """
 
-    def __init__(self, target: Energy) -> None:
+    def __init__(self, target: Energy, progress: Progress | None = None) -> None:
+        self.progress = Progress() if progress is None else progress
         self.target, self.event = target, tuple(target.event_shape)
         self.d = max(1, math.prod(self.event))
         like = first_tensor(target)
@@ -74,6 +77,7 @@ class Flat:
 
     def __call__(self, x: Tensor) -> Tensor:  # (n, d) -> (n)
         """E in nats."""
+        self.progress.spend(len(x))
         self.energies += len(x)
         with torch.no_grad():
             parts = [self.target(self.points(part)).double() for part in x.split(self._chunk)]
@@ -81,12 +85,14 @@ class Flat:
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (n, d) -> (n), (n, d)
         """E and its gradient; a gradient that is not finite makes E +inf and the gradient 0."""
+        self.progress.spend(len(x))
         self.gradients += len(x)
         if not len(x):
             return x.new_zeros(0), x
         parts = [self.target.value_and_grad(self.points(part)) for part in x.split(self._chunk)]
         energy = _known(torch.cat([e for e, _ in parts]).double())
         slope = torch.cat([g for _, g in parts]).reshape(len(x), self.d).double()
+        self.progress.keep(self.points(x[energy < math.inf]), rough=True)
         bad = ~(slope.isfinite().all(1) & energy.isfinite())
         return torch.where(bad, math.inf, energy), torch.where(bad.unsqueeze(1), 0, slope)
 
@@ -106,6 +112,7 @@ class Flat:
 
     def _twice(self, x: Tensor) -> Tensor | None:
         rows = self.points(x.expand(self.d, self.d)).detach().requires_grad_()
+        self.progress.spend(2 * self.d)
         self.gradients += 2 * self.d
         with torch.enable_grad():
             energy = self.target(rows)

@@ -27,12 +27,14 @@ from torch import Tensor
 from poe.algebra.energy import Energy
 from poe.diagnostics.search import ModeSearch
 from poe.diagnostics.weights import pareto_k, weight_ess
+from poe.mcmc.progress import Progress
 from poe.smc.basins import RUN, Basin, confirmed, missed
 from poe.smc.flat import Flat
 from poe.smc.gaussians import Gaussians
 from poe.smc.hot_chains import hot_chains
 from poe.smc.minima import Minima
 from poe.smc.pool import Pool
+from poe.smc.resampling import estimate
 from poe.smc.scales import PROFILES, Profile, Scales, Tails, starting_weights
 from poe.smc.starts import Start, sampler
 from poe.smc.unexplained import unexplained
@@ -98,10 +100,11 @@ def search(
     generator: torch.Generator,
     *,
     share: float = 1.0,
+    progress: Progress | None = None,
 ) -> Found:
     """Searches a target over R^n. `densities` draw where it may have mass; `share` of the usual
     number of starts is made."""
-    return _Search(Flat(target), densities, generator, share).run()
+    return _Search(Flat(target, progress), densities, generator, share).run()
 
 
 class _Search:
@@ -231,7 +234,9 @@ class _Search:
         x = points.reshape(n, self.flat.d).double()
         energy = self.flat(x)
         logs = -energy - mixture.log_prob(points)
-        return x, torch.where(logs.isnan(), -math.inf, logs), energy
+        logs = torch.where(logs.isnan(), -math.inf, logs)
+        self.flat.progress.keep(self.flat.points(x), logs)
+        return x, logs, energy
 
     def explored(self, mixture: Scales) -> Scales:
         """Draws of all sizes around all minima: the heaviest, and ends of hot chains, descend."""
@@ -313,6 +318,8 @@ class _Search:
             x, logs, energy = self.weigh(mixture, count)
             k, size = pareto_k(logs), float(weight_ess(logs))
             start = Start(mixture, self.flat.points(x), logs, size, k, 0)
+            if size > 0:
+                self.flat.progress.log_z = estimate(logs)
             better = best is None or size > 1.15 * best.ess
             stale = 0 if better else stale + 1
             best = start if best is None or size > best.ess else best

@@ -269,7 +269,7 @@ class _Search:
         )
         x = trace.x.flatten(0, 1)
         if trace.partial:
-            self.progress.points = x if temperature == 1 else self.progress.points
+            self.progress.keep(x, rough=temperature > 1)
             raise Stopped(self.progress.why)
         spent = trace.counts.gradients + len(z)
         if not bool(x.abs().max() < MAX_COORDINATE):

@@ -122,7 +122,7 @@ def tune(
                 kernel, x, moves = _settled(
                     kernel, here, x, pair, generator, not levels, limits, progress
                 )
-                progress.points = path.end.to_x(x) if isinstance(path.end, Transported) else x
+                progress.keep(path.end.to_x(x) if isinstance(path.end, Transported) else x)
                 pair, log_ratio = segment.pair(x), log_ratio + increment
                 levels.append(Level(beta, kernel, moves, index))
     schedule, n = Schedule(path, tuple(levels)), float(len(x))

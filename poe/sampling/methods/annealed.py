@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
 
 from torch import Tensor
@@ -93,7 +94,7 @@ def draw(job: Job) -> Raw:
         raw = replace(raw, method=SCORE_WORDS)
     if not moved.partial:
         return raw
-    note = f"interrupted: {len(moved.x)} of {populations} populations are complete"
+    note = job.progress.reason(f"{len(moved.x)} of {populations} populations are complete")
     return replace(raw, partial=True, reasons=(note,))
 
 
@@ -126,6 +127,7 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
     )
     if not job.forced and run.fitted is not None:
         stream = generators[estimation.EstimatePhase.POPULATIONS]
+        job.progress.spend(8 * job.particles)
         near = weigh(run.fitted.start.density, run.fitted.end, stream, 8 * job.particles)
         if run.fitted._replace(start=near).good and not fails(near.failed, near.hidden):
             return from_weights(energy, near)
@@ -148,6 +150,9 @@ def log_z(job: Estimation, *, resample: bool = True) -> Estimate | None:
             f"{energy} was NaN or had a NaN gradient at {found.nonfinite} points; an expert "
             "fails there"
         )
+    if found.partial:
+        note = job.progress.reason(f"{len(found.x)} of {POPULATIONS} populations are complete")
+        warnings.warn(note, estimation.EstimateWarning, stacklevel=2)
     result = checked(energy, estimate(found.log_ratio))
     few = resample and found.distinct < 2 * POPULATIONS
     if few and result.standard_error < estimation.MAX_STANDARD_ERROR:

@@ -29,6 +29,8 @@ def draw(job: Job) -> Raw:
             gradients=work.gradients,
         )
     trace = work.run(pilot, gap, "chains")
+    if trace.partial:
+        return work.finish(trace)
     d = work.evidence(trace)
     worst = 0.0 if math.isnan(d.rhat) else max(d.rhat, d.rhat_energy)
     if not job.forced and worst > RHAT_LIMIT:

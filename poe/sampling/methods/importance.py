@@ -56,6 +56,7 @@ def log_z(job: Estimation) -> Estimate | None:
             "does"
         )
     generator = job.streams[estimation.EstimatePhase.TUNING]
+    job.progress.spend(job.particles)
     full = weigh(job.start.density, job.target, generator, job.particles)
     enough = full.pareto_k <= MAX_PARETO_K and full.ess >= job.particles * MIN_LOG_Z_SHARE
     return from_weights(job.energy, full) if job.forced or enough else None

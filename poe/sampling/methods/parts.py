@@ -16,6 +16,7 @@ from poe.diagnostics.draws import Draws
 from poe.diagnostics.evidence import Diagnostics
 from poe.diagnostics.raw import Branch, Cost, Raw, shares_ess
 from poe.diagnostics.verdict import ESS_LIMIT
+from poe.mcmc.progress import Stopped
 from poe.sampling.estimation import Estimation
 from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
 from poe.smc.resampling import systematic
@@ -43,16 +44,32 @@ def _of_known_shares(job: Job) -> Raw:
     assert shares is not None and job.branch is not None
     counts, generator = _counts(job, torch.tensor(shares, dtype=torch.float64).log())
     errors = [0.0 if part.log_z is None else part.log_z.standard_error for part in parts]
-    drawn, branches = {}, []
+    drawn, branches, lost = {}, [], []
     for i, n in enumerate(counts):
         draws = job.branch(i, n) if n else None
-        if draws is not None:
+        if draws is not None and not len(draws):  # the call has ended
+            lost.append(parts[i])
+        elif draws is not None:
             drawn[i] = draws
             found = draws.diagnostics, draws.warnings, draws.conditions, errors[i]
             branches.append(Branch(n / sum(counts), *found))
         elif n:
             raise MethodNotApplicable(f"{NO_POINT} {parts[i]}, whose log Z is stated")
-    return _shuffled(job, counts, drawn, branches, job.structure.log_z, generator)
+    if job.progress.why and not drawn:
+        raise Stopped(job.progress.why)
+    raw = _shuffled(job, counts, drawn, branches, job.structure.log_z, generator)
+    return _cut_short(job, raw, lost)
+
+
+def _cut_short(job: Job, raw: Raw, lost: list[Energy]) -> Raw:
+    """The same, with the reason where the call has ended early and there are no draws of some
+    branches."""
+    if not job.progress.why:
+        return raw
+    those = f"of {', '.join(map(str, lost))}" if lost else "of some branches"
+    few = "there are no draws" if lost else "there are few draws, some of them repeated,"
+    note = job.progress.reason(f"{few} {those}")
+    return replace(raw, partial=True, reasons=(note, *raw.reasons))
 
 
 def _of_branches(job: Job) -> Raw:
@@ -63,13 +80,17 @@ def _of_branches(job: Job) -> Raw:
     found = _Branches(job, [weight for weight, _ in known], [energy for _, energy in known])
     for index in range(len(known)):
         found.draw(index, min(max(job.draws, MIN_FIRST), MAX_FIRST))
+    if job.progress.why and not found.drawn:
+        raise Stopped(job.progress.why)
     if not bool((found.logs > -math.inf).any()):
         raise MethodNotApplicable(f"{NO_POINT} any of its branches")
     counts, generator = found.enough()
     raw = _shuffled(job, counts, found.drawn, found.judged(counts), found.log_z, generator)
     seconds = time.perf_counter() - started - found.latest_seconds
     cost = found.earlier._replace(seconds=max(0.0, seconds))._asdict()
-    raw, size = replace(raw, counts=cost), shares_ess(found.shares, found.errors)
+    lost = [energy for i, (_, energy) in enumerate(known) if i in found.cut]
+    raw = _cut_short(job, replace(raw, counts=cost), lost)
+    size = shares_ess(found.shares, found.errors)
     limit = min(ESS_LIMIT, job.draws / 2)
     if size >= limit:
         return raw
@@ -79,7 +100,7 @@ def _of_branches(job: Job) -> Raw:
         f"{known[worst][1]} is {found.shares[worst]:.3f} ± {found.share_errors[worst]:.2g}; try "
         f"poe.sample(..., {GROWTH * max(job.draws, MAX_FIRST)})"
     )
-    return replace(raw, reasons=(note,))
+    return replace(raw, reasons=(*raw.reasons, note))
 
 
 def _counts(job: Job, logs: Tensor) -> tuple[list[int], torch.Generator]:  # logs (branches)
@@ -101,10 +122,12 @@ def _shuffled(
 ) -> Raw:
     """So many draws of each branch, evenly spaced among those that it has, in random order."""
     found = {i: draws for i, draws in drawn.items() if counts[i]}
-    pieces = [_spaced(draws.x, counts[i]) for i, draws in found.items()]
+    repeat = bool(job.progress.why)  # what was cut short keeps its share
+    pieces = [_spaced(draws.x, counts[i], repeat) for i, draws in found.items()]
     chains, device = job.independent[0], job.energy.device
     total = sum(map(len, pieces))
     order = torch.rand(total, generator=generator, dtype=torch.float64, device=device).argsort()
+    chains = min(chains, total)
     order = order[: total - total % chains]  # of a run that was interrupted
     x = torch.cat(pieces)[order].unflatten(0, (chains, -1))
     with torch.no_grad():
@@ -120,9 +143,10 @@ def _shuffled(
     )
 
 
-def _spaced(x: Tensor, n: int) -> Tensor:  # (draws, *event) -> (n, *event)
-    """n of the draws, evenly spaced; all where there are no more."""
-    if len(x) <= n:
+def _spaced(x: Tensor, n: int, repeat: bool) -> Tensor:  # (draws, *event) -> (n, *event)
+    """n of the draws, evenly spaced; where there are no more, all, repeated where that is asked
+    for."""
+    if len(x) <= n and not repeat:
         return x
     return x[torch.linspace(0, len(x) - 1, n, dtype=torch.float64).round().long().to(x.device)]
 
@@ -136,23 +160,34 @@ class _Branches:
     weights: list[float]
     energies: list[Energy]
     drawn: dict[int, Draws] = field(default_factory=dict)
+    cut: set[int] = field(default_factory=set)  # those without draws, as the call has ended
     attempts: dict[int, int] = field(default_factory=dict)
     earlier: Cost = field(default_factory=Cost)
 
     def draw(self, index: int, n: int) -> None:
-        """Draws one branch anew, from a stream of its own."""
+        """Draws one branch anew, from a stream of its own, unless the call has ended."""
         assert self.job.branch is not None
+        if self.job.progress.why:
+            self.cut |= {index} - self.drawn.keys()
+            return
         attempt = self.attempts.get(index, 0)
         self.attempts[index] = attempt + 1
         try:
             draws = self.job.branch(index + attempt * len(self.energies), n)
         except ImproperError:
             raise
+        except (KeyboardInterrupt, Stopped) as end:
+            self.job.progress.end(end)
+            self.cut |= {index} - self.drawn.keys()
+            return
         except ValueError as error:
             raise MethodNotApplicable(
                 f"the branch {self.energies[index]} cannot be drawn: {error}",
                 **self._spent()._asdict(),
             ) from error
+        if draws is not None and draws.partial and (not len(draws) or draws.log_z is None):
+            self.cut |= {index} - self.drawn.keys()
+            return
         if index in self.drawn:
             self.earlier = self.earlier.plus(self.drawn[index].diagnostics)
         if draws is not None:
@@ -249,6 +284,8 @@ class _Branches:
         condition of trust."""
         total, found, top = sum(counts), [], float(self.logs.logsumexp(0))
         for i, energy in enumerate(self.energies):
+            if i in self.cut:
+                continue
             if i not in self.drawn:
                 note = f"{NO_POINT} the branch {energy}, so its share is taken to be 0"
                 nothing = Diagnostics(math.nan, math.nan, 0.0, 0.0, 0)

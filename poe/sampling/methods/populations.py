@@ -76,6 +76,7 @@ def resampled(
     populations, wide = sizes(job)
     wanted = math.ceil(OVERSAMPLING * job.draws / share)
     each = max(WEIGHED_DRAWS, min(MAX_WEIGHED, wanted)) // populations + 1
+    job.progress.spend(populations * each)
     x, logs, failed, hidden = [], [], 0, 0.0
     streams = job.streams(Phase.POPULATIONS)
     for size, generator in zip(split(populations, job.shards), streams, strict=True):

@@ -17,6 +17,7 @@ from poe.diagnostics.evidence import Diagnostics, diagnose
 from poe.diagnostics.raw import Raw
 from poe.kernels import Gibbs, Kernel, Langevin
 from poe.kernels.defaults import default_kernel
+from poe.mcmc.progress import Stopped
 from poe.mcmc.run import Trace, run
 from poe.sampling.job import Job, Phase
 from poe.smc import discrete
@@ -76,6 +77,7 @@ class Runs:
         """Points in the space of the chains: `init`, else draws of the start resampled by
         importance, else of a standard normal."""
         z = self._starts()
+        self.job.progress.keep(z)
         return z if self.noise is None else self.noise.to_z(z)
 
     def _starts(self) -> Tensor:
@@ -124,6 +126,9 @@ class Runs:
         if self.job.start is not None:
             return self.job.start.density
         trace = self.steps(Langevin(), x, PILOT_DRAWS, "chains that find a start", warmup=WARMUP)
+        if trace.partial:
+            self.job.progress.keep(trace.x.flatten(0, 1))
+            raise Stopped(self.job.progress.why)
         z = trace.x.flatten(0, 1)
         return StandardNormal(z.mean(0), 2 * z.std(0).clamp(min=1e-6))
 
@@ -183,9 +188,9 @@ class Runs:
                 energy = job.energy(x)
         notes = []
         if trace.partial:
+            wanted = -(-job.draws // self.count)
             notes.append(
-                f"interrupted: {x.shape[1]} of {-(-job.draws // self.count)} draws a chain are "
-                "there"
+                job.progress.reason(f"{x.shape[1]} of {wanted} draws of each chain are there")
             )
         if not trace.kernel.exact:
             notes.append(
