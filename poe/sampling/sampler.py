@@ -141,7 +141,8 @@ def _follow(chosen: Plan, job: Job) -> Draws:
     text, why, spent, earlier = str(chosen), [], Cost(), None
 
     def judge(raw: Raw) -> Draws:
-        return searched(Draws.of(raw, job.structure, text), job)
+        draws = Draws.of(raw, job.structure, text)
+        return searched(draws, job, drawn_apart=bool(raw.branches))
 
     if job.draws == 0:
         return Draws.of(nothing(job, chosen.reason), job.structure, text)

@@ -11,11 +11,13 @@ from poe.smc.narrow_end import narrow_end
 LOOK_OPERATIONS, MIN_LOOK, MAX_LOOK = 5e8, 6_000, 50_000
 
 
-def searched(draws: Draws, job: Job) -> Draws:
+def searched(draws: Draws, job: Job, *, drawn_apart: bool = False) -> Draws:
     """The draws with the record of the search, whose cost is added to theirs, and a reason for each
     mode that they lack; and with the look into the narrow end, where there is no reason yet.
-    Without a search, with the condition of trust that no mode lies elsewhere."""
-    if job.structure.discrete or job.structure.noised or not len(draws):
+    Without a search, with the condition of trust that no mode lies elsewhere. Branches that were
+    `drawn_apart` have searches of their own, and exact draws need none."""
+    exact = draws.diagnostics.independent or drawn_apart
+    if exact or job.structure.discrete or job.structure.noised or not len(draws):
         return draws
     found = job.space.found
     if found is None:

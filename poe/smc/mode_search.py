@@ -78,7 +78,8 @@ GOOD_K, GOOD_SHARE = 0.5, 0.25  # at which a mixture needs no further refit
 @dataclass(frozen=True, eq=False)
 class Found:
     """What a search found: minima whose mass is confirmed, a mixture with weighed draws where one
-    was fitted, and the record; `lowest` holds the minima (n, d), `operations` those of one gradient."""
+    was fitted, and the record; `lowest` holds the minima (n, d), and `operations` is how many one
+    gradient takes."""
 
     basins: tuple[Basin, ...]
     start: Start | None
