@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from poe.smc.descent import STOP_NATS, Descent, descend
+from poe.smc.descent import ITERATIONS, STOP_NATS, Descent, descend
 from poe.smc.flat import Flat
 
 MAX_MINIMA = 200
@@ -45,10 +45,14 @@ class _Way:
 
 
 class Minima:
-    """The minima of a target that were found so far. `unit` holds sizes of the coordinates (d)."""
+    """The minima of a target that were found so far. `unit` holds sizes of the coordinates (d); in
+    all, points are polished for `max_gradients`, and those that are left are no minima."""
 
-    def __init__(self, flat: Flat, unit: Tensor | None = None) -> None:
-        self.flat, self.unit = flat, unit
+    def __init__(
+        self, flat: Flat, unit: Tensor | None = None, max_gradients: float = math.inf
+    ) -> None:
+        self.flat, self.unit, self.max_gradients = flat, unit, max_gradients
+        self.polishing = 0.0  # gradients
         self.found: list[Minimum] = []
         self.starts = self.skipped = 0
 
@@ -58,8 +62,10 @@ class Minima:
     def descend(self, x: Tensor, length: Tensor) -> None:  # (n, d), (n)
         """Descends from all, and adds the minima that are new."""
         self.starts += len(x)
-        evaluate = self.flat.value_and_grad
-        self.clustered(descend(evaluate, x, length, scale=self.unit, eps=self.flat.eps))
+        most = min(ITERATIONS, max(1, int(self.max_gradients / max(1, len(x)))))
+        evaluate, eps = self.flat.value_and_grad, self.flat.eps
+        ended = descend(evaluate, x, length, scale=self.unit, eps=eps, iterations=most)
+        self.clustered(ended)
 
     def widths_of(self) -> Tensor:  # -> (minima)
         """The length of a step that is natural to each minimum."""
@@ -73,13 +79,18 @@ class Minima:
         left = self._elsewhere(x, energy)
         stale, size, moved = 0, 1, False
         while bool(left.any()) and len(self.found) < MAX_MINIMA and stale < MAX_STALE:
+            each = 4 * self.flat.d  # gradients of two Newton steps
+            affordable = int((self.max_gradients - self.polishing) // each)
+            if affordable < 1:
+                break
+            before = self.flat.gradients
             if self.found and not moved:
                 x, energy = _sorted(*self.descended_on(x[left], energy[left]))
                 left, moved = self._elsewhere(x, energy), True
                 continue
-            chosen = left.nonzero().squeeze(1)[:size]
+            chosen = left.nonzero().squeeze(1)[: min(size, affordable)]
             left[chosen] = False
-            size = min(2 * size, MAX_TOGETHER)
+            size = min(2 * size, MAX_TOGETHER, affordable)
             known = len(self.found)
             for i, (minimum, first) in zip(
                 chosen.tolist(), self.polished(x[chosen], energy[chosen]), strict=True
@@ -94,6 +105,7 @@ class Minima:
                 stale = 0
                 self.found.append(minimum)
                 left &= ~_near(minimum, x, energy, self.flat.eps)
+            self.polishing += self.flat.gradients - before
         self.skipped += int(left.sum())
 
     def _elsewhere(self, x: Tensor, energy: Tensor) -> Tensor:  # (n, d), (n) -> (n)

@@ -41,6 +41,10 @@ from poe.smc.unexplained import unexplained
 
 MIN_STARTS, MAX_STARTS = 128, 16384  # descents
 MAX_NUMBERS = 1 << 19  # of all starts together
+MIN_NEAR_STARTS = 16  # the same where a part is near enough to resample
+# gradients of a search, at least, and where a part is near; a share of them polishes minima
+MIN_BUDGET, MIN_NEAR_BUDGET, POLISHING_SHARE = 20_000, 400, 0.5
+MIN_REFITTED = 1024  # draws of a refit
 MAX_OPERATIONS = 2e9  # of a search, as `poe.smc.flat` counts them
 START_COST = 100  # gradients, about, for each start
 DECADES = 8.0  # of scales around 1, on either side
@@ -117,21 +121,31 @@ class _Search:
         self.flat, self.generator, self.densities = flat, generator, densities
         self.options = {"generator": generator, "dtype": torch.float64, "device": flat.like.device}
         flat.measured(torch.randn(8, flat.d, **self.options))
+        self.near = share < 1  # something is near enough to resample: no fit is needed
+        least = MIN_NEAR_BUDGET if self.near else MIN_BUDGET
+        self.budget = max(least, share * MAX_OPERATIONS / flat.operations)
         most = min(MAX_STARTS, MAX_NUMBERS // flat.d)
-        wanted = int(share * MAX_OPERATIONS / (flat.operations * START_COST))
-        self.size = max(MIN_STARTS, min(most, wanted))
-        self.minima = Minima(flat)
+        wanted = int(self.budget / START_COST)
+        self.size = max(MIN_NEAR_STARTS if self.near else MIN_STARTS, min(most, wanted))
+        self.minima = Minima(flat, max_gradients=self.budget * POLISHING_SHARE)
+
+    @property
+    def left(self) -> float:
+        """Gradients that may still be spent; an energy counts as a third of one."""
+        return self.budget - self.flat.gradients - self.flat.energies / 3
 
     def run(self) -> Found:
         """All rounds."""
         x, length = self.first_starts()
-        self.minima.unit = self.units(x)
+        if 8 * self.flat.d < self.budget / 10:
+            self.minima.unit = self.units(x)
         self.minima.descend(x, length)
         mixture = self.rounds() if len(self.minima) else self.populated(None)
         start = None if mixture is None else self.refined(mixture)
-        few = self.flat.operations * RUN * len(self.minima) > MAX_OPERATIONS / 20
-        basins = confirmed(self.flat, self.minima.found, self.generator, RUN // 4 if few else RUN)
-        flat, found = self.flat, self.minima.found
+        flat, found = self.flat, sorted(self.minima.found, key=lambda minimum: minimum.energy)
+        run = RUN if RUN * len(found) < self.budget / 10 else RUN // 4
+        few = found[: max(4, int(self.budget / 4 / run))]
+        basins = confirmed(flat, few, self.generator, run)
         counts = float(flat.gradients), float(flat.energies)
         record = ModeSearch(self.minima.starts, len(found), len(basins), *counts)
         lowest = torch.stack([minimum.x for minimum in found]) if found else x[:0]
@@ -141,8 +155,10 @@ class _Search:
         """The mixture at all minima, after rounds of exploration until none finds a further one."""
         self.beyond()
         mixture = self.mixture()
-        for number in range(ROUNDS):
+        for number in range(1 if self.near else ROUNDS):
             before = len(self.minima)
+            if number and self.left < self.budget / 4:
+                break
             mixture = self.explored(mixture)
             if len(self.minima) == before and number:
                 break
@@ -152,7 +168,7 @@ class _Search:
 
     def first_starts(self) -> tuple[Tensor, Tensor]:  # -> (n, d), (n)
         """Draws of the parts, and of normals of all sizes; and the natural length of a step."""
-        count = max(MIN_STARTS // 2, self.size // 4)
+        count = max(min(MIN_STARTS, self.size) // 2, self.size // 4)
         size = 10 ** ((2 * torch.rand(count, **self.options) - 1) * DECADES)
         # as many again within the sizes that most models have
         usual = 10 ** ((2 * torch.rand(count // 2, **self.options) - 1) * 1.5)
@@ -251,7 +267,7 @@ class _Search:
         sizes = [min(BLOCK, count - done) for done in range(0, count, BLOCK)]
         x, logs = self.heaviest(wide, sizes, max(1, self.size // 8 // len(sizes)))
         few = x[len(x) // 2 :]
-        starts = torch.cat([x, self.hot(wide, few)])
+        starts = x if self.near else torch.cat([x, self.hot(wide, few)])
         length = mixture.distances(starts).min(1)
         spread = self.minima.widths_of()
         before = len(self.minima)
@@ -311,7 +327,7 @@ class _Search:
     def refined(self, mixture: Scales) -> Start:
         """The mixture after refits to weighed draws, and weighed draws of the best. All draws so
         far are used for a refit, weighed by the mean of the mixtures that they came from."""
-        count = max(1024, min(4 * self.size, 8192))
+        count = MIN_REFITTED // 4 if self.near else max(MIN_REFITTED, min(4 * self.size, 8192))
         pool = Pool(self.flat)
         best: Start | None = None
         stale = 0
@@ -325,7 +341,8 @@ class _Search:
             stale = 0 if better else stale + 1
             best = start if best is None or size > best.ess else best
             enough = GOOD_SHARE if number else 2 * GOOD_SHARE
-            if (k <= GOOD_K and size >= enough * count) or stale >= 3:
+            good = k <= GOOD_K and size >= enough * count
+            if good or stale >= 3 or self.near or self.left < count / 3:
                 break
             pool.add(mixture, x, energy)
             if number == 1 and self.flat.d <= SHAPES_DIMENSIONS:
@@ -355,7 +372,7 @@ class _Search:
 
     def population(self, mixture: Scales | None) -> Tensor:  # -> (n, d)
         """Ends of chains at temperature 1."""
-        count = min(1024, self.size)
+        count = min(1024, self.size, max(32, int(self.left / 2 / POPULATION_STEPS)))
         size = 10 ** (2 * torch.rand(count, 1, **self.options) - 1)
         x = [torch.randn(count, self.flat.d, **self.options) * size]
         x += [
