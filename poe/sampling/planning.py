@@ -15,6 +15,7 @@ from poe.kernels.defaults import default_kernel
 from poe.sampling.arguments import refuse_improper
 from poe.sampling.methods import METHODS
 from poe.sampling.methods.exact import words as words_of_exact
+from poe.sampling.methods.importance import FOUND_WORDS
 from poe.smc.noise_path import expensive
 from poe.spaces.structure import Structure
 
@@ -110,6 +111,8 @@ def planned(
         words = words_of_exact(structure)
     elif first == "enumerate":
         words = f"all {structure.states:,} points of a discrete space, exact"
+    elif first == "importance" and not structure.starts:
+        words = FOUND_WORDS
     if first in INDEPENDENT:
         return Plan(methods, structure, words)
     if kernel is None and METHODS[first].moves:

@@ -1,4 +1,4 @@
-"""Importance resampling from a factor that draws samples.
+"""Importance resampling from a factor that draws samples, or from what a search for modes fitted.
 
 Reference: Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 from poe.algebra.energy import Energy, Estimate
 from poe.diagnostics.raw import Raw
@@ -21,6 +22,7 @@ from poe.smc.starts import Start, weigh
 
 MAX_PARETO_K = 0.5  # beyond it importance weights are not resampled
 MIN_ESS_SHARE = 1 / 50  # of the weighed draws, for them to be resampled
+FOUND_WORDS = "importance resampling of a mixture fitted to the modes that a search found"
 MIN_LOG_Z_SHARE = 1 / 10  # the same for an estimate of log Z
 
 
@@ -43,7 +45,11 @@ def draw(job: Job) -> Raw:
             f"{100 * share:.1f} %",
             energies=job.weighing,
         )
-    return resampled(job, start, job.target, job.space.x, started=started)
+    raw = resampled(job, start, job.target, job.space.x, started=started)
+    found = job.space.found
+    if found is None or start is not found.start:
+        return raw
+    return replace(raw, method=FOUND_WORDS, stein=True)
 
 
 def log_z(job: Estimation) -> Estimate | None:
@@ -82,7 +88,7 @@ def from_weights(energy: Energy, start: Start) -> Estimate | None:
 
 IMPORTANCE = Method(
     "importance",
-    "importance resampling of a part that draws samples, or of a mixture fitted to modes",
+    "importance resampling of a part that draws samples",
     draw,
     lambda structure: (
         None
