@@ -13,13 +13,16 @@ from torch import Tensor
 from poe.algebra import support as sets
 from poe.algebra.checks import energies_of
 from poe.algebra.energy import Energy, first_tensor
+from poe.algebra.frozen import frozen
 from poe.kernels import Gibbs
 from poe.kernels.defaults import default_discrete_kernel
 from poe.mcmc.run import streams
+from poe.sampling.job import Space
 from poe.sampling.sampler import sample
 from poe.spaces import reals
 from poe.spaces.points import energies, enumerable, points, uniform_points
 from poe.spaces.sites import box_of
+from poe.spaces.structure import Structure
 from poe.spaces.transport import reals_of
 
 DRAWS = 400  # among which the points are chosen from which the search starts
@@ -37,10 +40,9 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
     """The x of lowest energy that was found: of a small discrete space exactly; of a large one by
     chains that are cooled; else by L-BFGS from several points.
 
-    The search starts from `init` (n, *event), or from draws of the density, so that it sees the
-    modes that hold mass. On a constrained
-    support it runs in unconstrained variables, without their Jacobian: the mode of the density over
-    x. A mode on the border is approached as closely as the precision allows.
+    L-BFGS starts from `init` (n, *event), or from the minima that a search for modes finds
+    (`poe.smc.mode_search`), else from draws of the density. On a constrained support it runs in
+    unconstrained variables, without their Jacobian: the mode of the density over x. A mode on the border is approached as closely as the precision allows.
 
     Raises ValueError where the energy falls without bound, an expert is NaN, or `init` has no point
     of finite energy.
@@ -117,9 +119,17 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
     return x[values.argmin()]
 
 
-def _begin(energy: Energy, seed: int | None) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # draws only say where to look
+def _begin(energy: Energy, seed: int | None) -> Tensor:  # -> (n, *event)
+    """The lowest minima that a search for modes finds; where it finds none, draws of the density,
+    half of them the likeliest, half evenly spaced in energy."""
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    space = Space(Structure.of(energy), seed, searches=True)
+    with warnings.catch_warnings(), frozen(energy):
+        warnings.simplefilter("ignore")  # a search only says where to look
+        found = space.found
+        if found is not None and len(found.lowest):
+            z = found.lowest[:STARTS].to(first_tensor(energy))
+            return space.x(z.reshape(-1, *space.target.event_shape))
         draws = sample(energy, DRAWS, seed=seed).x
     with torch.no_grad():
         order = energy(draws).argsort()
