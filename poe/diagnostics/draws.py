@@ -100,6 +100,7 @@ class Draws:
             plan,
             {w: given for branch in raw.branches for w, given in branch.conditions.items()},
             structure.energy,
+            search=raw.search,
         )
 
     def of_target(self, structure: Structure, agreement: Agreement | None = None) -> Draws:

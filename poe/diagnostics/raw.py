@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poe.algebra.energy import Estimate
 from poe.diagnostics.evidence import Diagnostics, diagnose
+from poe.diagnostics.search import ModeSearch
 from poe.diagnostics.stein import stein_test
 from poe.spaces.structure import Structure
 
@@ -64,6 +65,7 @@ class Raw:
         counts: acceptance, gradients and other figures of the run, named as in `Diagnostics`.
         earlier: cost of methods that were tried before.
         evidence: the evidence, where the method has already computed it.
+        search: the record of the searches for modes that the method itself has made.
     """
 
     x: Tensor
@@ -81,6 +83,7 @@ class Raw:
     counts: dict[str, float] = field(default_factory=dict)
     earlier: Cost = field(default_factory=Cost)
     evidence: Diagnostics | None = None
+    search: ModeSearch | None = None
 
     @cached_property
     def kept(self) -> Tensor:  # -> (draws of each chain)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 NO_SEARCH = "no mode lies elsewhere"  # the condition of trust where no search was made
 UNSEARCHED = (
@@ -51,3 +53,14 @@ class ModeSearch:
             f"{self.starts:,} starts ended in {found}; {ends}; a basin met by fewer than 1 start "
             f"in {least:,} is unseen"
         )
+
+
+def together(found: Sequence[ModeSearch]) -> ModeSearch | None:
+    """The record of searches of the branches of one target; None where there is none. A basin of
+    one branch that fewer than 3 of all starts meet is unseen as in one search. What draws of a
+    branch miss is a reason of that branch."""
+    if not found:
+        return None
+    names = ("starts", "minima", "counted", "gradients", "energies")
+    counts: dict[str, Any] = {name: sum(getattr(each, name) for each in found) for name in names}
+    return ModeSearch(**counts)

@@ -70,6 +70,7 @@ class Space:
     searches: bool = False  # whether modes are searched for
     _: KW_ONLY
     progress: Progress = field(default_factory=Progress)
+    share: float = 1.0  # of the usual number of starts of a search
 
     @property
     def energy(self) -> Energy:
@@ -120,7 +121,7 @@ class Space:
         near = known is not None and known.pareto_k <= NEAR_PARETO_K and known.share >= NEAR_SHARE
         parts = [in_variables_of(self.target, part) for part in self.structure.starts]
         densities = [part for part in parts if part is not None]
-        share = SHARE_WHERE_NEAR if near else 1.0
+        share = self.share * (SHARE_WHERE_NEAR if near else 1.0)
         try:
             return search(
                 self.target,

@@ -153,8 +153,6 @@ def _first(job: Estimation, method: str | None) -> Estimate:
     parted = job.structure.branches is not None and not expensive(job.energy)
     if method is None and job.proposal is None and parted:
         names = ["importance", "parts", "annealed"]
-        if job.structure.obstacle is not None:  # points move in each branch only
-            names = ["parts"]
     if method is None and job.proposal is None and job.structure.autoregressive:
         names = ["sequential"]
     for name in names:

@@ -153,8 +153,6 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
             if METHODS[name].applies(structure) is None and not later:
                 return (name,)
     if structure.obstacle is not None:
-        if kernel is None and _drawn_apart(structure):
-            return ("parts",)
         raise ValueError(f"{structure.energy} {structure.obstacle}")
     if isinstance(kernel, Tempered):
         return ("tempered",)
@@ -171,12 +169,6 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
     if found and structure.energy.event_shape.numel() > MAX_ANNEALED_DIMENSIONS:
         names = ["importance", "parts", "chains", "annealed", "tempered"]
     return tuple(n for n in names if n in found or METHODS[n].applies(structure) is None)
-
-
-def _drawn_apart(structure: Structure) -> bool:
-    """Whether particles can move in each branch, where they cannot in the union."""
-    known = structure.branches
-    return known is not None and all(Structure(e, e).obstacle is None for _, e in known)
 
 
 def drawing(energy: Energy) -> tuple[tuple[str, ...], str]:

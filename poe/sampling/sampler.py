@@ -30,6 +30,7 @@ from poe.sampling.arguments import (
     check_limit,
     refuse_improper,
 )
+from poe.sampling.branching import branch_space
 from poe.sampling.estimation import Estimation
 from poe.sampling.job import Job, MethodNotApplicable, Phase, Space
 from poe.sampling.log_partition import PARTICLES, estimated
@@ -187,17 +188,14 @@ def _branch(job: Job, index: int, draws: int) -> Draws | None:
     """Draws of one branch of a mixture, by a plan of its own, with log Z; None where it has no
     point of finite energy. Beyond the number of branches an index draws anew. Where the call ends
     early, what there is of it, which may lack log Z."""
-    shares, known = job.structure.shares, job.structure.branches
-    parts = job.energy.parts if shares is not None else [energy for _, energy in known or ()]
-    structure = Structure.of(parts[index % len(parts)])
-    # a named method says how branches are mixed, not how each is drawn
-    space = Space(structure, branch(job.space.seed, index), True, progress=job.progress)
+    space, shares = branch_space(job, index), job.structure.shares
     if shares is None:
-        refuse_improper(structure)
+        refuse_improper(space.structure)
         if not space.reached:
             return None
     kept = job.progress.points, job.progress.rough  # in the variables of the whole
-    found = _follow(planned(structure), replace(job, space=space, draws=draws, annealed=None))
+    branch_plan = planned(space.structure)
+    found = _follow(branch_plan, replace(job, space=space, draws=draws, annealed=None))
     job.progress.points, job.progress.rough = kept
     done = shares is not None or found.partial or found.log_z is not None
     return found if done else _with_log_z(found, space)

@@ -15,6 +15,7 @@ from poe.algebra.errors import ImproperError
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.evidence import Diagnostics
 from poe.diagnostics.raw import Branch, Cost, Raw, shares_ess
+from poe.diagnostics.search import together
 from poe.diagnostics.verdict import ESS_LIMIT
 from poe.mcmc.progress import Stopped
 from poe.sampling.estimation import Estimation
@@ -140,6 +141,7 @@ def _shuffled(
         exact=all(draws.exact for draws in found.values()),
         partial=any(draws.partial for draws in found.values()),
         branches=tuple(branches),
+        search=together([d.search for d in drawn.values() if d.search is not None]),
     )
 
 
