@@ -21,6 +21,7 @@ UNMET_DRAWS = 1.0  # effective draws of a branch, below which it is looked for b
 # expected draws of a branch, none of which is met with probability .01
 MISSED_DRAWS = math.log(100)
 MIN_EXPECTED = 0.1  # draws by Laplace's masses, from which a branch is searched by itself
+MAX_STEPS = 200  # of each descent
 DESCENTS = 32  # from draws of each part, for Laplace's masses
 
 
@@ -68,18 +69,25 @@ def _expected(space: Space, unit: float) -> float:
     densities = [part for part in moved if part is not None]
     if not space.reached or unit + _laplace(space, densities) < math.log(MIN_EXPECTED):
         return 0.0
-    start = search(space.target, densities, space.phase(Phase.SEARCH), share=0.0).start
+    start = search(
+        space.target,
+        densities,
+        space.phase(Phase.SEARCH),
+        share=0.0,
+        progress=space.progress,
+    ).start
     low = -math.inf if start is None or start.log_z is None else start.interval[0]
     return math.exp(min(unit + low, 700.0))
 
 
 def _laplace(space: Space, densities: Sequence[Energy]) -> float:
     """log of the sum of Laplace's masses at the minima that a few descents find."""
-    flat, generator = Flat(space.target), space.phase(Phase.START)
+    flat, generator = Flat(space.target, space.progress), space.phase(Phase.START)
     drawn = [sampler(density, space.target)(DESCENTS, generator) for density in densities]
     wide = torch.randn(DESCENTS, flat.d, generator=generator, device=generator.device)
     x = torch.cat([wide, *(points.reshape(-1, flat.d).to(wide) for points in drawn)]).double()
     minima = Minima(flat.measured(x[:8]))
+    minima.max_gradients = float(MAX_STEPS * len(x))
     minima.descend(x, x.new_full((len(x),), math.sqrt(flat.d)))
     masses = torch.tensor([-math.inf, *(minimum.log_mass for minimum in minima.found)])
     return float(masses.logsumexp(0))

@@ -20,19 +20,16 @@ def searched(draws: Draws, job: Job, *, drawn_apart: bool = False) -> Draws:
     exact = draws.diagnostics.independent or drawn_apart
     if exact or job.structure.discrete or job.structure.noised or not len(draws):
         return draws
-    apart = draws.search is not None  # each branch was searched by itself
-    if draws.diagnostics.independent or (apart and job.structure.shares is not None):
-        return draws
     found = job.space.found
     if found is None:
-        return draws if apart else draws.warned(UNSEARCHED, given=NO_SEARCH)
+        return draws.warned(UNSEARCHED, given=NO_SEARCH)
     z = job.space.z(draws.x)
     size = min(draws.diagnostics.ess_bulk, float(len(draws)))
     log_z = None if draws.log_z is None else draws.log_z.value
     names = "" if job.space.unconstrained is None else " (in unconstrained coordinates)"
     draws = draws.with_search(found.judged(z.flatten(1), size, log_z, names))
-    draws = draws if apart or not draws.trusted else unmet(draws, job)
-    if apart or not draws.trusted:
+    draws = unmet(draws, job) if draws.trusted else draws
+    if not draws.trusted:
         return draws
     most = int(min(MAX_LOOK, max(MIN_LOOK, LOOK_OPERATIONS / found.operations)))
     generator = job.space.phase(Phase.NARROW_END)
