@@ -24,6 +24,7 @@ from torch import Tensor
 
 from poe.algebra.capabilities import BlockGibbs, Hidden, SiteLogits
 from poe.algebra.energy import Energy
+from poe.algebra.evaluation import inner
 from poe.algebra.maps import Fill, Select
 from poe.algebra.product import Product
 from poe.algebra.pullback import Pullback
@@ -142,6 +143,9 @@ class _Evaluated(_Part):
     def __init__(self, energy: Energy, sites: Sites | None = None) -> None:
         super().__init__(energy)
         self.sites = sites
+        # points with a site at another of its values need no check against the support
+        whole = sites is None and energy.support is box_of(energy)
+        self.evaluate = inner if whole else Energy.__call__
 
     def blocks(self) -> Sequence[Tensor]:
         return torch.arange(self.energy.event_shape.numel()).split(1)
@@ -152,7 +156,7 @@ class _Evaluated(_Part):
         for site in sites.tolist():
             tried = flat.expand(values.shape[1], *flat.shape).clone()
             tried[..., site] = values[site].reshape(-1, *[1] * (flat.ndim - 1))
-            energy = self.energy(tried.reshape(-1, *x.shape))  # (values, *batch)
+            energy = self.evaluate(self.energy, tried.reshape(-1, *x.shape))  # (values, *batch)
             found.append((-energy).movedim(0, -1).masked_fill(~inside[site], -torch.inf))
         return torch.stack(found, -2)
 
