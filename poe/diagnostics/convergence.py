@@ -68,7 +68,12 @@ def rhat(values: np.ndarray) -> np.ndarray:
         groups = np.arange(SUPERCHAINS)
         result = arviz("rhat_nested", _superchains(values), groups, **axes)
     else:
-        result = arviz("rhat", values, **axes)
+        result = np.asarray(arviz("rhat", values, **axes), dtype=float)
+        low, high = values.min((0, 1)), values.max((0, 1))
+        two = ((values == low) | (values == high)).all((0, 1))
+        if two.any():  # |x - median|, of which the rank R-hat is one half, may be constant there
+            plain = arviz("rhat", values, **axes | {"method": "z_scale"})
+            result = np.where(two, np.asarray(plain, dtype=float), result)
     still, alike = constant(values, 1), constant(values, (0, 1))
     return np.where(alike, 1.0, np.where(still.all(0), np.inf, np.asarray(result, dtype=float)))
 

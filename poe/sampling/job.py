@@ -18,6 +18,8 @@ from poe.kernels import Kernel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.progress import Progress
 from poe.mcmc.run import streams
+from poe.smc.discrete_search import Phases
+from poe.smc.discrete_search import search as search_phases
 from poe.smc.mode_search import Found, search
 from poe.smc.starts import (
     WEIGHED_DRAWS,
@@ -112,7 +114,7 @@ class Space:
         return found
 
     @cached_property
-    def found(self) -> Found | None:
+    def found(self) -> Found | Phases | None:
         """What a search for modes finds, with a tenth of its starts where a part is near enough to
         resample; None where none is made, and where the energy has no gradient."""
         if not self.searches or not self.structure.searchable:
@@ -122,6 +124,8 @@ class Space:
         parts = [in_variables_of(self.target, part) for part in self.structure.starts]
         densities = [part for part in parts if part is not None]
         share = self.share * (SHARE_WHERE_NEAR if near else 1.0)
+        if self.structure.discrete:
+            return search_phases(self.target, densities, self.phase(Phase.SEARCH), share=share)
         try:
             return search(
                 self.target,

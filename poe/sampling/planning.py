@@ -70,6 +70,10 @@ class Plan:
             lines.append("starts from a normal, and follows the noise levels that experts share")
         elif starts:
             lines.append(f"starts from {starts}, weighed by importance")
+        elif self.structure.discrete and self.structure.searchable:
+            lines.append(
+                "starts from a mixture of independent sites, fitted to phases that are searched for"
+            )
         elif self.structure.discrete:
             lines.append("starts from values drawn evenly for each site")
         else:
@@ -166,7 +170,8 @@ def _default(structure: Structure, kernel: Kernel | None) -> tuple[str, ...]:
     elif expensive(structure.energy):  # no other method finds what reverse diffusion misses
         names = ["importance", "annealed"]
     found = ("importance",) if structure.searchable else ()  # of what the search fits
-    if found and structure.energy.event_shape.numel() > MAX_ANNEALED_DIMENSIONS:
+    many = structure.energy.event_shape.numel() > MAX_ANNEALED_DIMENSIONS
+    if found and many and not structure.discrete:
         names = ["importance", "parts", "chains", "annealed", "tempered"]
     return tuple(n for n in names if n in found or METHODS[n].applies(structure) is None)
 

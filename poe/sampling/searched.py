@@ -6,6 +6,7 @@ from poe.diagnostics.draws import Draws
 from poe.diagnostics.search import NO_SEARCH, UNSEARCHED
 from poe.sampling.branching import unmet
 from poe.sampling.job import Job, Phase
+from poe.smc.discrete_search import Phases
 from poe.smc.narrow_end import narrow_end
 
 # gradients of a look into the narrow end: the operations that they may take, and their limits
@@ -18,13 +19,15 @@ def searched(draws: Draws, job: Job, *, drawn_apart: bool = False) -> Draws:
     Without a search, with the condition of trust that no mode lies elsewhere. Branches that were
     `drawn_apart` have searches of their own, and exact draws need none."""
     exact = draws.diagnostics.independent or drawn_apart
-    if exact or job.structure.discrete or job.structure.noised or not len(draws):
+    if exact or job.structure.noised or not len(draws):
         return draws
     found = job.space.found
     if found is None:
         return draws.warned(UNSEARCHED, given=NO_SEARCH)
-    z = job.space.z(draws.x)
     size = min(draws.diagnostics.ess_bulk, float(len(draws)))
+    if isinstance(found, Phases):
+        return draws.with_search(found.judged(draws.x, size, draws.log_z))
+    z = job.space.z(draws.x)
     log_z = None if draws.log_z is None else draws.log_z.value
     names = "" if job.space.unconstrained is None else " (in unconstrained coordinates)"
     draws = draws.with_search(found.judged(z.flatten(1), size, log_z, names))

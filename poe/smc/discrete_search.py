@@ -38,7 +38,7 @@ from poe.diagnostics.weights import pareto_k
 from poe.kernels.gibbs import Gibbs
 from poe.smc.products import Products, fit, one_hot, uniform
 from poe.smc.starts import Start, sampler, weigh
-from poe.spaces.conditionals import Conditionals, opaque
+from poe.spaces.conditionals import Conditionals
 from poe.spaces.points import uniform_points
 from poe.spaces.sites import sites_of
 
@@ -47,9 +47,6 @@ CONSTANT_COPIES, MINIMA_COPIES = 8, 16  # of each point with one value at all si
 HOT = 0.02, 1.0  # inverse temperatures of annealed chains, first and last, rising by one factor
 ANNEAL_SWEEPS, CHAIN_SWEEPS, MAX_DESCENT_SWEEPS = 32, 16, 32
 SNAPSHOTS = 4  # states of each chain, of the second half of its sweeps
-MAX_CALLS = 1 << 13  # evaluations of an energy that does not state its conditionals, one after the
-# other, in all sweeps of the search
-MAX_VALUES = 1 << 14  # values of all sites, beyond which no search is made
 COMPONENTS = 1, 2, 4, 8, 16, 32, 64  # of which the best is taken
 MIN_GAIN = 0.02  # nats of held-out likelihood a point, for more components to be taken
 ROUNDS, DRAWS = 8, 4096  # of refitting, and of each
@@ -137,28 +134,17 @@ def shown(x: Tensor) -> str:
     return f"({values}{', ...' if len(flat) > 12 else ''})"
 
 
-def searchable(energy: Energy) -> bool:
-    """Whether the sites are few enough for a search."""
-    sites = sites_of(energy)
-    n, states = len(sites.counts), int(sites.counts.sum())
-    if not n or states > MAX_VALUES or opaque(energy) is not None:
-        return False
-    return _calls(energy) * (ANNEAL_SWEEPS + CHAIN_SWEEPS) <= MAX_CALLS
-
-
-def _calls(energy: Energy) -> int:
-    """Evaluations one after the other in a sweep."""
-    return len(Conditionals(energy).blocks(energy.device))
-
-
-def search(energy: Energy, factors: Sequence[Energy], generator: torch.Generator) -> Phases:
-    """The phases of a discrete energy, and a mixture near to it. `factors` draw samples."""
-    work = _Work(energy, generator)
+def search(
+    energy: Energy, factors: Sequence[Energy], generator: torch.Generator, *, share: float = 1.0
+) -> Phases:
+    """The phases of a discrete energy, and a mixture near to it. `factors` draw samples;
+    `share` of the usual number of starts and sweeps is made."""
+    work = _Work(energy, generator, share)
     raw = work.starts(factors)
     annealed = work.annealed()
     ends = work.descended(torch.cat([raw, annealed]))
     minima = work.distinct(ends)
-    count = min(MINIMA, MINIMA_COPIES * len(minima))
+    count = min(work.some(MINIMA), MINIMA_COPIES * len(minima))
     some = minima[torch.arange(count) % max(len(minima), 1)]
     chains = work.chains(torch.cat([raw, annealed, some]))
     places = work.sites.places(chains, work.event)  # (chains, snapshots, n)
@@ -173,13 +159,17 @@ def search(energy: Energy, factors: Sequence[Energy], generator: torch.Generator
 class _Work:
     """The steps of one search, and what they cost."""
 
-    def __init__(self, energy: Energy, generator: torch.Generator) -> None:
-        self.energy, self.generator = energy, generator
+    def __init__(self, energy: Energy, generator: torch.Generator, share: float) -> None:
+        self.energy, self.generator, self.share = energy, generator, share
         self.sites, self.event = sites_of(energy), len(energy.event_shape)
         self.n, self.energies = len(self.sites.counts), 0.0
         self.conditionals = Conditionals(energy)
         stated = len(self.conditionals.blocks(energy.device)) < self.n
         self.cost = 1 if stated else int(self.sites.counts.sum())  # energies of a sweep
+
+    def some(self, count: int) -> int:
+        """This share of a count, at least 8."""
+        return max(8, math.ceil(self.share * count))
 
     def places(self, x: Tensor) -> Tensor:
         """The index of each site's value, (n, sites)."""
@@ -188,12 +178,13 @@ class _Work:
     def starts(self, factors: Sequence[Energy]) -> Tensor:  # -> (n, *event)
         """Uniform points, points with one value at all sites, draws of factors, and visible units
         where one hidden unit is set."""
-        found = [uniform_points(self.energy, UNIFORM, self.generator)]
+        found = [uniform_points(self.energy, self.some(UNIFORM), self.generator)]
         values = torch.arange(min(self.sites.max_count, CONSTANT)).repeat(CONSTANT_COPIES)
         places = values.unsqueeze(1).minimum(self.sites.counts.cpu() - 1)[: CONSTANT * 2]
         found.append(self.put(places.to(self.energy.device)))
         for factor in factors:
-            found.append(sampler(factor, self.energy)(DRAWN, self.generator).to(found[0]))
+            x = sampler(factor, self.energy)(self.some(DRAWN), self.generator)
+            found.append(x.to(found[0]))
         found.append(self.clamped())
         x = torch.cat(found)
         with torch.no_grad():
@@ -236,8 +227,9 @@ class _Work:
 
     def annealed(self) -> Tensor:  # -> (n, *event)
         """Ends of chains that are cooled from nearly infinite temperature to 1."""
-        x = uniform_points(self.energy, ANNEALED, self.generator)
-        for beta in torch.logspace(*(math.log10(b) for b in HOT), ANNEAL_SWEEPS).tolist():
+        x = uniform_points(self.energy, self.some(ANNEALED), self.generator)
+        first, last = (math.log10(beta) for beta in HOT)
+        for beta in torch.logspace(first, last, self.some(ANNEAL_SWEEPS)).tolist():
             x = self.swept(self.energy**beta if beta < 1 else self.energy, x, 1)
         return x
 
@@ -282,9 +274,10 @@ class _Work:
 
     def chains(self, x: Tensor) -> Tensor:  # (n, *event) -> (n, snapshots, *event)
         """States of chains at temperature 1, in the second half of their sweeps."""
-        x, found = self.swept(self.energy, x, CHAIN_SWEEPS // 2), []
+        half = self.some(CHAIN_SWEEPS) // 2
+        x, found = self.swept(self.energy, x, half), []
         for _ in range(SNAPSHOTS):
-            x = self.swept(self.energy, x, CHAIN_SWEEPS // 2 // SNAPSHOTS)
+            x = self.swept(self.energy, x, half // SNAPSHOTS)
             found.append(x)
         return torch.stack(found, 1)
 

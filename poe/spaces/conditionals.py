@@ -81,6 +81,19 @@ def opaque(energy: Energy) -> Any:
     return plain if plain.can(BlockGibbs) and not states else None
 
 
+MAX_VALUES = 1 << 14  # of all sites, of an event with few sites
+MAX_BLOCKS = 128  # that are redrawn one after the other, of an event with few sites
+
+
+def few_sites(energy: Energy) -> bool:
+    """Whether a sweep over the sites, block by block, is a matter of few evaluations."""
+    if opaque(energy) is not None:
+        return False
+    sites = sites_of(energy)
+    few = 0 < int(sites.counts.sum()) <= MAX_VALUES
+    return few and len(Conditionals(energy).part.blocks()) <= MAX_BLOCKS
+
+
 # ---------------------------------------------------------------- the parts of a composition
 
 

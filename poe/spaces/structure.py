@@ -16,6 +16,7 @@ from poe.algebra.product import Product
 from poe.algebra.shifted import Shifted
 from poe.algebra.simplification import forget, simplify
 from poe.spaces.branches import branches, scouts
+from poe.spaces.conditionals import few_sites
 from poe.spaces.noise import noise_levels
 from poe.spaces.points import enumerable
 from poe.spaces.reals import from_reals
@@ -106,7 +107,10 @@ class Structure:
     @property
     def searchable(self) -> bool:
         """Whether modes are searched for: points move in R^n, and levels of noise, which are a
-        search of their own, are not followed."""
+        search of their own, are not followed; or the sites of a discrete event are few enough
+        (`poe.spaces.conditionals.few_sites`), and drawn in no order."""
+        if self.discrete:
+            return self.obstacle is None and not self.autoregressive and few_sites(self.energy)
         return not self.discrete and self.obstacle is None and not self.noised
 
     @cached_property

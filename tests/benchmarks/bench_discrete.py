@@ -71,7 +71,8 @@ def main() -> None:
     words, cases = arguments.words, REQUIRED + (FAMILY if arguments.all else [])
     right = wrong = count = slow = biased = 0
     for make in cases:
-        if words and not any(word in str(make) for word in words):
+        label = " ".join(map(str, (make.func.__name__, *make.args, make.keywords)))
+        if words and not any(word in label for word in words):
             continue
         case = make()
         rows = [

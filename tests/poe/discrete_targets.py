@@ -265,7 +265,7 @@ def planted(n: int = 50, count: int = 5, seed: int = 0, strength: float = 2.0) -
 
 # functions that build the targets that must be right, and more of the same kinds in other sizes,
 # units and strengths
-REQUIRED: list[Callable[[], Case]] = [
+REQUIRED: list[partial[Case]] = [
     partial(curie_weiss, 64, 1.2),
     partial(curie_weiss, 64, 1.5),
     partial(mean_field_potts, 64, 3),
@@ -273,7 +273,7 @@ REQUIRED: list[Callable[[], Case]] = [
     *(partial(spin_glass, seed=k) for k in range(5)),
     partial(hopfield),
 ]
-FAMILY: list[Callable[[], Case]] = [
+FAMILY: list[partial[Case]] = [
     partial(curie_weiss, 32, 1.3, kind="spins"),
     partial(curie_weiss, 128, 1.2),
     partial(curie_weiss, 100, 1.5, field=0.01, kind="spins"),
