@@ -15,12 +15,14 @@ from poe.diagnostics.convergence import arviz
 NEIGHBOURS = 4  # of a draw of energy NaN, whose weights it would have
 COMPARED_DRAWS = 2048  # of energy NaN, and of others
 MIN_WEIGHTS = 25  # finite ones, for a Pareto tail to be fitted
+TIE = 1e-6  # nats between log weights that count as equal, as those of discrete points often are
+MAX_TOP_SHARE = 0.02  # of the weight, that fewer than `MIN_WEIGHTS` above many equal ones may have
 
 
 def pareto_k(log_weights: Tensor) -> float:
     """Pareto k of importance weights (n,) given in nats: below 0.7 their mean can be trusted.
-    Infinity where fewer than 25 are finite; -infinity where the largest are equal, to rounding:
-    bounded weights without a tail to fit."""
+    Infinity where fewer than 25 are finite; -infinity where the largest are equal, to rounding, or
+    the few above many equal ones have little weight: bounded weights without a tail to fit."""
     return _fitted(log_weights[log_weights.isfinite()])[1]
 
 
@@ -41,11 +43,23 @@ def _fitted(log_weights: Tensor) -> tuple[np.ndarray | None, float]:
     logs = log_weights.detach().double().cpu().numpy()
     if len(logs) < MIN_WEIGHTS:
         return None, float("inf")
-    tail = np.sort(logs)[-int(min(len(logs) / 5, 3 * len(logs) ** 0.5)) :]
-    if np.ptp(tail) < 1e-6:
+    n = len(logs)
+    count = int(min(n / 5, 3 * n**0.5))
+    top = np.sort(logs)[-count - 1 :]
+    if np.ptp(top[1:]) < TIE:
         return None, float("-inf")
-    smooth, k = arviz("psislw", -logs)  # of log-likelihoods, whose negatives are the weights
-    return (smooth if np.isfinite(k) else None), float(k)
+    efficiency = 1.0
+    if top[1] - top[0] < TIE:  # only what is above the ties is a tail
+        count = int((top > top[0] + TIE).sum())
+        if count < MIN_WEIGHTS:
+            share = np.exp(top[-count:] - top[-1]).sum() / np.exp(logs - top[-1]).sum()
+            return None, float("-inf" if share < MAX_TOP_SHARE else "inf")
+        if np.ptp(top[-count:]) < TIE:
+            return None, float("-inf")
+        efficiency = 9 * n / (count + 0.5) ** 2  # for which the fit takes so many
+    smooth, k = arviz("psislw", -logs, r_eff=efficiency)  # of log-likelihoods: the negatives
+    good = np.isfinite(k) and bool(np.isfinite(smooth).all())
+    return (smooth if good else None), float(k)
 
 
 def weight_ess(log_weights: Tensor) -> Tensor:  # (*batch, n) -> (*batch)

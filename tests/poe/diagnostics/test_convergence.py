@@ -104,3 +104,11 @@ def test_huge_events_get_the_smallest_ess() -> None:
     spread = x.flatten(0, 1).std(0)
     worst = (each / spread[torch.linspace(0, 299, 256).long()]).max()
     assert torch.allclose(standard_errors(x, 1), worst * spread)
+
+
+def test_spins_that_are_evenly_split_have_a_finite_rhat() -> None:
+    """|x - median| is constant there, and its R-hat 0 / 0."""
+    x = np.where(np.arange(64) % 2 == 0, 1.0, -1.0)
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.permutation(x) for _ in range(16)])[..., None]
+    assert rhat(values)[0] < 1.05

@@ -5,7 +5,7 @@ import math
 import torch
 
 import poe
-from poe.diagnostics.weights import hidden_share, pareto_k, weight_ess
+from poe.diagnostics.weights import hidden_share, pareto_k, pareto_smoothed, weight_ess
 from tests.poe.targets import Gauss
 
 
@@ -50,3 +50,17 @@ def test_the_mass_at_failed_draws_is_that_beside_them() -> None:
     assert far.sum() > 100 and hidden_share(x, torch.where(far, -torch.inf, logs), far) < 1e-5
     assert hidden_share(x, logs, far & False) == 0.0
     assert hidden_share(x, torch.full_like(logs, -torch.inf), x[:, 0] < 1e9) == 1.0
+
+
+def test_k_of_many_equal_weights_is_that_of_what_is_above_them() -> None:
+    """Weights of discrete points have ties at the threshold of the tail: the fit is made to what
+    is above, and smoothing gives no NaN."""
+    g = torch.Generator().manual_seed(0)
+    tail = torch.rand(100, generator=g, dtype=torch.float64).log().neg() * 0.3  # Pareto, k = .3
+    logs = torch.cat([torch.zeros(4900, dtype=torch.float64), tail])
+    smooth, k = pareto_smoothed(logs)
+    assert bool(smooth.isfinite().all()) and abs(k - 0.3) < 0.35
+    few = torch.cat([torch.zeros(4999, dtype=torch.float64), torch.tensor([1.0]).double()])
+    assert pareto_k(few) == -math.inf
+    one = torch.cat([torch.zeros(4999, dtype=torch.float64), torch.tensor([8.0]).double()])
+    assert pareto_k(one) == math.inf  # 37 % of the weight

@@ -12,6 +12,7 @@ from experts import RBM, Ising, Potts
 from poe.kernels import DiscreteLangevin, Gibbs
 from poe.sampling.estimation import EstimateWarning
 from poe.spaces import points
+from tests.poe.discrete_targets import REQUIRED
 
 
 class Chain(poe.Energy):
@@ -47,10 +48,11 @@ def exact_log_z(n: int) -> float:
 
 
 @pytest.mark.parametrize("kernel", [None, DiscreteLangevin(), Gibbs()])
-def test_bits_too_many_to_enumerate_are_drawn_by_chains(kernel) -> None:
+def test_bits_too_many_to_enumerate_are_drawn(kernel) -> None:
     n = 24
     draws = poe.sample(Chain(n), 2000, kernel=kernel, seed=0)
-    assert "chains" in draws.method.lower() and draws.x.dtype == torch.float32 and draws.trusted
+    how = "importance" if kernel is None else "chains"
+    assert how in draws.method.lower() and draws.x.dtype == torch.float32 and draws.trusted
     ones, pairs = exact(n)
     size = draws.diagnostics.ess_bulk
     for values, truth in (
@@ -131,9 +133,28 @@ def test_a_space_of_a_million_points_is_listed_in_pieces() -> None:
     assert abs(total.mean() - ones) < 4.5 * total.std() / math.sqrt(2000)
     with pytest.raises(ValueError, match="cannot be enumerated"):
         poe.sample(Chain(21), 10, method="enumerate")
-    assert "drawn evenly for each site" in str(poe.plan(Chain(21)))
+    assert "fitted to phases" in str(poe.plan(Chain(21)))
+    assert "drawn evenly for each site" in str(poe.plan(Chain(200)))
 
 
 def test_few_particles_of_a_critical_grid_are_no_evidence() -> None:
     with pytest.warns(EstimateWarning, match="rests on"):
         poe.log_z(Ising((6, 6), 0.44), method="annealed", draws=32, seed=0)
+
+
+@pytest.mark.parametrize("make", REQUIRED, ids=lambda make: f"{make.func.__name__}{make.keywords}")
+def test_every_phase_has_its_share(make) -> None:
+    """Shares within .02 + 3 standard errors at the reported ESS; log Z within .03 + 3 of its
+    own."""
+    case = make()
+    draws = poe.sample(case.energy, 1000, seed=7)
+    d = draws.diagnostics
+    size = min(d.ess_bulk, d.ess_tail)
+    assert draws.trusted and size >= 300
+    error = (case.shares * (1 - case.shares) / size).sqrt()
+    assert bool(((case.events(draws.x).mean(0) - case.shares).abs() <= 0.02 + 3 * error).all())
+    assert draws.log_z is not None
+    assert abs(draws.log_z.value - case.log_z) <= 0.03 + 3 * draws.log_z.standard_error
+    assert (
+        draws.search is not None and draws.search.counted >= 1 and "starts ended" in draws.verdict
+    )
