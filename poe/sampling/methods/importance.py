@@ -49,7 +49,7 @@ def draw(job: Job) -> Raw:
     found = job.space.found
     if found is None or start is not found.start:
         return raw
-    return replace(raw, method=FOUND_WORDS, stein=True)
+    return replace(raw, method=FOUND_WORDS, stein=not job.structure.discrete)
 
 
 def log_z(job: Estimation) -> Estimate | None:
