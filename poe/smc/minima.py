@@ -14,6 +14,7 @@ from poe.smc.descent import ITERATIONS, STOP_NATS, Descent, descend
 from poe.smc.flat import Flat
 
 MAX_MINIMA = 200
+FIRST = 512  # descents, after which the others know the metric of a single minimum
 NEWTON_STEPS = 8
 MIN_CURVATURE = 1e-4  # of the largest along a coordinate
 MAX_WIDTHS = 64  # directions without curvature that are measured
@@ -60,12 +61,22 @@ class Minima:
         return len(self.found)
 
     def descend(self, x: Tensor, length: Tensor) -> None:  # (n, d), (n)
-        """Descends from all, and adds the minima that are new."""
+        """Descends from all, and adds the minima that are new. A few go first: where they find one
+        minimum, the others descend in its metric, which for a normal takes one step."""
         self.starts += len(x)
-        most = min(ITERATIONS, max(1, int(self.max_gradients / max(1, len(x)))))
-        evaluate, eps = self.flat.value_and_grad, self.flat.eps
-        ended = descend(evaluate, x, length, scale=self.unit, eps=eps, iterations=most)
-        self.clustered(ended)
+        most = max(1, int(min(ITERATIONS, self.max_gradients / max(1, len(x)))))
+        few = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        if not self.found:
+            few[torch.linspace(0, len(x) - 1, min(FIRST, len(x))).long()] = True
+        for part in (few, ~few):
+            if len(self.found) == 1 and bool(part.any()):
+                self.clustered(self.descended_within(self.found[0], x[part], most))
+            elif bool(part.any()):
+                evaluate, unit, eps = self.flat.value_and_grad, self.unit, self.flat.eps
+                ended = descend(
+                    evaluate, x[part], length[part], scale=unit, eps=eps, iterations=most
+                )
+                self.clustered(ended)
 
     def widths_of(self) -> Tensor:  # -> (minima)
         """The length of a step that is natural to each minimum."""
@@ -80,7 +91,7 @@ class Minima:
         stale, size, moved = 0, 1, False
         while bool(left.any()) and len(self.found) < MAX_MINIMA and stale < MAX_STALE:
             each = 4 * self.flat.d  # gradients of two Newton steps
-            affordable = int((self.max_gradients - self.polishing) // each)
+            affordable = int(min((self.max_gradients - self.polishing) // each, MAX_TOGETHER))
             if affordable < 1:
                 break
             before = self.flat.gradients
@@ -120,19 +131,25 @@ class Minima:
         """Where one further descent of all ends, in coordinates u, x = m + L u, of the lowest
         minimum; of those that do not arrive, the points as they were."""
         lowest = min(self.found, key=lambda minimum: minimum.energy)
-
-        def within(u: Tensor) -> tuple[Tensor, Tensor]:
-            value, slope = self.flat.value_and_grad(lowest.x + u @ lowest.root.T)
-            return value, slope @ lowest.root
-
-        u = torch.linalg.solve_triangular(lowest.root, (x - lowest.x).T, upper=False).T
-        length = u.norm(dim=1).clamp(min=1.0)
-        ended = descend(within, u, length, eps=self.flat.eps)
-        there = lowest.x + ended.x @ lowest.root.T
+        ended = self.descended_within(lowest, x)
         return (
-            torch.where(ended.arrived.unsqueeze(1), there, x),
+            torch.where(ended.arrived.unsqueeze(1), ended.x, x),
             torch.where(ended.arrived, ended.energy, energy),
         )
+
+    def descended_within(
+        self, minimum: Minimum, x: Tensor, iterations: int = ITERATIONS
+    ) -> Descent:  # (n, d)
+        """Where descents end in coordinates u, x = m + L u, of a minimum."""
+
+        def within(u: Tensor) -> tuple[Tensor, Tensor]:
+            value, slope = self.flat.value_and_grad(minimum.x + u @ minimum.root.T)
+            return value, slope @ minimum.root
+
+        u = torch.linalg.solve_triangular(minimum.root, (x - minimum.x).T, upper=False).T
+        length, eps = u.norm(dim=1).clamp(min=1.0), self.flat.eps
+        ended = descend(within, u, length, eps=eps, iterations=iterations)
+        return ended._replace(x=minimum.x + ended.x @ minimum.root.T)
 
     def polished(
         self, x: Tensor, energy: Tensor

@@ -28,7 +28,7 @@ from poe.smc.minima import Minimum, distances
 
 LOCAL = tuple(0.5 * 1.35**k for k in range(10))  # sizes in units of a minimum's own
 FAR = (0.35, 0.6, 1.0, 1.7)  # sizes in units of the distance between two minima, over √d
-MAX_NUMBERS = 1 << 21  # of all points together
+MAX_NUMBERS = 1 << 22  # of all points together
 MAX_PRODUCTS = 2e9  # multiplications of the mixture
 MAX_MINIMA = 64  # the heaviest, that the mixture has
 LOWER = 0.5  # nats below what is explained
@@ -80,7 +80,10 @@ def _points(
     options = {"generator": generator, "device": centres.device}
     near = count if len(minima) == 1 else count // 2
     which = torch.randint(len(minima), (count,), **options)
-    size = torch.arange(count, device=centres.device) % len(LOCAL)
+    volume = torch.stack([minimum.root.diagonal().log().sum() for minimum in minima])
+    # half of them around the widest: far out, all that is not explained is narrower
+    which[1::2] = int(volume.argmax())
+    size = torch.randint(len(LOCAL), (count,), **options)
     z = torch.randn(count, centres.shape[1], dtype=centres.dtype, **options)
     x = torch.empty_like(z)
     for k, minimum in enumerate(minima):
@@ -92,7 +95,7 @@ def _points(
         other = torch.randint(1, len(minima), (count - near,), **options)
         one = which[near:]
         gap = (centres[one] - centres[(one + other) % len(minima)]) / scale
-        far = torch.arange(count - near, device=centres.device) % len(FAR)
+        far = torch.randint(len(FAR), (count - near,), **options)
         length = gap.norm(dim=1) / math.sqrt(len(scale)) * z.new_tensor(FAR)[far]
         x[near:] = centres[one] + z[near:] * length.unsqueeze(1) * scale
         size[near:] = len(LOCAL) + far

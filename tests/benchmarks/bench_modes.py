@@ -245,7 +245,7 @@ def line(case: Case, seed: int, result: Result) -> None:
     z = result.log_z
     parts = [f"  {case.name} seed {seed}: {word}"]
     if result.method != "log_z" and case.figures is not None:
-        worst = int(result.errors.abs().argmax())
+        worst = int(result.units.abs().argmax())
         off, units = float(result.errors[worst]), float(result.units[worst])
         parts.append(f"off {off:+.3f} ({units:+.1f} se)")
     parts += [f"log Z {z.value:+.4f} ± {z.standard_error:.4f}"] if z else []
