@@ -42,7 +42,8 @@ def mode(energy: Energy, *, init: Tensor | None = None, seed: int | None = None)
 
     L-BFGS starts from `init` (n, *event), or from the minima that a search for modes finds
     (`poe.smc.mode_search`), else from draws of the density. On a constrained support it runs in
-    unconstrained variables, without their Jacobian: the mode of the density over x. A mode on the border is approached as closely as the precision allows.
+    unconstrained variables, without their Jacobian: the mode of the density over x. A mode on the
+    border is approached as closely as the precision allows.
 
     Raises ValueError where the energy falls without bound, an expert is NaN, or `init` has no point
     of finite energy.

@@ -49,6 +49,12 @@ def draw(job: Job) -> Raw:
     found = job.space.found
     if found is None or start is not found.start:
         return raw
+    k = raw.counts["pareto_k"]
+    if not job.forced and k > MAX_PARETO_K:  # more draws show what a fit to few has missed
+        raise MethodNotApplicable(
+            f"the weights of a mixture fitted to the modes are too uneven: Pareto k {k:.2f}",
+            energies=raw.counts["energies"],
+        )
     return replace(raw, method=FOUND_WORDS, stein=not job.structure.discrete)
 
 

@@ -103,7 +103,8 @@ def resampled(
         nonfinite_share=hidden,
         energies=job.weighing + raw.numel() + order.numel(),
         gradients=gradients,
-        weight_ess=float(weight_ess(smooth).sum()),
+        # of one weight that outweighs a whole population the sum over populations shows nothing
+        weight_ess=min(float(weight_ess(smooth).sum()), float(weight_ess(raw.flatten()))),
         ancestors=distinct(order),
         seconds=time.perf_counter() - started,
     )
