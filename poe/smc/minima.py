@@ -91,7 +91,7 @@ class Minima:
         stale, size, moved = 0, 1, False
         while bool(left.any()) and len(self.found) < MAX_MINIMA and stale < MAX_STALE:
             each = 4 * self.flat.d  # gradients of two Newton steps
-            affordable = int(min((self.max_gradients - self.polishing) // each, MAX_TOGETHER))
+            affordable = int(min((self.max_gradients - self.polishing) / each, MAX_TOGETHER))
             if affordable < 1:
                 break
             before = self.flat.gradients
