@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy, Estimate, first_tensor
+from poe.diagnostics.comparison import Seen
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.raw import Cost, Raw
 from poe.kernels import Kernel
@@ -40,10 +41,12 @@ NEAR_PARETO_K, NEAR_SHARE, SHARE_WHERE_NEAR = 0.5, 0.1, 0.1
 
 
 class MethodNotApplicable(Exception):
-    """The method does not apply to this target, as was measured: why, and what this cost."""
+    """The method does not apply to this target, as was measured: why, what chains that disagreed
+    have seen, and what this cost."""
 
-    def __init__(self, why: str, **cost: float) -> None:
+    def __init__(self, why: str, *, seen: Seen | None = None, **cost: float) -> None:
         super().__init__(why)
+        self.seen = seen
         self.cost = Cost(**cost)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from poe.algebra.combination import combined
 from poe.algebra.energy import Energy
 from poe.algebra.errors import ImproperWarning
 from poe.algebra.frozen import frozen
+from poe.diagnostics.comparison import Seen, unvisited
 from poe.diagnostics.draws import Draws
 from poe.diagnostics.raw import Cost, Raw
 from poe.diagnostics.verdict import fails, unknown_mass
@@ -140,9 +142,10 @@ def sample(
 def _follow(chosen: Plan, job: Job) -> Draws:
     """The draws of the first method of a plan that can be trusted; else those of the last."""
     text, why, spent, earlier = str(chosen), [], Cost(), None
+    seen: list[Seen] = []  # by chains that disagreed
 
     def judge(raw: Raw) -> Draws:
-        draws = Draws.of(raw, job.structure, text)
+        draws = compared(Draws.of(raw, job.structure, text), seen, job)
         return searched(draws, job, drawn_apart=bool(raw.branches))
 
     if job.draws == 0:
@@ -159,6 +162,7 @@ def _follow(chosen: Plan, job: Job) -> Draws:
                 raise ValueError(f"{job.energy} cannot be drawn by {words}: {no}") from no
             why.append(str(no))
             spent = spent.plus(no.cost)
+            seen += [] if no.seen is None else [no.seen]
             continue
         except ENDS as end:
             raw, spent = so_far(job, end), Cost()  # the progress counts all that was spent
@@ -174,6 +178,19 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         job = replace(job, annealed=raw if name == "annealed" else None)
         spent = Cost().plus(result.diagnostics)
     raise AssertionError("a plan has at least one method")
+
+
+def compared(draws: Draws, seen: Sequence[Seen], job: Job) -> Draws:
+    """The draws with a reason where chains that disagreed spent time and they have none."""
+    size = min(draws.diagnostics.ess_bulk, float(len(draws)))
+    log_z = None if draws.log_z is None else draws.log_z.value
+    discrete = job.structure.discrete
+    notes = [
+        note
+        for chains in seen
+        for note in unvisited(chains, draws.x, size, log_z, discrete=discrete)
+    ]
+    return draws.warned(*notes)
 
 
 def _no_better(result: Draws, job: Job) -> bool:
