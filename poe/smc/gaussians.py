@@ -19,6 +19,7 @@ MIN_GAIN = 1e-4  # nats per point below which expectation maximisation ends
 MAX_INFLATION, MAX_INFLATION_COST = 0.3, 0.35
 # weight of a defensive component at the centre of all particles, with four times their scatter
 DEFENSIVE_WEIGHT = 0.1
+AXIS_WIDENING = 3.0  # standard deviations for each one, of a component that is wider along one axis
 # degrees of freedom of the defensive component, found from the particles within these limits: the
 # law of Cauchy is refused nowhere, and tails lighter than those of t(8) need none lighter
 MIN_FREEDOM, MAX_FREEDOM = 0.5, 8.0
@@ -115,7 +116,12 @@ class Gaussians(Density):
 
     @classmethod
     def fitted(
-        cls, x: Tensor, generator: torch.Generator, log_weights: Tensor | None = None
+        cls,
+        x: Tensor,
+        generator: torch.Generator,
+        log_weights: Tensor | None = None,
+        *,
+        axis: int | None = None,
     ) -> Gaussians | None:
         """By expectation maximisation on x (n, *event), with the number of components whose fit to
         one half gives the other the highest density; then inflated, and mixed with a defensive
@@ -123,7 +129,10 @@ class Gaussians(Density):
         dimensions, or for too few points.
 
         `log_weights` (n) in nats are importance weights of the points. They then count as many
-        points as are effective.
+        points as are effective. Along the coordinate `axis` another defensive component is
+        `AXIS_WIDENING` times as wide as the points, and as wide as they in all others: to be wider
+        in all of d coordinates meets what lies beyond in one of them with a probability that falls
+        as 2^-d.
         """
         flat, d = x.flatten(1) if x.ndim > 1 else x.unsqueeze(1), math.prod(x.shape[1:])
         mass = None
@@ -141,13 +150,19 @@ class Gaussians(Density):
         wide = _defensive(flat, mass)
         if wide is None:
             return None
-        share = weights.new_tensor([DEFENSIVE_WEIGHT])
-        weights = torch.cat([weights * (1 - DEFENSIVE_WEIGHT), share])
-        means = torch.cat([means, wide[0].unsqueeze(0)])
         wider = 1 + min(MAX_INFLATION, math.sqrt(2 * MAX_INFLATION_COST / d))
-        roots = torch.cat([roots * math.sqrt(wider), 2 * wide[1].unsqueeze(0)])
+        centre, scatter, nu = wide
+        more = [2 * scatter]
+        if axis is not None:
+            stretch = torch.ones_like(centre)
+            stretch[axis] = AXIS_WIDENING
+            more.append(scatter * stretch)  # L diag(s): wider along the column of the coordinate
+        share = weights.new_full((len(more),), DEFENSIVE_WEIGHT)
+        weights = torch.cat([weights * (1 - share.sum()), share])
+        means = torch.cat([means, centre.expand(len(more), d)])
+        roots = torch.cat([roots * math.sqrt(wider), torch.stack(more)])
         freedom = torch.full_like(weights, math.inf)
-        freedom[-1] = wide[2]
+        freedom[-len(more)] = nu
         return cls(weights.to(x), means.to(x), roots.to(x), x.shape[1:], freedom.to(x))
 
 

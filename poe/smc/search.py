@@ -22,7 +22,7 @@ from poe.smc.diffusion import ReverseDiffusion
 from poe.smc.diffusion_tuning import tune_diffusion
 from poe.smc.fitted import MAX_PARETO_K, fitted
 from poe.smc.noise_path import NoisePath, diffusible, expensive
-from poe.smc.starts import sampler, why_no_start
+from poe.smc.starts import WEIGHED_DRAWS, sampler, why_no_start
 from poe.smc.triangular import MAX_DIMENSIONS
 from poe.smc.tuning import StalledError, TunedSchedule, tune
 from poe.spaces.noise import noise_levels
@@ -38,6 +38,9 @@ MAX_NUMBERS = 1 << 19  # the same, times the dimensions
 GROWTH = 4  # times as many particles in each repetition
 MAX_UNREFINED_LEVELS = 2  # of a schedule that needs no better start
 MAX_REFINEMENTS = 6  # fitted starts, each from the particles of the one before
+# where scales follow a coordinate, particles move so often in the noise of the map, and are fitted
+# again, in so many rounds: each goes further into the narrow end
+LINKED_MOVES, LINKED_ROUNDS = 32, 4
 # a refined schedule is better if its gradients are below this share, or its log Z above by this
 MAX_COST_SHARE, MIN_LOG_Z_GAIN = 0.9, 0.1
 
@@ -225,20 +228,31 @@ class _Search:
         last, failures, spent = best, 0, 0.0
         if expensive(self.target):
             return best, spent
-        for _ in range(MAX_REFINEMENTS):
-            start = None if last.collapsed else fitted(last.to_x(), self.target, self.generator)
-            if start is not None and start.good:
+        start = None
+        for number in range(MAX_REFINEMENTS):
+            if last.collapsed:
+                break
+            start = fitted(last.to_x(), self.target, self.generator, start)
+            if start is None:
+                break
+            self.progress.spend(WEIGHED_DRAWS * (1 + start.refits))
+            narrow = start.linked and not start.even and number < LINKED_ROUNDS
+            if start.good and not narrow:
                 return best._replace(fitted=start), spent
             few = len(best.schedule.levels) <= MAX_UNREFINED_LEVELS
-            if start is None or (few and start.start.pareto_k <= MAX_PARETO_K):
+            if few and start.start.pareto_k <= MAX_PARETO_K and not narrow:
                 break
-            last = self.tune(Geometric(start.start.density, start.end), REFINED_PARTICLES)
+            path = Geometric(start.start.density, start.end)
+            if narrow:  # a long way into a narrow end, in small steps
+                last = self.tune(path, PARTICLES, max_correlation=-1.0, max_moves=LINKED_MOVES)
+            else:
+                last = self.tune(path, REFINED_PARTICLES)
             spent += last.gradients
             cost, least = last.schedule.gradients, best.schedule.gradients
             better = cost < MAX_COST_SHARE * least
             gained = last.log_ratio > best.log_ratio + MIN_LOG_Z_GAIN
             best = last if better or gained or cost <= least else best
-            failures = 0 if better or gained else failures + 1
+            failures = 0 if better or gained or narrow else failures + 1
             if failures == 2:
                 break
         return best, spent

@@ -20,8 +20,10 @@ class Triangular(nn.Module):
     """u = (x - m)/s;   z_j = (u_j - μ_j(u_<j)) exp(-λ_j(u_<j)),   j = 1 ... d along an order of the
     coordinates,
 
-    with μ_j a quadratic polynomial of the coordinates before, and λ_j = b·tanh(v_j / b), v_j linear
-    in them, b = `MAX_LOG_SCALE`. The inverse goes through the coordinates one by one.
+    with μ_j a quadratic polynomial of the coordinates before, and λ_j = b·tanh(v_j / b),
+    b = `MAX_LOG_SCALE`, v_j linear in those and in their hyperbolas √(1 + u²): so the log scale has
+    a slope on either side, as where a standard deviation follows a scale until the data bound it.
+    The inverse goes through the coordinates one by one.
     log|det dz/dx| = -Σ_j (λ_j + log s_j).
 
     Fitted by maximum likelihood of independent standard normal z_j: for each j in turn, μ_j by
@@ -38,6 +40,7 @@ class Triangular(nn.Module):
     quadratic: Tensor
     level: Tensor
     slope: Tensor
+    bend: Tensor
 
     def __init__(self, event_shape: torch.Size, **tensors: Tensor) -> None:
         super().__init__()
@@ -45,7 +48,7 @@ class Triangular(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
         self.squares = self.quadratic.any(0).nonzero().unbind(1)
-        self.stages = _stages(self.linear, self.quadratic, self.slope)
+        self.stages = _stages(self.linear, self.quadratic, self.slope, self.bend)
 
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # (*batch, *event) -> (*batch, *event), (*batch)
@@ -55,7 +58,7 @@ class Triangular(nn.Module):
         i, k = self.squares
         products = u[..., i] * u[..., k]
         mean = self.constant + u @ self.linear.T + products @ self.quadratic[:, i, k].T
-        log_scale = _bounded(self.level + u @ self.slope.T)
+        log_scale = _bounded(self.level + u @ self.slope.T + _hyperbola(u) @ self.bend.T)
         z = (u - mean) * (-log_scale).exp()
         return z.reshape(x.shape), -log_scale.sum(-1) - self.scale.log().sum()
 
@@ -74,9 +77,10 @@ class Triangular(nn.Module):
                 i, k = parents[stage.squares[0]], parents[stage.squares[1]]
                 mean = mean + products @ self.quadratic[own][:, i, k].T
             level = self.level[own]
-            log_scale = _bounded(
-                level + before @ self.slope[own][:, parents].T if stage.scaled else level
-            )
+            if stage.scaled:
+                level = level + before @ self.slope[own][:, parents].T
+                level = level + _hyperbola(before) @ self.bend[own][:, parents].T
+            log_scale = _bounded(level)
             u = torch.cat([u, mean + log_scale.exp() * flat[..., own]], -1)
             log_det = log_det + log_scale.sum(-1)
         found = torch.cat([stage.own for stage in self.stages])
@@ -109,7 +113,7 @@ class Triangular(nn.Module):
         scale = (mass @ (flat - centre).square() / (mass.sum() - 1)).sqrt().clamp(min=1e-12)
         u = ((flat - centre) / scale)[:, order]
         constant, level, linear = u.new_zeros(d), u.new_zeros(d), u.new_zeros(d, d)
-        slope, quadratic = torch.zeros_like(linear), u.new_zeros(d, d, d)
+        slope, bend, quadratic = linear.clone(), linear.clone(), u.new_zeros(d, d, d)
         # products of the first j coordinates are the first j(j+1)/2
         rows, columns = torch.tril_indices(d - 1, d - 1, device=x.device)
         products, ones = u[:, rows] * u[:, columns], u.new_ones(n, 1)
@@ -117,30 +121,42 @@ class Triangular(nn.Module):
             i, k = rows[: j * (j + 1) // 2], columns[: j * (j + 1) // 2]
             before = torch.cat([ones, u[:, :j]], 1)
             features = torch.cat([before, products[:, : len(i)]], 1)
+            scales = torch.cat([before, _hyperbola(u[:, :j])], 1)
             try:
-                mean, log_scale = _regress(features, before, u[:, j], mass)
+                mean, log_scale = _regress(features, scales, u[:, j], mass)
             except torch.linalg.LinAlgError:
                 return None
             constant[j], linear[j, :j] = mean[0], mean[1 : j + 1]
             quadratic[j, i, k] = mean[j + 1 :]
-            level[j], slope[j, :j] = log_scale[0], log_scale[1:]
-        found = centre, scale, constant, linear, quadratic, level, slope
-        names = "centre", "scale", "constant", "linear", "quadratic", "level", "slope"
+            level[j], slope[j, :j], bend[j, :j] = (
+                log_scale[0],
+                log_scale[1 : j + 1],
+                log_scale[j + 1 :],
+            )
+        found = centre, scale, constant, linear, quadratic, level, slope, bend
+        names = "centre", "scale", "constant", "linear", "quadratic", "level", "slope", "bend"
         tensors = {name: tensor.to(x) for name, tensor in zip(names, found, strict=True)}
         return cls(x.shape[1:], order=order, **tensors)
 
 
+def links(x: Tensor) -> Tensor:  # (n, *event) -> (d, d)
+    """corr(u_j, log|r_k|)² for j ≠ k, r_k what remains of u_k after its linear regression on all
+    others: how far the scale of k follows the coordinate j. Zeros where the others determine one.
+    """
+    flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
+    u = (flat - flat.mean(0)) / flat.std(0).clamp(min=1e-12)
+    precision, failed = torch.linalg.inv_ex(u.T @ u / len(u))
+    if failed:
+        return torch.zeros_like(precision)
+    size = (u @ precision).abs().clamp(min=1e-300).log()
+    size = (size - size.mean(0)) / size.std(0).clamp(min=1e-12)
+    return (u.T @ size / len(u)).square().fill_diagonal_(0)
+
+
 def scales_first(x: Tensor) -> Tensor:  # (n, *event) -> (d)
     """An order of the coordinates in which those come first on which the scales of the others
-    depend: by falling Σ_k |corr(u_j, log|u_k|)|² over k ≠ j, u the coordinates less their
-    medians."""
-    flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
-    u = flat - flat.median(0).values
-    size = u.abs().clamp(min=1e-300).log()
-    u, size = ((part - part.mean(0)) / part.std(0).clamp(min=1e-12) for part in (flat, size))
-    link = (u.T @ size / len(u)).square()
-    link.fill_diagonal_(0)
-    return link.sum(1).argsort(descending=True, stable=True).cpu()
+    depend, by the falling sum of their `links`."""
+    return links(x).sum(1).argsort(descending=True, stable=True).cpu()
 
 
 class _Stage(NamedTuple):
@@ -155,8 +171,9 @@ class _Stage(NamedTuple):
     scaled: bool
 
 
-def _stages(linear: Tensor, quadratic: Tensor, slope: Tensor) -> list[_Stage]:
+def _stages(linear: Tensor, quadratic: Tensor, slope: Tensor, bend: Tensor) -> list[_Stage]:
     """The coordinates in as few stages as their dependence allows, on the CPU."""
+    slope = slope.abs() + bend.abs()  # not 0 where either is not
     linear, quadratic, slope = (part.detach().cpu() for part in (linear, quadratic, slope))
     depends = (linear != 0) | (slope != 0) | (quadratic != 0).any(1) | (quadratic != 0).any(2)
     depth = torch.zeros(len(linear), dtype=torch.long)
@@ -171,6 +188,10 @@ def _stages(linear: Tensor, quadratic: Tensor, slope: Tensor) -> list[_Stage]:
         stages.append(_Stage(own, parents, places, pairs, bool(slope[own].any())))
         known = torch.cat([known, own])
     return stages
+
+
+def _hyperbola(u: Tensor) -> Tensor:
+    return (1 + u.square()).sqrt()
 
 
 def _bounded(v: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from scipy.stats import f as f_law
+from scipy.stats import norm
 
 import poe
 from poe.mcmc.run import streams
 from poe.smc import search, tuning
+from poe.smc.gaussians import Gaussians
 from poe.smc.population import anneal
 from poe.smc.resampling import estimate
 from poe.smc.search import find_schedule, from_fitted
@@ -191,3 +193,22 @@ def test_the_error_of_log_z_follows_the_ancestors() -> None:
     spread = torch.tensor(logs).exp().std().item()
     # the standard deviation of a sample of 40 is within 40 % of the true one, 3.5 sigma
     assert 0.3 < spread / torch.tensor(errors).mean().item() < 1.4
+
+
+def test_the_narrow_end_of_a_funnel_is_reached_from_a_start_that_lacks_it() -> None:
+    """Importance from the start misses x0 < -3 and says so nowhere; the map with the coordinate
+    first that scales follow brings it back."""
+    g = streams(0, 1, CPU)[0]
+    target = Raw(funnel, d=5)
+    first = 2 * torch.randn(4096, 1, generator=g)
+    x = torch.cat([first, (first / 2).exp() * torch.randn(4096, 4, generator=g)], 1)
+    start = Gaussians.fitted(x[x[:, 0] > -1], g)
+    assert start is not None
+    tuned = find_schedule(target, start, g)
+    near = tuned.fitted
+    assert near is not None and near.linked and isinstance(near.end, Transported)
+    x, w = near.to_x(near.start.x), near.start.log_weights.softmax(0)
+    inside = (x[:, 0] < -3).double()
+    share, truth = float(w @ inside), float(norm.sf(1.5))
+    assert abs(share - truth) < 4.5 * float((w.square() * (inside - truth).square()).sum().sqrt())
+    assert tuned.gradients < 200_000

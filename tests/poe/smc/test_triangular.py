@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from poe.smc.triangular import Triangular
+from poe.smc.triangular import Triangular, links, scales_first
 from poe.spaces.transport import Transported
 from tests.poe.targets import Raw
 
@@ -88,13 +88,13 @@ def test_stages_give_what_single_coordinates_give() -> None:
     g = torch.Generator().manual_seed(3)
     d = 6
     for share in (1.0, 0.2):
-        linear, slope = torch.randn(2, d, d, generator=g, dtype=torch.float64).tril(-1)
+        linear, slope, bend = torch.randn(3, d, d, generator=g, dtype=torch.float64).tril(-1)
         quadratic = 0.2 * torch.randn(d, d, d, generator=g, dtype=torch.float64).tril()
         inside = torch.arange(d)[:, None, None] > torch.arange(d)[:, None]  # i < j
         quadratic = quadratic * inside
-        linear, slope, quadratic = (
+        linear, slope, bend, quadratic = (
             part * (torch.rand(part.shape, generator=g) < share)
-            for part in (linear, 0.3 * slope, quadratic)
+            for part in (linear, 0.3 * slope, 0.2 * bend, quadratic)
         )
         order = torch.randperm(d, generator=g)
         wide = torch.rand(2, d, generator=g, dtype=torch.float64) + 0.5
@@ -108,13 +108,15 @@ def test_stages_give_what_single_coordinates_give() -> None:
             quadratic=quadratic,
             level=torch.randn(d, generator=g, dtype=torch.float64) / 3,
             slope=slope,
+            bend=bend,
         )
         z = torch.randn(50, d, generator=g, dtype=torch.float64)
         u = torch.zeros(50, d, dtype=torch.float64)
         total = wide[1].log().sum().expand(50)
         for j in range(d):
             mean = map.constant[j] + u @ linear[j] + ((u @ quadratic[j]) * u).sum(-1)
-            log_scale = 30 * ((map.level[j] + u @ slope[j]) / 30).tanh()
+            v = map.level[j] + u @ slope[j] + (1 + u.square()).sqrt() @ bend[j]
+            log_scale = 30 * (v / 30).tanh()
             u[:, j] = mean + log_scale.exp() * z[:, j]
             total = total + log_scale
         x = torch.empty_like(u)
@@ -123,3 +125,12 @@ def test_stages_give_what_single_coordinates_give() -> None:
         assert torch.allclose(found, x * wide[1] + wide[0]) and torch.allclose(log_det, total)
         again, back = map.to_noise(found)
         assert torch.allclose(again, z, atol=1e-6) and torch.allclose(back, -total)
+
+
+def test_scales_come_first_where_they_are_found() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = funnel(4000, g)[:, [1, 2, 0, 3]]
+    assert scales_first(x)[0] == 2 and float(links(x)[2].max()) > 0.3
+    # of independent ones a squared correlation is χ²(1)/n: 30 of them above 20/n have 3e-4
+    assert float(links(torch.randn(4000, 6, generator=g)).max()) < 20 / 4000
+    assert float(links(torch.ones(50, 3)).max()) == 0
