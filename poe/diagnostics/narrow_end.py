@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-# bound of the probability that exact, independent draws give an alarm (Bonferroni: it is far less)
-LEVEL = 3e-3
+# bound of the probability that exact, independent draws give an alarm (Bonferroni; less in truth)
+LEVEL = 1e-2
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,8 +62,8 @@ def narrow_end(
     Arguments:
         x: draws, (n, *event), in any order; copies are allowed.
         ess: effective number of the draws, where it is known and smaller than their number.
-        max_gradients: an upper limit. 4,000 show that a neck with 15 % of the mass is missing,
-            15,000 one with 6 %.
+        max_gradients: an upper limit. 5,000 show that a neck with 15 % of the mass is missing,
+            10,000 one with 6 %.
 
     Returns: the record; None where nothing can be told: fewer than `MIN_DRAWS` distinct draws of
         finite energy, energies rounded to more than `MAX_RESOLUTION` nats, or too few gradients.

@@ -4,7 +4,7 @@ neck.
     python tests/benchmarks/bench_narrow_end.py [sets] [word in the name]
 
 Every target has exact draws. "fires" is the share of sets of 1,000 draws with an alarm (level
-.003): of exact draws it should be ≤ .01, of cut draws as large as can be. `q.06` drops the 6 % of
+.01): of exact draws it should be ≤ .01, of cut draws as large as can be. `q.06` drops the 6 % of
 the mass that lie deepest in the neck.
 """
 

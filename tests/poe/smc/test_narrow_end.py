@@ -120,7 +120,7 @@ def test_a_neck_that_is_missing_is_found_and_named(energy, draw, coordinate):
 )
 def test_exact_draws_give_no_alarm(energy, draw):
     found = looks(energy, draw, 20)
-    # an alarm in 20 sets has probability .06 at most, two of them .002
+    # two alarms in 20 sets have probability .017 at most
     assert alarms(found) <= 1
     assert all(record.coordinate is not None and record.reason() is None for record in found)
 
