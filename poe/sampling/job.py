@@ -128,7 +128,7 @@ class Space:
         densities = [part for part in parts if part is not None]
         share = self.share * (SHARE_WHERE_NEAR if near else 1.0)
         if self.structure.discrete:
-            return search_phases(self.target, densities, self.phase(Phase.SEARCH), share=share)
+            return self._phases(densities, share)
         try:
             return search(
                 self.target,
@@ -139,6 +139,14 @@ class Space:
             )
         except TypeError:  # no gradient
             return None
+
+    def _phases(self, densities: list[Energy], share: float) -> Phases:
+        """What a search for the phases of a discrete target finds. It is counted as a whole."""
+        even = uniform_points(self.target, WEIGHED_DRAWS, self.phase(Phase.SEARCH))
+        self.progress.keep(even, rough=True)  # all there is before the search has ended
+        found = search_phases(self.target, densities, self.phase(Phase.SEARCH), share=share)
+        self.progress.spend(found.record.energies)
+        return found
 
     @cached_property
     def start(self) -> Start | None:

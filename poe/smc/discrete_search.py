@@ -289,7 +289,7 @@ class _Work:
         best, count = -math.inf, 1
         for components in COMPONENTS:
             found = fit(self.energy, one, torch.ones(len(one)), self.seeded(one, components))
-            held = found.mixed((FLAT, uniform(self.energy))).parts(two).logsumexp(-1)
+            held = found.mixed((FLAT, uniform(self.energy))).of_components(two).logsumexp(-1)
             score = float(held.double().mean())
             if score > best + MIN_GAIN:
                 best, count = score, components
@@ -339,7 +339,7 @@ class _Work:
         follow resampled and moved draws, together with the states of the chains."""
         weights = found.log_weights.softmax(0)
         share = weights @ current.responsibilities(found.x)  # mass of each component
-        near = current.parts(known).double().softmax(1)
+        near = current.of_components(known).double().softmax(1)
         ratio = share.clamp(min=1e-4) / near.sum(0).clamp(min=1e-9)
         old = near @ ratio  # weights of the states of the chains
         take = min(1.0, found.ess / 256)  # few effective draws say little
@@ -349,7 +349,7 @@ class _Work:
         new = torch.full((len(moved),), take / len(moved), dtype=torch.float64)
         weight = torch.cat([old / old.sum() * (1 - take / 2), new / 2])
         weight = weight / weight.sum() * len(places) / 2
-        start = current.parts(places).double().softmax(1)
+        start = current.of_components(places).double().softmax(1)
         return self.grown(places, weight, start)
 
     def grown(self, places: Tensor, weight: Tensor, start: Tensor) -> Products:
@@ -362,7 +362,9 @@ class _Work:
         scores = []
         for near in [start, wide] if 2 * start.shape[1] <= 2 * most else [start]:
             found = fit(self.energy, places[~held], weight[~held], near[~held])
-            logs = found.mixed((FLAT, uniform(self.energy))).parts(places[held]).logsumexp(-1)
+            logs = (
+                found.mixed((FLAT, uniform(self.energy))).of_components(places[held]).logsumexp(-1)
+            )
             scores.append(float((weight[held] * logs).sum() / weight[held].sum()))
         better = len(scores) > 1 and scores[1] > scores[0] + MIN_GAIN
         return fit(self.energy, places, weight, wide if better else start)
@@ -371,7 +373,7 @@ class _Work:
 def labels_of(fitted: Products, places: Tensor) -> Tensor:  # (N, n) -> (K)
     """The basin of each component, counted from 0: components that share more than `OVERLAP` of the
     smaller one's points are in one."""
-    near = fitted.parts(places).double().softmax(1)
+    near = fitted.of_components(places).double().softmax(1)
     mass, shared = near.sum(0), near.T @ near
     least = torch.minimum(mass.unsqueeze(0), mass.unsqueeze(1)).clamp(min=1e-9)
     linked = (shared / least > OVERLAP) | torch.eye(len(mass), dtype=torch.bool)

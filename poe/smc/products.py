@@ -46,7 +46,7 @@ class Products(Density):
         """The index of each site's value."""
         return self.sites.places(x, len(self.event_shape))
 
-    def parts(self, places: Tensor) -> Tensor:  # (*batch, n) -> (*batch, K)
+    def of_components(self, places: Tensor) -> Tensor:  # (*batch, n) -> (*batch, K)
         """log w_k Π_i p_ki(x_i), in the precision of the rates."""
         found = one_hot(places, self.log_rates) @ self.log_rates.clamp(min=-1e4).flatten(1).T
         return found + self.log_weights
@@ -55,12 +55,12 @@ class Products(Density):
         places = self.places(x)
         size = max(1, CHUNK_NUMBERS // max(1, self.log_rates.shape[1:].numel()))
         flat = places.reshape(-1, places.shape[-1])
-        found = [self.parts(some).logsumexp(-1) for some in flat.split(size)]
+        found = [self.of_components(some).logsumexp(-1) for some in flat.split(size)]
         return torch.cat(found).reshape(places.shape[:-1]) if found else flat.new_zeros(0)
 
     def responsibilities(self, x: Tensor) -> Tensor:  # (n, *event) -> (n, K)
         """The probability of each component given x."""
-        return self.parts(self.places(x)).double().softmax(-1)
+        return self.of_components(self.places(x)).double().softmax(-1)
 
     def sample(
         self, n: int | tuple[int, ...], *, generator: torch.Generator | None = None
@@ -82,7 +82,10 @@ class Products(Density):
         # (*batch, *event), (k) -> (*batch, k) or (*batch, k, values)
         """Log-odds of the upper value, or log weights of the values, given all other sites."""
         places = self.places(x)
-        parts, rates = self.parts(places), self.log_rates[:, sites].clamp(min=-1e4)  # (K, k, v)
+        parts, rates = (
+            self.of_components(places),
+            self.log_rates[:, sites].clamp(min=-1e4),
+        )  # (K, k, v)
         at = places[..., sites]
         own = torch.stack(
             [rates[:, j].T[at[..., j]] for j in range(len(sites))], -2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributions import constraints
 
 import poe
 from poe.sampling.estimation import EstimateWarning
@@ -56,6 +57,30 @@ def test_an_interrupt_in_any_phase_returns_what_there_is(method: str | None) -> 
         shown(draws, "interrupted")
         assert target.count < total  # it ends there
         assert (draws.energy - target(draws.chains)).abs().max() < 1e-5
+
+
+class Spins(poe.Energy):
+    """24 spins that prefer to agree; evaluation number `call` raises an interrupt."""
+
+    def __init__(self, call: int = -1) -> None:
+        super().__init__((24,), support=constraints.boolean, name="spins")
+        self.call, self.count = call, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count == self.call:
+            raise KeyboardInterrupt
+        return -(2 * x.sum(-1) - 24).square() / 60
+
+
+def test_discrete_draws_that_are_interrupted() -> None:
+    target = Spins()
+    whole = poe.sample(target, 200, seed=0)
+    assert not whole.partial
+    for share in (0.1, 0.6):
+        shown(poe.sample(Spins(round(share * target.count)), 200, seed=0), "interrupted")
+    few = poe.sample(Spins(), 200, seed=0, max_gradients=20_000)
+    shown(few, "stopped at max_gradients=20000")
 
 
 def test_an_interrupt_before_there_is_any_point_is_raised() -> None:
