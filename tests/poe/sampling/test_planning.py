@@ -12,7 +12,9 @@ def test_structure_decides_the_method() -> None:
     a, b = Gauss(0.0, name="a"), Gauss(1.0, name="b")
     assert poe.plan(a | b).method == "exact"
     assert poe.plan(a & b).methods == ("importance", "annealed", "chains", "tempered")
-    assert poe.plan(Raw(a)).methods == ("annealed", "chains", "tempered")
+    assert poe.plan(Raw(a)).methods == ("importance", "annealed", "chains", "tempered")
+    with_branches = poe.plan(Raw(a) & (a | Raw(b))).methods
+    assert with_branches == ("importance", "parts", "annealed", "chains", "tempered")
     assert poe.plan(a | b, kernel=Langevin()).methods == ("chains", "tempered")
     assert poe.plan(a & b, method="annealed").methods == ("annealed",)
     assert "starts from a, b" in str(poe.plan(a & b)) and "then annealed" in str(poe.plan(a & b))
