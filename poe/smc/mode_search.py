@@ -36,7 +36,7 @@ from poe.smc.minima import Minima
 from poe.smc.pool import Pool
 from poe.smc.resampling import estimate
 from poe.smc.scales import PROFILES, Profile, Scales, Tails, starting_weights
-from poe.smc.starts import Start, sampler
+from poe.smc.starts import Start, nearest, sampler
 from poe.smc.unexplained import unexplained
 
 MIN_STARTS, MAX_STARTS = 128, 16384  # descents
@@ -71,6 +71,7 @@ HOT = (2.0, 6.0, 20.0)  # temperatures of chains
 HOT_STEPS = 12
 ROUNDS = 3  # of exploration
 REFITS = 8
+FITS = 2, 5  # the refits of shapes by expectation maximisation
 FAR = 1e3, 1e5  # widths, between which the tails of a target are measured
 MAX_GROWTH = 60.0  # nats for each factor e of distance, beyond which tails are light
 MIN_FREEDOM = 0.3  # degrees of freedom of tails
@@ -329,17 +330,17 @@ class _Search:
         far are used for a refit, weighed by the mean of the mixtures that they came from."""
         count = MIN_REFITTED // 4 if self.near else max(MIN_REFITTED, min(4 * self.size, 8192))
         pool = Pool(self.flat)
-        best: Start | None = None
-        stale = 0
+        starts: list[Start] = []
+        most, stale = 0.0, 0
         for number in range(REFITS + 1):
             x, logs, energy = self.weigh(mixture, count)
             k, size = pareto_k(logs), float(weight_ess(logs))
             start = Start(mixture, self.flat.points(x), logs, size, k, 0)
             if size > 0:
                 self.flat.progress.log_z = estimate(logs)
-            better = best is None or size > 1.15 * best.ess
-            stale = 0 if better else stale + 1
-            best = start if best is None or size > best.ess else best
+            starts.append(start)
+            stale = 0 if size > 1.15 * most else stale + 1
+            most = max(most, size)
             enough = GOOD_SHARE if number else 2 * GOOD_SHARE
             good = k <= GOOD_K and size >= enough * count
             if good or stale >= 3 or self.near or self.left < count / 3:
@@ -348,10 +349,11 @@ class _Search:
             if number == 1 and self.flat.d <= SHAPES_DIMENSIONS:
                 more = self.populated(mixture)
                 mixture = mixture if more is None else more
+            elif number in FITS and self.flat.d <= SHAPES_DIMENSIONS:
+                mixture = pool.fitted(mixture, self.generator)
             else:
                 mixture = pool.refitted(mixture, new_shapes=number > 1)
-        assert best is not None
-        return best
+        return nearest(starts) or starts[-1]  # not one that has surely missed mass
 
     def populated(self, mixture: Scales | None) -> Scales | None:
         """With shapes fitted to chains of the target, which start from normals of usual sizes, from

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from poe.smc.flat import Flat
+from poe.smc.gaussians import Gaussians
 from poe.smc.scales import Scales
 
 NEW_SHAPES = 4  # of a refit
+MAX_FITTED = 4096  # of the heaviest draws, to which shapes are fitted
+LOG_FITTED = math.log(4.0)  # nats: weight of fitted shapes over that of all before
 
 
 class Pool:
@@ -42,14 +45,27 @@ class Pool:
 
     def refitted(self, mixture: Scales, *, new_shapes: bool) -> Scales:
         """The mixture refitted to all draws; with shapes where the largest weights are."""
-        logs = -self.energy - self.proposed + math.log(len(self.mixtures))
-        good = logs > -math.inf
-        x, logs = self.x[good], logs[good]
-        cut = float(logs.logsumexp(0)) - math.log(len(logs)) / 2  # truncated weights (Ionides 2008)
-        logs = logs.clamp(max=cut)
+        x, logs = self.weighed()
         if new_shapes:
             mixture = self.extended(mixture, x, logs)
         return mixture.refitted(x, logs)
+
+    def weighed(self) -> tuple[Tensor, Tensor]:  # -> (n, d), (n)
+        """The draws that have weight, and their log weights, truncated (Ionides 2008)."""
+        logs = -self.energy - self.proposed + math.log(len(self.mixtures))
+        good = logs > -math.inf
+        x, logs = self.x[good], logs[good]
+        return x, logs.clamp(max=float(logs.logsumexp(0)) - math.log(len(logs)) / 2)
+
+    def fitted(self, mixture: Scales, generator: torch.Generator) -> Scales:
+        """The mixture with shapes fitted to all draws, by expectation maximisation."""
+        x, logs = self.weighed()
+        heavy = logs.topk(min(MAX_FITTED, len(logs))).indices
+        x, logs = x[heavy], logs[heavy]
+        found = Gaussians.fitted(x, generator, logs)
+        if found is None:
+            return self.refitted(mixture, new_shapes=True)
+        return mixture.joined(found.means, found.roots, found.log_weights.double() + LOG_FITTED)
 
     def extended(self, mixture: Scales, x: Tensor, logs: Tensor) -> Scales:
         """With up to `NEW_SHAPES` further shapes: each at the heaviest draw that is left, of the
