@@ -235,7 +235,9 @@ class _Search:
             start = fitted(last.to_x(), self.target, self.generator, start)
             if start is None:
                 break
-            self.progress.spend(WEIGHED_DRAWS * (1 + start.refits))
+            weighed = WEIGHED_DRAWS * (1 + start.refits)
+            self.progress.spend(weighed)
+            best = best._replace(energies=best.energies + weighed)
             narrow = start.linked and not start.even and number < LINKED_ROUNDS
             if start.good and not narrow:
                 return best._replace(fitted=start), spent
@@ -251,6 +253,7 @@ class _Search:
             cost, least = last.schedule.gradients, best.schedule.gradients
             better = cost < MAX_COST_SHARE * least
             gained = last.log_ratio > best.log_ratio + MIN_LOG_Z_GAIN
+            last = last._replace(energies=best.energies + last.energies)
             best = last if better or gained or cost <= least else best
             failures = 0 if better or gained or narrow else failures + 1
             if failures == 2:

@@ -108,7 +108,8 @@ def _from_fitted(job: Job, tuned: TunedSchedule, started: float) -> Raw | None:
     def to_x(z: Tensor) -> Tensor:
         return job.space.x(fitted.to_x(z))
 
-    raw = resampled(job, fitted.start, fitted.end, to_x, started=started, gradients=tuned.gradients)
+    spent = {"gradients": tuned.gradients, "energies": tuned.energies}
+    raw = resampled(job, fitted.start, fitted.end, to_x, started=started, **spent)
     d = evidence_of(raw, job.structure)
     if raw.counts["weight_ess"] <= OVERSAMPLING / 2 * job.draws or reasons(d, job.draws):
         return None

@@ -68,26 +68,34 @@ def resampled(
     *,
     started: float,
     gradients: float = 0.0,
+    energies: float = 0.0,
 ) -> Raw:
     """Draws of a start near to the target, in whatever variables (`to_x` gives points of the
     event), resampled along a curve through them and then shuffled: so each part of space gets its
-    share of the draws, but for rounding."""
+    share of the draws, but for rounding. The weighed draws of the start are used again, for at most
+    half of all: it was chosen for the weights of those, and fresh ones show what they have missed.
+    """
     share = start.ess / len(start.x)
     populations, wide = sizes(job)
     wanted = math.ceil(OVERSAMPLING * job.draws / share)
     each = max(WEIGHED_DRAWS, min(MAX_WEIGHED, wanted)) // populations + 1
-    job.progress.spend(populations * each)
-    x, logs, failed, hidden = [], [], 0, 0.0
+    known = min(each // 2, len(start.x) // populations)  # of each population
+    fresh, used = each - known, populations * known
+    job.progress.spend(populations * fresh)
+    x, logs, failed, hidden = [], [], start.failed, start.hidden
     streams = job.streams(Phase.POPULATIONS)
     for size, generator in zip(split(populations, job.shards), streams, strict=True):
-        weighed = weigh(start.density, target, generator, size * each)
-        x.append(weighed.x.unflatten(0, (size, each)))
-        logs.append(weighed.log_weights.unflatten(0, (size, each)))
+        weighed = weigh(start.density, target, generator, size * fresh)
+        x.append(weighed.x.unflatten(0, (size, fresh)))
+        logs.append(weighed.log_weights.unflatten(0, (size, fresh)))
         failed, hidden = failed + weighed.failed, max(hidden, weighed.hidden)
-    raw = torch.cat(logs)
+    before = start.x[:used].to(x[0]).unflatten(0, (populations, known))
+    raw = torch.cat(
+        [start.log_weights[:used].unflatten(0, (populations, known)), torch.cat(logs)], 1
+    )
     smooth, k = pareto_smoothed(raw.flatten())
     smooth = smooth.reshape(raw.shape)
-    drawn, (generator, *_) = torch.cat(x), job.streams(Phase.TUNING)
+    drawn, (generator, *_) = torch.cat([before, torch.cat(x)], 1), job.streams(Phase.TUNING)
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": raw.device}
     uniform = torch.rand(populations, 2, **options)
     path = morton_order(drawn, len(target.event_shape))
@@ -101,7 +109,7 @@ def resampled(
         pareto_k=k,
         nonfinite=failed,
         nonfinite_share=hidden,
-        energies=job.weighing + raw.numel() + order.numel(),
+        energies=job.weighing + energies + populations * fresh + order.numel(),
         gradients=gradients,
         # of one weight that outweighs a whole population the sum over populations shows nothing
         weight_ess=min(float(weight_ess(smooth).sum()), float(weight_ess(raw.flatten()))),
