@@ -18,8 +18,8 @@ FIRST = 512  # descents, after which the others know the metric of a single mini
 NEWTON_STEPS = 8
 MIN_CURVATURE = 1e-4  # of the largest along a coordinate
 MAX_WIDTHS = 64  # directions without curvature that are measured
-MAX_STALE = 40  # clusters in a row that are no further minimum
-MAX_TOGETHER = 32  # points that are polished at once
+MAX_STALE = 15  # clusters in a row that are no further minimum
+MAX_TOGETHER = 8  # points that are polished at once
 
 
 class Minimum(NamedTuple):
@@ -84,8 +84,8 @@ class Minima:
 
     def clustered(self, ended: Descent) -> None:
         """Clusters where descents ended: the lowest first, each with all that lie within its local
-        metric. Once a minimum is known, what lies elsewhere descends on in its metric: descents
-        that stopped in a curved valley arrive there."""
+        metric. Once one leads to a minimum that is known, what is left descends on in the metric
+        of the lowest: descents that stopped in a curved valley arrive there."""
         x, energy = _sorted(ended.x[ended.arrived], ended.energy[ended.arrived])
         left = self._elsewhere(x, energy)
         stale, size, moved = 0, 1, False
@@ -95,7 +95,7 @@ class Minima:
             if affordable < 1:
                 break
             before = self.flat.gradients
-            if self.found and not moved:
+            if stale and self.found and not moved:
                 x, energy = _sorted(*self.descended_on(x[left], energy[left]))
                 left, moved = self._elsewhere(x, energy), True
                 continue
