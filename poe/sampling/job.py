@@ -19,9 +19,9 @@ from poe.kernels import Kernel
 from poe.mcmc.checkpoint import Checkpoint
 from poe.mcmc.progress import Progress
 from poe.mcmc.run import streams
-from poe.smc.discrete_search import Phases
 from poe.smc.discrete_search import search as search_phases
 from poe.smc.mode_search import Found, search
+from poe.smc.phases import Phases
 from poe.smc.starts import (
     WEIGHED_DRAWS,
     Start,

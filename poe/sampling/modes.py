@@ -19,6 +19,8 @@ from poe.kernels.defaults import default_discrete_kernel
 from poe.mcmc.run import streams
 from poe.sampling.job import Space
 from poe.sampling.sampler import sample
+from poe.smc.discrete_search import search
+from poe.smc.mode_search import Found
 from poe.spaces import reals
 from poe.spaces.points import energies, enumerable, points, uniform_points
 from poe.spaces.sites import box_of
@@ -102,10 +104,19 @@ def _checked(energy: Energy, init: Tensor) -> Tensor:
 
 
 def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
-    """The best point of chains on E/T, T falling from 1 to 1/`MAX_BETA`, and then near 0."""
+    """The best point of chains on E/T, T falling from 1 to 1/`MAX_BETA`, and then near 0, and of
+    their starts: `init`, or the minima that a search finds beside uniform points."""
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     (generator,) = streams(seed, 1, energy.device)
-    x = uniform_points(energy, 2 * STARTS, generator) if init is None else init
+    structure = Structure.of(energy)
+    if init is not None:
+        x = known = init
+    elif structure.searchable:  # the lowest ends of descents, which are cooled beside others
+        known = search(energy, structure.starts, generator).minima[:STARTS]
+        x = torch.cat([known, uniform_points(energy, STARTS, generator)])
+    else:
+        x = uniform_points(energy, 2 * STARTS, generator)
+        known = x[:0]
     kernel = default_discrete_kernel(energy)
     kernel = kernel if kernel.ready else Gibbs()
     rising = torch.logspace(0, math.log10(MAX_BETA), SWEEPS).tolist()
@@ -113,6 +124,7 @@ def _cooled(energy: Energy, init: Tensor | None, seed: int | None) -> Tensor:
         cold = energy**beta
         state = kernel.init(cold, x)
         x = kernel.step(cold, state, kernel.noise(state, generator))[0].x
+    x = torch.cat([known, x])
     with torch.no_grad():
         values = energy(x)
     if bool(values.isnan().any()):
@@ -128,7 +140,7 @@ def _begin(energy: Energy, seed: int | None) -> Tensor:  # -> (n, *event)
     with warnings.catch_warnings(), frozen(energy):
         warnings.simplefilter("ignore")  # a search only says where to look
         found = space.found
-        if found is not None and len(found.lowest):
+        if isinstance(found, Found) and len(found.lowest):
             z = found.lowest[:STARTS].to(first_tensor(energy))
             return space.x(z.reshape(-1, *space.target.event_shape))
         draws = sample(energy, DRAWS, seed=seed).x

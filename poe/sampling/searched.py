@@ -6,8 +6,8 @@ from poe.diagnostics.draws import Draws
 from poe.diagnostics.search import NO_SEARCH, UNSEARCHED
 from poe.sampling.branching import unmet
 from poe.sampling.job import Job, Phase
-from poe.smc.discrete_search import Phases
 from poe.smc.narrow_end import narrow_end
+from poe.smc.phases import Phases
 
 # gradients of a look into the narrow end: the operations that they may take, and their limits
 LOOK_OPERATIONS, MIN_LOOK, MAX_LOOK = 5e8, 6_000, 50_000

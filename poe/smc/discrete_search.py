@@ -25,17 +25,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from poe.algebra.capabilities import Augmented, as_a
-from poe.algebra.energy import Energy, Estimate
+from poe.algebra.energy import Energy
 from poe.diagnostics.search import ModeSearch
-from poe.diagnostics.weights import pareto_k
 from poe.kernels.gibbs import Gibbs
+from poe.smc.phases import Phases, labels_of, weighed_basins
 from poe.smc.products import Products, fit, one_hot, uniform
 from poe.smc.starts import Start, sampler, weigh
 from poe.spaces.conditionals import Conditionals
@@ -54,84 +52,6 @@ GOOD_SHARE = 0.5  # effective share of the draws at which refitting ends
 DEFENSIVE, WIDE, FLAT = 0.1, 0.05, 0.01  # shares of even weights, of flattened rates, of all points
 FLATTENED = 0.6  # power of the rates of wide components
 MOVES = 2  # sweeps after resampling
-MAX_PARETO_K, MAX_ERROR = 0.7, 0.05  # of a basin whose mass counts: of its weights and its share
-MAX_SHARE_GAP, ERRORS, MAX_LOG_Z_GAP = 0.02, 4.0, 0.05  # between the search and draws; nats
-OVERLAP = 0.05  # of two components, relative to the smaller, at which they are one basin
-
-
-class Basin(NamedTuple):
-    """A set of components that overlap: its share of the mass with its standard error, Pareto k of
-    the weights of its draws, and the draw of lowest energy, (*event)."""
-
-    share: float
-    error: float
-    pareto_k: float
-    lowest: Tensor
-
-    @property
-    def counted(self) -> bool:
-        """Whether importance weights confirm its mass."""
-        return self.pareto_k <= MAX_PARETO_K and self.error < MAX_ERROR
-
-
-@dataclass(frozen=True)
-class Phases:
-    """What a search found.
-
-    Attributes:
-        start: a mixture near to the target, with weighed draws.
-        fitted: its components without the wide ones.
-        labels: the basin of each of these.
-        basins: their masses.
-        minima: distinct ends of the descents, (m, *event), of the lowest energy first.
-        record: the counts.
-    """
-
-    start: Start
-    fitted: Products
-    labels: Tensor
-    basins: tuple[Basin, ...]
-    minima: Tensor
-    record: ModeSearch
-
-    def judged(self, x: Tensor, size: float, log_z: Estimate | None) -> ModeSearch:
-        """The record with what draws x (n, *event), of this effective number, lack: basins whose
-        confirmed share differs from that of the draws by more than `MAX_SHARE_GAP` and `ERRORS`
-        standard errors, and mass that the search found beyond the log Z of the draws."""
-        found = by_basin(self.fitted.responsibilities(x), self.labels)
-        lacking = []
-        for basin, near in zip(self.basins, found.T, strict=True):
-            share, spread = float(near.mean()), float(near.std())
-            error = math.hypot(basin.error, spread / math.sqrt(max(size, 1.0)))
-            off = abs(share - basin.share) - MAX_SHARE_GAP
-            if basin.counted and off > ERRORS * error:
-                lacking.append(
-                    f"a basin around {shown(basin.lowest)} has {100 * basin.share:.3g} % of the "
-                    f"mass and {100 * share:.3g} % of the draws; try "
-                    'poe.sample(..., method="importance") or method="annealed"'
-                )
-        if log_z is not None and self.start.pareto_k <= MAX_PARETO_K:
-            ess, n = self.start.ess, len(self.start.x)
-            error = math.hypot(log_z.standard_error, math.sqrt(max(1 / ess - 1 / n, 0.0)))
-            level = log_mean(self.start)
-            if log_z.value < level - MAX_LOG_Z_GAP - ERRORS * error:
-                lacking.append(
-                    f"log Z of the draws is {log_z}, and the search found mass for "
-                    f"{level:.6g}: modes have been missed; try another method="
-                )
-        return replace(self.record, missed=tuple(lacking))
-
-
-def log_mean(start: Start) -> float:
-    """log of the mean weight, an estimate of log Z."""
-    return float(start.log_weights.logsumexp(0)) - math.log(len(start.x))
-
-
-def shown(x: Tensor) -> str:
-    """A point in few characters: the values of its first sites."""
-    flat = x.flatten().tolist()
-    values = ", ".join(f"{v:g}" for v in flat[:12])
-    return f"({values}{', ...' if len(flat) > 12 else ''})"
 
 
 def search(
@@ -315,24 +235,28 @@ class _Work:
 
     def refitted(self, first: Products, known: Tensor) -> tuple[Products, Start]:
         """The mixture, fitted again to what its importance weights say, until these are even: that
-        of the round of the largest effective share, and the same with wide components, weighed."""
-        best: tuple[Products, Start] | None = None
-        current = first
+        of the round of the largest effective share, and the same with wide components, weighed. A
+        round whose log Z is surely below that of another has missed mass, and does not count."""
+        rounds: list[tuple[Products, Start]] = []
+        current, best = first, None
         for _ in range(ROUNDS):
             proposal = current.mixed(
                 (DEFENSIVE, current.even()),
                 (WIDE, current.flattened(FLATTENED)),
                 (FLAT, uniform(self.energy)),
             )
-            found = weigh(proposal, self.energy, self.generator, DRAWS)
+            rounds.append((current, weigh(proposal, self.energy, self.generator, DRAWS)))
             self.energies += DRAWS
-            if best is None or found.ess > best[1].ess:
-                best = current, found
-            if best[1].ess >= GOOD_SHARE * DRAWS or found.ess <= 0:
+            starts = [start for _, start in rounds if start.ess > 0]
+            if not rounds[-1][1].ess > 0:
                 break
-            current = self.next(current, found, known)
-        assert best is not None
-        return best
+            least = max(start.interval[0] for start in starts)
+            kept = [pair for pair in rounds if pair[1].ess > 0 and pair[1].interval[1] >= least]
+            best = max(kept, key=lambda pair: pair[1].ess)
+            if best[1].ess >= GOOD_SHARE * DRAWS:
+                break
+            current = self.next(current, rounds[-1][1], known)
+        return rounds[0] if best is None else best
 
     def next(self, current: Products, found: Start, known: Tensor) -> Products:
         """The mixture after one round: its components have the mass that the weights give them, and
@@ -368,35 +292,3 @@ class _Work:
             scores.append(float((weight[held] * logs).sum() / weight[held].sum()))
         better = len(scores) > 1 and scores[1] > scores[0] + MIN_GAIN
         return fit(self.energy, places, weight, wide if better else start)
-
-
-def labels_of(fitted: Products, places: Tensor) -> Tensor:  # (N, n) -> (K)
-    """The basin of each component, counted from 0: components that share more than `OVERLAP` of the
-    smaller one's points are in one."""
-    near = fitted.of_components(places).double().softmax(1)
-    mass, shared = near.sum(0), near.T @ near
-    least = torch.minimum(mass.unsqueeze(0), mass.unsqueeze(1)).clamp(min=1e-9)
-    linked = (shared / least > OVERLAP) | torch.eye(len(mass), dtype=torch.bool)
-    label = torch.arange(len(mass))
-    for _ in range(len(mass)):  # each takes the least label among its neighbours
-        label = torch.where(linked, label.unsqueeze(0), len(mass)).amin(1)
-    return label.unique(return_inverse=True)[1]
-
-
-def by_basin(near: Tensor, labels: Tensor) -> Tensor:  # (n, K), (K) -> (n, basins)
-    """The probability of each basin from those of its components."""
-    return near.new_zeros(len(near), int(labels.max()) + 1).index_add(1, labels, near)
-
-
-def weighed_basins(start: Start, fitted: Products, labels: Tensor) -> tuple[Basin, ...]:
-    """The basins with the mass that importance weights give them."""
-    near, found = by_basin(fitted.responsibilities(start.x), labels), []
-    weights = start.log_weights.softmax(0)
-    level = (start.density(start.x) - start.log_weights).double()  # the energy of the target
-    for own in near.T:
-        share = float(weights @ own)
-        error = float((weights.square() * (own - share).square()).sum().sqrt())
-        k = pareto_k(start.log_weights + own.log())
-        lowest = start.x[torch.where(own > 0.5, level, math.inf).argmin()]
-        found.append(Basin(share, error, k, lowest))
-    return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from poe.algebra import support as sets
 from poe.algebra.capabilities import quick
-from poe.algebra.energy import Energy, first_tensor
+from poe.algebra.energy import Energy, Estimate, first_tensor
 from poe.diagnostics.evidence import Diagnostics, diagnose
 from poe.diagnostics.raw import Raw
+from poe.diagnostics.verdict import PARETO_LIMIT
 from poe.kernels import Gibbs, Kernel, Langevin
 from poe.kernels.defaults import default_kernel
 from poe.mcmc.progress import Stopped
@@ -179,6 +181,20 @@ class Runs:
         event, discrete = len(self.job.energy.event_shape), self.job.structure.discrete
         return diagnose(self.x(trace.x), trace.energy, event, discrete=discrete)
 
+    @property
+    def log_z(self) -> Estimate | None:
+        """log Z: of annealed particles, where chains start from these. On a discrete space chains
+        follow annealing where that cannot be trusted, and its log Z can not either: there it is
+        that of the weights of the start, where their Pareto k allows."""
+        job = self.job
+        if not job.structure.discrete:
+            return None if job.annealed is None else job.annealed.log_z
+        start = job.start if job.init is None else None
+        if start is None or start.log_z is None or start.pareto_k > PARETO_LIMIT:
+            return None
+        error = math.sqrt(max(1 / start.ess - 1 / len(start.x), 0.0))
+        return Estimate(start.log_mean + start.log_z.value, math.hypot(error, start.log_z[1]))
+
     def finish(self, trace: Trace) -> Raw:
         """The draws of a trace, as points of the event."""
         job, counts = self.job, trace.counts
@@ -213,7 +229,7 @@ class Runs:
             x,
             energy,
             job.draws,
-            None if job.annealed is None else job.annealed.log_z,
+            self.log_z,
             exact=trace.kernel.exact,
             partial=trace.partial,
             stein=trace.kernel.needs_gradient,

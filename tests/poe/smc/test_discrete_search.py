@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from poe.algebra.energy import Energy, Estimate
-from poe.smc.discrete_search import Phases, search
+from poe.smc.discrete_search import search
+from poe.smc.phases import Phases
 from poe.smc.products import Products, fit, uniform
 from poe.spaces import points
 from tests.poe.discrete_targets import Case, curie_weiss, mean_field_potts, spin_glass, strong_rbm
