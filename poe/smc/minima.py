@@ -18,6 +18,8 @@ FIRST = 512  # descents, after which the others know the metric of a single mini
 NEWTON_STEPS = 8
 MIN_CURVATURE = 1e-4  # of the largest along a coordinate
 MAX_WIDTHS = 64  # directions without curvature that are measured
+NEGLIGIBLE = 60.0  # nats by which the mass of a minimum is smaller, and it is none
+MAX_WIDER = 20.0  # nats for each coordinate
 MAX_STALE = 15  # clusters in a row that are no further minimum
 MAX_TOGETHER = 8  # points that are polished at once
 
@@ -87,7 +89,7 @@ class Minima:
         metric. Once one leads to a minimum that is known, what is left descends on in the metric
         of the lowest: descents that stopped in a curved valley arrive there."""
         x, energy = _sorted(ended.x[ended.arrived], ended.energy[ended.arrived])
-        left = self._elsewhere(x, energy)
+        left = self._elsewhere(x, energy) & self._relevant(x, energy)
         stale, size, moved = 0, 1, False
         while bool(left.any()) and len(self.found) < MAX_MINIMA and stale < MAX_STALE:
             each = 4 * self.flat.d  # gradients of two Newton steps
@@ -97,7 +99,7 @@ class Minima:
             before = self.flat.gradients
             if stale and self.found and not moved:
                 x, energy = _sorted(*self.descended_on(x[left], energy[left]))
-                left, moved = self._elsewhere(x, energy), True
+                left, moved = self._elsewhere(x, energy) & self._relevant(x, energy), True
                 continue
             chosen = left.nonzero().squeeze(1)[: min(size, affordable)]
             left[chosen] = False
@@ -118,6 +120,12 @@ class Minima:
                 left &= ~_near(minimum, x, energy, self.flat.eps)
             self.polishing += self.flat.gradients - before
         self.skipped += int(left.sum())
+
+    def _relevant(self, x: Tensor, energy: Tensor) -> Tensor:  # (n, d), (n) -> (n)
+        """Which points are low enough: above the lowest by no more than the mass of a minimum can
+        make up for that is e^`MAX_WIDER` times as wide along every coordinate."""
+        lowest = [*(minimum.energy for minimum in self.found), *energy[:1].tolist()]
+        return energy <= min(lowest, default=0.0) + NEGLIGIBLE + MAX_WIDER * x.shape[1]
 
     def _elsewhere(self, x: Tensor, energy: Tensor) -> Tensor:  # (n, d), (n) -> (n)
         """Which ends of descents belong to no minimum that is known."""
