@@ -124,7 +124,7 @@ class Space:
             return None
         known = nearest(self.weighed)
         near = known is not None and known.pareto_k <= NEAR_PARETO_K and known.share >= NEAR_SHARE
-        parts = [in_variables_of(self.target, part) for part in self.structure.starts]
+        parts = [in_variables_of(self.target, part) for part in self.structure.scouts]
         densities = [part for part in parts if part is not None]
         share = self.share * (SHARE_WHERE_NEAR if near else 1.0)
         if self.structure.discrete:
@@ -186,8 +186,9 @@ class Job:
     """What is to be drawn: the target in its space, and the arguments of `poe.sample`.
 
     `forced` says that no other method follows, `annealed` what annealed particles gave where that
-    was not enough, and `branch(index, draws)` draws from one branch of a mixture (an index beyond
-    their number draws anew, from another stream); None where it has no point of finite energy.
+    was not enough, `lacking` draws that lack mass at the narrow end, and `branch(index, draws)`
+    draws from one branch of a mixture (an index beyond their number draws anew, from another
+    stream); None where it has no point of finite energy.
     """
 
     space: Space
@@ -201,6 +202,7 @@ class Job:
     compile: bool = False
     checkpoint: Checkpoint | None = None
     annealed: Raw | None = None
+    lacking: Draws | None = None
     forced: bool = False
     branch: Callable[[int, int], Draws | None] | None = None
 

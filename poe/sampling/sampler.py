@@ -175,7 +175,9 @@ def _follow(chosen: Plan, job: Job) -> Draws:
             return result
         earlier = result
         why.append(f"{METHODS[name].words}: {result.reasons[0].split('; try')[0]}")
-        job = replace(job, annealed=raw if name == "annealed" else None)
+        look = result.narrow_end
+        lacking = result if look is not None and look.fires else None
+        job = replace(job, annealed=raw if name == "annealed" else None, lacking=lacking)
         spent = Cost().plus(result.diagnostics)
     raise AssertionError("a plan has at least one method")
 

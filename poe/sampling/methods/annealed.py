@@ -14,15 +14,17 @@ from poe.diagnostics.verdict import fails, reasons
 from poe.sampling import estimation
 from poe.sampling.estimation import POPULATIONS, Estimation, checked, total, warn
 from poe.sampling.job import Job, Method, MethodNotApplicable, Phase
-from poe.sampling.methods.importance import from_weights
+from poe.sampling.methods.importance import MAX_PARETO_K, from_weights
 from poe.sampling.methods.populations import (
     OVERSAMPLING,
     population,
     resampled,
+    selected,
     sizes,
     split,
 )
 from poe.smc.discrete import visible
+from poe.smc.narrow_start import narrow_start
 from poe.smc.noise_path import NoisePath
 from poe.smc.population import anneal
 from poe.smc.resampling import estimate
@@ -31,6 +33,8 @@ from poe.smc.starts import sampler, weigh
 from poe.smc.tuning import StalledError, TunedSchedule
 
 AIS_REFINEMENT = 4  # levels of annealed importance sampling for each of sequential Monte Carlo
+NARROW_COST = 50_000  # gradients of a start that reaches into the narrow end
+NARROW_WORDS = "importance resampling of a start that reaches into the narrow end"
 FITTED_WORDS = "importance resampling of a start that was fitted to annealed particles"
 SCORE_WORDS = (
     "annealed particles that follow scores (log Z: of the densities behind those, as far as they "
@@ -43,6 +47,8 @@ def draw(job: Job) -> Raw:
     where no path was found."""
     started = time.perf_counter()
     populations, wide = sizes(job)
+    if job.lacking is not None and (reaching := _from_narrow_end(job, started)) is not None:
+        return reaching
     try:
         tuned = find_schedule(
             job.target,
@@ -96,6 +102,31 @@ def draw(job: Job) -> Raw:
         return raw
     note = job.progress.reason(f"{len(moved.x)} of {populations} populations are complete")
     return replace(raw, partial=True, reasons=(note,))
+
+
+def _from_narrow_end(job: Job, started: float) -> Raw | None:
+    """Draws of a start that reaches into the narrow end, where those of a method before lack mass
+    there; None where none can be fitted, or its weights are too uneven."""
+    assert job.lacking is not None and job.lacking.narrow_end is not None
+    job.progress.spend(NARROW_COST)
+    z, generator = job.space.z(job.lacking.x), job.streams(Phase.FITTED_START)[0]
+    found = narrow_start(job.target, z, job.lacking.narrow_end, generator)
+    if found is None or found.start.pareto_k > MAX_PARETO_K:
+        return None
+    start, populations = found.start, sizes(job)[0]
+    each = len(start.x) // populations
+    raw = selected(
+        job,
+        start.x[: populations * each].unflatten(0, (populations, each)),
+        start.log_weights[: populations * each].unflatten(0, (populations, each)),
+        job.space.x,
+        start.log_z,
+        nonfinite=start.failed,
+        energies=found.energies,
+        gradients=found.gradients,
+        seconds=time.perf_counter() - started,
+    )
+    return replace(raw, method=NARROW_WORDS)
 
 
 def _from_fitted(job: Job, tuned: TunedSchedule, started: float) -> Raw | None:

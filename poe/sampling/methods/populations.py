@@ -76,7 +76,7 @@ def resampled(
     half of all: it was chosen for the weights of those, and fresh ones show what they have missed.
     """
     share = start.ess / len(start.x)
-    populations, wide = sizes(job)
+    populations, _ = sizes(job)
     wanted = math.ceil(OVERSAMPLING * job.draws / share)
     each = max(WEIGHED_DRAWS, min(MAX_WEIGHED, wanted)) // populations + 1
     known = min(each // 2, len(start.x) // populations)  # of each population
@@ -93,28 +93,53 @@ def resampled(
     raw = torch.cat(
         [start.log_weights[:used].unflatten(0, (populations, known)), torch.cat(logs)], 1
     )
+    return selected(
+        job,
+        torch.cat([before, torch.cat(x)], 1),
+        raw,
+        to_x,
+        start.log_z,
+        nonfinite=failed,
+        nonfinite_share=hidden,
+        energies=job.weighing + energies + populations * fresh,
+        gradients=gradients,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def selected(
+    job: Job,
+    points: Tensor,
+    raw: Tensor,
+    to_x: Callable[[Tensor], Tensor],
+    log_z: Estimate | None,
+    *,
+    energies: float,
+    **counts: float,
+) -> Raw:
+    # (populations, n, *variables), (populations, n)
+    """Weighed points, resampled in each population by their smoothed weights, along a curve through
+    them, and then shuffled. `log_z` is that of the density that they were drawn from."""
+    populations, wide = len(raw), sizes(job)[1]
     smooth, k = pareto_smoothed(raw.flatten())
     smooth = smooth.reshape(raw.shape)
-    drawn, (generator, *_) = torch.cat([before, torch.cat(x)], 1), job.streams(Phase.TUNING)
+    generator, *_ = job.streams(Phase.TUNING)
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": raw.device}
     uniform = torch.rand(populations, 2, **options)
-    path = morton_order(drawn, len(target.event_shape))
+    path = morton_order(points, points.ndim - 2)
     order = path.gather(1, systematic(smooth.gather(1, path), uniform, wide))
     order = order.gather(1, torch.rand(order.shape, **options).argsort(1))
     return population(
         job,
-        to_x(take(drawn, order)),
-        start.log_z,
+        to_x(take(points, order)),
+        log_z,
         estimate(raw.flatten()),
         pareto_k=k,
-        nonfinite=failed,
-        nonfinite_share=hidden,
-        energies=job.weighing + energies + populations * fresh + order.numel(),
-        gradients=gradients,
+        energies=energies + order.numel(),
         # of one weight that outweighs a whole population the sum over populations shows nothing
         weight_ess=min(float(weight_ess(smooth).sum()), float(weight_ess(raw.flatten()))),
         ancestors=distinct(order),
-        seconds=time.perf_counter() - started,
+        **counts,
     )
 
 
