@@ -52,7 +52,8 @@ class Draws:
         agreement: how the posteriors of `poe.combine` agree (`poe.sampling.agreement`); None for
             other compositions.
         search: what the search for modes found; None where none was made.
-        narrow_end: a look where curvature is largest; None where none was taken. Not saved.
+        narrow_end: a look where curvature is largest; None where none was taken. Of it, only
+            figures are saved.
     """
 
     x: Tensor
@@ -232,6 +233,7 @@ class Draws:
             "conditions": self.conditions,
             "agreement": None if self.agreement is None else asdict(self.agreement),
             "search": None if self.search is None else asdict(self.search),
+            "narrow_end": None if self.narrow_end is None else self.narrow_end.figures(),
         } | {
             name: getattr(self, name)
             for name in ("method", "expression", "exact", "partial", "plan")
@@ -264,6 +266,8 @@ class Draws:
             )
             if (search := facts.pop("search", None)) is not None:
                 facts["search"] = ModeSearch(**search | {"missed": tuple(search["missed"])})
+            if (look := facts.pop("narrow_end", None)) is not None:
+                facts["narrow_end"] = NarrowEnd(**look)
             return cls(**tensors, **facts)
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(

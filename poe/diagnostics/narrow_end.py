@@ -48,6 +48,14 @@ class NarrowEnd:
     gradients: float = 0.0
     level: float = LEVEL
 
+    def figures(self) -> dict[str, float]:
+        """The fields that are numbers, by name: without the direction and the points."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if value is not None and not isinstance(value, Tensor)
+        }
+
     @property
     def fires(self) -> bool:
         """Whether the draws lack mass at the narrow end."""

@@ -28,6 +28,7 @@ MIN_MAP_GAIN = 0.05  # nats per particle held out, for a map to be worth its cos
 # squared correlation of a coordinate with the log size of another, above which a map is tried
 # although weights are good: all particles may have lost the narrow end alike
 MAX_LINK = 0.05
+MAX_BENT_DIMENSIONS = 12  # of maps whose log scales bend: many terms fit noise
 MAX_REFITS = 5  # to weighed draws
 MIN_REFIT_ESS = 10.0  # effective draws for each dimension, for another refit
 MIN_GAIN = 0.02  # nats of log Z by which a refit that finds more mass calls for another
@@ -140,7 +141,7 @@ def _held_out(x: Tensor, order: tuple[int, ...] | None, generator: torch.Generat
     held, log_det = x[::4], 0.0
     most = x[torch.arange(len(x), device=x.device) % 4 > 0]
     if order is not None:
-        map = Triangular.fitted(most, order=torch.tensor(order))
+        map = Triangular.fitted(most, order=torch.tensor(order), bent=_bent(x))
         if map is None:
             return -math.inf
         most, (held, log_det) = map.to_noise(most)[0], map.to_noise(held)
@@ -156,7 +157,7 @@ def _weighed(
     """The fit to all particles, and its weighed draws; None where it cannot be made."""
     (x, logs), end, axis = points, target, None
     if order is not None:
-        map = Triangular.fitted(x, order=torch.tensor(order), log_weights=logs)
+        map = Triangular.fitted(x, order=torch.tensor(order), log_weights=logs, bent=_bent(x))
         if map is None:
             return None
         z, end = map.to_noise(x)[0], Transported(target, map)
@@ -167,3 +168,8 @@ def _weighed(
     if mixture is None:
         return None
     return Fitted(weigh(mixture, end, generator, WEIGHED_DRAWS), end, order=order)
+
+
+def _bent(x: Tensor) -> bool:
+    """Whether log scales of a map fitted to particles may bend."""
+    return x[0].numel() <= MAX_BENT_DIMENSIONS

@@ -90,13 +90,18 @@ class Triangular(nn.Module):
 
     @classmethod
     def fitted(
-        cls, x: Tensor, *, order: Tensor | None = None, log_weights: Tensor | None = None
+        cls,
+        x: Tensor,
+        *,
+        order: Tensor | None = None,
+        log_weights: Tensor | None = None,
+        bent: bool = False,
     ) -> Triangular | None:
         """From particles (n, *event), along the coordinates in an order (d), their own by default;
         None above `MAX_DIMENSIONS`, for too few particles, or where a regression is singular.
 
         `log_weights` (n) in nats are importance weights of the points, which then count as many
-        points as are effective.
+        points as are effective. `bent`: whether log scales may be hyperbolas of the coordinates.
         """
         flat = (x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)).double()
         (n, d), mass = flat.shape, flat.new_ones(len(flat))
@@ -121,18 +126,16 @@ class Triangular(nn.Module):
             i, k = rows[: j * (j + 1) // 2], columns[: j * (j + 1) // 2]
             before = torch.cat([ones, u[:, :j]], 1)
             features = torch.cat([before, products[:, : len(i)]], 1)
-            scales = torch.cat([before, _hyperbola(u[:, :j])], 1)
+            scales = torch.cat([before, _hyperbola(u[:, :j])], 1) if bent else before
             try:
                 mean, log_scale = _regress(features, scales, u[:, j], mass)
             except torch.linalg.LinAlgError:
                 return None
             constant[j], linear[j, :j] = mean[0], mean[1 : j + 1]
             quadratic[j, i, k] = mean[j + 1 :]
-            level[j], slope[j, :j], bend[j, :j] = (
-                log_scale[0],
-                log_scale[1 : j + 1],
-                log_scale[j + 1 :],
-            )
+            level[j], slope[j, :j] = log_scale[0], log_scale[1 : j + 1]
+            if bent:
+                bend[j, :j] = log_scale[j + 1 :]
         found = centre, scale, constant, linear, quadratic, level, slope, bend
         names = "centre", "scale", "constant", "linear", "quadratic", "level", "slope", "bend"
         tensors = {name: tensor.to(x) for name, tensor in zip(names, found, strict=True)}

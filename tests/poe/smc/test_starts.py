@@ -10,7 +10,7 @@ from scipy.stats import dirichlet
 import poe
 from experts import Dirichlet, Normal
 from poe.algebra.mixture import Mixture
-from poe.smc.starts import nearest, weigh
+from poe.smc.starts import all_weighed, nearest, weigh
 from poe.spaces.structure import candidates
 from tests.poe.targets import Gauss, Raw
 
@@ -69,7 +69,7 @@ def test_a_sum_of_which_one_part_does_not_draw_has_no_start() -> None:
 def test_a_start_that_misses_what_another_has_met_does_not_count() -> None:
     """The narrow one has even weights on the mode that it knows."""
     target = poe.mixture([NEAR, FAR], weights=[0.5, 0.5])
-    start = nearest([NEAR, WIDE], target, torch.Generator().manual_seed(0))
+    start = nearest(all_weighed([NEAR, WIDE], target, torch.Generator().manual_seed(0)))
     alone = weigh(NEAR, target, torch.Generator().manual_seed(0))
     assert start is not None and start.density is WIDE and alone.ess > start.ess
 
@@ -84,9 +84,5 @@ def test_a_start_may_draw_outside_a_part_of_the_support() -> None:
     found = poe.log_z(shares & box, seed=0)
     assert abs(found.value - math.log(exact)) < 4 * found.standard_error
     draws = poe.sample(shares & box, 500, seed=0)
-    assert (
-        draws.trusted
-        and draws.diagnostics.gradients == 0
-        and math.isnan(draws.diagnostics.stein_pvalue)
-    )
+    assert draws.trusted and math.isnan(draws.diagnostics.stein_pvalue)
     assert bool((draws.x <= 0.5).all())
