@@ -200,7 +200,7 @@ def _no_better(result: Draws, job: Job) -> bool:
     missing R-hat of one chain."""
     d = result.diagnostics
     lone = job.chains == 1 and math.isnan(d.rhat) and not d.invalid
-    return len(result.reasons) == 1 and (fails(d.nonfinite, d.nonfinite_share) or lone)
+    return fails(d.nonfinite, d.nonfinite_share) or (lone and len(result.reasons) == 1)
 
 
 def _branch(job: Job, index: int, draws: int) -> Draws | None:

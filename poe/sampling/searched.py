@@ -30,7 +30,7 @@ def searched(draws: Draws, job: Job, *, drawn_apart: bool = False) -> Draws:
     z = job.space.z(draws.x)
     log_z = None if draws.log_z is None else draws.log_z.value
     names = "" if job.space.unconstrained is None else " (in unconstrained coordinates)"
-    draws = draws.with_search(found.judged(z.flatten(1), size, log_z, names))
+    draws = draws.with_search(found.judged(z.reshape(len(z), -1), size, log_z, names))
     draws = unmet(draws, job) if draws.trusted else draws
     if not draws.trusted:
         return draws

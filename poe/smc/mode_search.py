@@ -74,6 +74,7 @@ REFITS = 8
 FITS = 2, 5  # the refits of shapes by expectation maximisation
 FAR = 1e3, 1e5  # widths, between which the tails of a target are measured
 MAX_GROWTH = 60.0  # nats for each factor e of distance, beyond which tails are light
+MAX_IMPROPER_GROWTH = 0.99  # of d log r, that of a density without finite mass
 MIN_FREEDOM = 0.3  # degrees of freedom of tails
 MAX_TAILS = 1024  # directions
 POPULATION_STEPS = 60
@@ -216,6 +217,11 @@ class _Search:
         growth = (far - near) / math.log(FAR[1] / FAR[0])
         growth = torch.where(growth.isnan(), math.inf, growth)
         axes = float(growth.unflatten(0, (2, -1))[:, :d].min())
+        if float(growth.unflatten(0, (2, -1))[:, d:].median()) < MAX_IMPROPER_GROWTH * d:
+            raise ValueError(
+                f"the energy of {self.flat.target} grows by less than {d} log|x| far out: it seems "
+                "improper, with no finite mass to draw from"
+            )
         every = float(growth.min())
         if not every < MAX_GROWTH:
             return None, None

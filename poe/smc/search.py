@@ -113,23 +113,17 @@ def from_fitted(
 
 def _chosen(target: Energy, found: list[TunedSchedule]) -> TunedSchedule:
     """The cheapest of those that have not missed mass, and have not collapsed where one has not."""
-    top = max(tuned.log_ratio for tuned in found)
-    if not math.isfinite(top):
+    kept = [tuned for tuned in found if not tuned.collapsed] or found
+    top = max(tuned.log_ratio for tuned in kept)
+    least = max(tuned.interval[0] for tuned in kept)
+    near = [tuned for tuned in kept if tuned.log_ratio > top - MAX_LOG_Z_GAP]
+    if not near:  # of log Z that is infinite or NaN
         raise ValueError(
             f"{target} has particles of energy -inf, or diverges: it seems improper, with no "
             "finite mass to draw from"
         )
-    kept = [tuned for tuned in found if not tuned.collapsed] or found
-    top, least = (
-        max(tuned.log_ratio for tuned in kept),
-        max(tuned.interval[0] for tuned in kept),
-    )
-    kept = [
-        tuned
-        for tuned in kept
-        if tuned.log_ratio > top - MAX_LOG_Z_GAP and tuned.interval[1] >= least
-    ]
-    return min(kept, key=lambda tuned: tuned.schedule.gradients)
+    sure = [tuned for tuned in near if tuned.interval[1] >= least] or near
+    return min(sure, key=lambda tuned: tuned.schedule.gradients)
 
 
 @dataclass(frozen=True)

@@ -136,16 +136,19 @@ def _limited(found: Branches) -> Branches:
 # ---- densities that draw
 
 
-def scouts(energy: Energy) -> list[Energy]:
+def scouts(energy: Energy, closed: Energy | None = None) -> list[Energy]:
     """Densities that draw, in the variables of x, and whose draws show where each branch may have
     its mass: the closed form of the branch, else its samplable factors, through `@ f` where f can
     be inverted, and factors of `on` that fill the event together.
 
     Of up to `MAX_BRANCHES` branches each stands for itself; beyond, the samplable parts of all are
     one mixture with equal weights. No draw need be near the mass of a branch: where a narrow part
-    is seen through a map without inverse, draws come from the other factors.
+    is seen through a map without inverse, draws come from the other factors. `closed` is the
+    closed form of the energy, where it is known.
     """
     known = branches(energy)
+    if known is not None and len(known) == 1 and closed is not None:
+        return [closed] if closed.can(Samples) else _reaching(energy)
     each = _reaching(energy) if known is None else [e for _, b in known for e in _of_branch(b)]
     found = [e for e in {id(e): e for e in each}.values() if e.event_shape == energy.event_shape]
     if len(found) <= MAX_BRANCHES or known is not None:

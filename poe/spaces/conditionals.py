@@ -156,8 +156,10 @@ class _Evaluated(_Part):
     def __init__(self, energy: Energy, sites: Sites | None = None) -> None:
         super().__init__(energy)
         self.sites = sites
-        # points with a site at another of its values need no check against the support
+        # where all sites have as many values, points with a site at another of its values need no
+        # check against the support
         whole = sites is None and energy.support is box_of(energy)
+        whole = whole and len(sites_of(energy).counts.unique()) == 1
         self.evaluate = inner if whole else Energy.__call__
 
     def blocks(self) -> Sequence[Tensor]:

@@ -85,7 +85,7 @@ class Structure:
     @cached_property
     def scouts(self) -> tuple[Energy, ...]:
         """Densities that draw, and whose draws show where each branch may have its mass."""
-        return tuple(scouts(self.energy))
+        return tuple(scouts(self.energy, self.closed))
 
     @cached_property
     def starts(self) -> tuple[Energy, ...]:

@@ -48,7 +48,7 @@ def test_a_sample_simplifies_once() -> None:
     energy = Normal(0.0, 1.0) & poe.as_energy(td.StudentT(5.0, 1.0, 2.0))
     found = calls_of(lambda: poe.sample(energy, 200, seed=0))
     assert found["simplify"] == 1
-    assert found.total() <= 700
+    assert found.total() <= 6000  # of these some 4,000 in the search for modes
 
 
 def test_parts_are_evaluated_without_further_checks() -> None:

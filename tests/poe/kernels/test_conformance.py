@@ -278,8 +278,8 @@ def check_resume(kernel: Kernel, energy: poe.Energy, x: Tensor, path: Path) -> N
         )
 
     whole = trace(None)
-    with pytest.raises(KeyboardInterrupt):
-        trace(Cut(path, 3))
+    first = trace(Cut(path, 3))
+    assert first.partial and first.x.shape[1] == 1  # in warm-up: where the chains are
     assert trace(Cut(path, 6)).partial
     resumed = trace(Checkpoint(path, {"run": "cut"}))
     assert torch.equal(whole.x, resumed.x) and torch.equal(whole.energy, resumed.energy)

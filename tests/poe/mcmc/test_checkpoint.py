@@ -119,8 +119,7 @@ def test_twenty_kills_at_random_moments_change_no_draw(tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_to_the_same_draws(tmp_path: Path, often: None) -> None:
     energy = Gauss(1.0)
     whole = chains(tmp_path / "whole", energy)
-    with pytest.raises(KeyboardInterrupt):
-        chains(tmp_path / "cut", energy, evaluations=40)  # in warm-up
+    chains(tmp_path / "cut", energy, evaluations=40)  # in warm-up: from where the chains are then
     partial = chains(tmp_path / "cut", energy, evaluations=80)  # in the draws
     assert 0 < partial.shape[1] < whole.shape[1]
     assert torch.equal(chains(tmp_path / "cut", energy), whole)

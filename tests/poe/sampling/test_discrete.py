@@ -12,7 +12,7 @@ from experts import RBM, Ising, Potts
 from poe.kernels import DiscreteLangevin, Gibbs
 from poe.sampling.estimation import EstimateWarning
 from poe.spaces import points
-from tests.poe.discrete_targets import REQUIRED
+from tests.poe.discrete_targets import REQUIRED, curie_weiss, strong_rbm
 
 
 class Chain(poe.Energy):
@@ -142,7 +142,17 @@ def test_few_particles_of_a_critical_grid_are_no_evidence() -> None:
         poe.log_z(Ising((6, 6), 0.44), method="annealed", draws=32, seed=0)
 
 
-@pytest.mark.parametrize("make", REQUIRED, ids=lambda make: f"{make.func.__name__}{make.keywords}")
+QUICK = (strong_rbm, curie_weiss)  # the others are slow
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make if make.func in QUICK else pytest.param(make, marks=pytest.mark.slow)
+        for make in REQUIRED
+    ],
+    ids=lambda make: f"{make.func.__name__}{make.keywords}",
+)
 def test_every_phase_has_its_share(make) -> None:
     """Shares within .02 + 3 standard errors at the reported ESS; log Z within .03 + 3 of its
     own."""
