@@ -42,7 +42,7 @@ def test_no_more_is_spent_than_the_limit() -> None:
         Progress().end(KeyboardInterrupt(), nothing=True)
 
 
-@pytest.mark.parametrize("limit", [100, 2_000, 30_000])
+@pytest.mark.parametrize("limit", [100, 2_000, pytest.param(30_000, marks=pytest.mark.slow)])
 def test_a_run_ends_with_what_there_is(limit: float) -> None:
     target, x = Gauss(0.0), torch.zeros(8, 2)
 

@@ -174,13 +174,21 @@ def test_few_populations_have_wider_errors() -> None:
 
 
 def test_an_integral_that_may_be_infinite_is_warned_of():
+    energy = Raw(lambda x: x.square().sum(-1), proper=None, name="unknown")
+    for call in (poe.log_z, poe.normalize):
+        with pytest.warns(ImproperWarning, match="it is unknown whether .* has finite mass"):
+            call(energy, seed=0)
+
+
+def test_an_integral_that_is_infinite_is_refused():
+    """p_1 p_2 / p_0 of heavy tails over a normal grows without bound, far out."""
     heavy = [
         poe.as_energy(torch.distributions.StudentT(torch.tensor([3.0]), place, 1.0))
         for place in (-1.0, 1.0)
     ]
     energy = poe.combine(heavy, prior=poe.create("normal", loc=[0.0], scale=[5.0]))
     for call in (poe.log_z, poe.normalize):
-        with pytest.warns(ImproperWarning, match="it is unknown whether .* has finite mass"):
+        with pytest.raises(ValueError, match="it seems improper"):
             call(energy, seed=0)
 
 

@@ -48,7 +48,14 @@ def calls(**options) -> int:
     return target.count
 
 
-@pytest.mark.parametrize("method", [None, "annealed", "chains", "tempered"])
+METHODS = [
+    None,
+    "annealed",
+    *(pytest.param(m, marks=pytest.mark.slow) for m in ("chains", "tempered")),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_interrupt_in_any_phase_returns_what_there_is(method: str | None) -> None:
     total = calls(method=method)
     for share in (0.02, 0.2, 0.5, 0.95) if method is None else (0.1, 0.9):
@@ -73,6 +80,7 @@ class Spins(poe.Energy):
         return -(2 * x.sum(-1) - 24).square() / 60
 
 
+@pytest.mark.slow
 def test_discrete_draws_that_are_interrupted() -> None:
     target = Spins()
     whole = poe.sample(target, 200, seed=0)
@@ -88,7 +96,7 @@ def test_an_interrupt_before_there_is_any_point_is_raised() -> None:
         poe.sample(Interrupted(1), 200, method="chains", seed=0)
 
 
-@pytest.mark.parametrize("method", [None, "annealed", "chains", "tempered"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_call_takes_no_more_than_it_may(method: str | None) -> None:
     for limit in (20_000, 60_000) if method is None else (30_000,):
         one, other = (
