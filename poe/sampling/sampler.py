@@ -152,8 +152,9 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         return Draws.of(nothing(job, chosen.reason), job.structure, text)
     job = replace(job, branch=lambda index, draws: _branch(job, index, draws))
     job.progress.points, job.progress.rough = None, True  # of this target there are none yet
-    for name in chosen.methods:
-        last = name == chosen.methods[-1]
+    names = list(chosen.methods)
+    for index, name in enumerate(names):  # which may grow
+        last = index == len(names) - 1
         try:
             raw = METHODS[name].draw(replace(job, forced=last))
         except MethodNotApplicable as no:
@@ -176,8 +177,11 @@ def _follow(chosen: Plan, job: Job) -> Draws:
         earlier = result
         why.append(f"{METHODS[name].words}: {result.reasons[0].split('; try')[0]}")
         look = result.narrow_end
-        lacking = result if look is not None and look.fires else None
-        job = replace(job, annealed=raw if name == "annealed" else None, lacking=lacking)
+        if look is not None and look.fires:
+            if name == "annealed" and job.lacking is None:  # once more, from the narrow end
+                names.insert(index + 1, "annealed")
+            job = replace(job, lacking=result)
+        job = replace(job, annealed=raw if name == "annealed" else None)
         spent = Cost().plus(result.diagnostics)
     raise AssertionError("a plan has at least one method")
 

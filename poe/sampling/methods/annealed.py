@@ -47,8 +47,12 @@ def draw(job: Job) -> Raw:
     where no path was found."""
     started = time.perf_counter()
     populations, wide = sizes(job)
-    if job.lacking is not None and (reaching := _from_narrow_end(job, started)) is not None:
-        return reaching
+    if job.lacking is not None:
+        reaching = _from_narrow_end(job, started)
+        if reaching is not None:
+            return reaching
+        if job.annealed is not None:
+            raise MethodNotApplicable("no start was found that reaches into the narrow end")
     try:
         tuned = find_schedule(
             job.target,
