@@ -22,6 +22,7 @@ HISTORY = 6  # pairs (s, y) of each start
 ITERATIONS = 60  # at most
 BACKTRACKS = 6  # of a step, each a quarter of the one before
 STOP_NATS = 0.01  # predicted decrease, below which a descent has arrived
+CALM_STEPS = 2  # in a row below it: one alone may be a valley seen across
 MAX_COORDINATE = 1e15  # beyond which a descent is a runaway
 
 
@@ -80,6 +81,7 @@ class _State:
         self.failures = torch.zeros(len(self.index), dtype=torch.long, device=x.device)
         self.first = self._first_step(length[self.index])
         self.curved = torch.ones(len(self.index), dtype=torch.bool, device=x.device)
+        self.calm = torch.zeros_like(self.failures)  # steps in a row that gained next to nothing
 
     def _first_step(self, length: Tensor) -> Tensor:  # (m) -> (m)
         """g's multiplier: that of the curvature along g, and at most a step of `length`."""
@@ -120,6 +122,8 @@ class _State:
         still = (
             small & curved & (e - new_e < torch.maximum(torch.full_like(e, STOP_NATS), resolution))
         )
+        self.calm = torch.where(still, self.calm + 1, 0)
+        still = self.calm >= CALM_STEPS
         self.failures = torch.where(ok, 0, self.failures + 1)
         runaway = (new_x.abs().amax(1) > MAX_COORDINATE) | (new_e == -math.inf)
         self.arrived[i[still & ~runaway]] = True
@@ -173,4 +177,5 @@ class _State:
             return
         self.index, self.first = self.index[left], self.first[left]
         self.failures, self.curved = self.failures[left], self.curved[left]
+        self.calm = self.calm[left]
         self.s, self.y = [s[left] for s in self.s], [y[left] for y in self.y]

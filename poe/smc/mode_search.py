@@ -48,7 +48,7 @@ MIN_REFITTED = 1024  # draws of a refit
 MAX_OPERATIONS = 2e9  # of a search, as `poe.smc.flat` counts them
 START_COST = 100  # gradients, about, for each start
 DECADES = 8.0  # of scales around 1, on either side
-MAX_EXPLORED = 1 << 17  # draws that are weighed in a round
+MAX_EXPLORED = 1 << 15  # draws that are weighed in a round
 BLOCK = 8192  # of these draws
 # their sizes, and shares: a narrow mode beside a wide one is met most often somewhat outside of the
 # wide one's own mass
