@@ -115,8 +115,9 @@ class _State:
         self.s = [*self.s, torch.where(good.unsqueeze(1), s, 0)][-HISTORY:]
         self.y = [*self.y, torch.where(good.unsqueeze(1), y, 0)][-HISTORY:]
         grown = 2 * size / new_g.norm(dim=1).clamp(min=1e-300)
-        self.first = torch.where(ok & ~good, grown, self.first)
-        curved, self.curved = good, good | ~ok
+        calm = self.calm > 0  # where rounding hides the curvature
+        self.first = torch.where(ok & ~good & ~calm, grown, self.first)
+        curved, self.curved = good | calm, good | ~ok | calm
         resolution = 8 * self.eps * new_e.abs()
         small = -slope / 2 < torch.maximum(torch.full_like(slope, STOP_NATS), resolution)
         still = (
