@@ -55,15 +55,15 @@ def test_a_funnel_has_its_neck_and_its_mouth() -> None:
     assert ttest_1samp(each.square().mean(1), 9).pvalue > 0.001
 
 
-def test_a_narrow_gaussian_in_many_dimensions_is_drawn_by_chains_from_particles() -> None:
-    """Variances from 1 to 1/1000 in 60 dimensions, turned at random: annealed particles do not
-    suffice."""
+def test_a_narrow_gaussian_in_many_dimensions_is_right() -> None:
+    """Variances from 1 to 1/1000 in 60 dimensions, turned at random: annealed particles from
+    one wide normal do not suffice, the search knows its shape."""
     d = 60
     turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0)))[0]
     scale = torch.logspace(0, -1.5, d)
     target = Raw(lambda x: ((x - 1) @ turn / scale).square().sum(-1) / 2, d=d, name="narrow")
     draws = poe.sample(target, 2000, seed=3)
-    assert draws.trusted and "chains" in draws.method
+    assert draws.trusted
     z = ((draws.x - 1) @ turn / scale).double()
     # squares of 60 standard normals: the mean over draws has variance 2/ESS, at the ESS that is
     # reported at the least
