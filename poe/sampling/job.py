@@ -129,16 +129,24 @@ class Space:
         share = self.share * (SHARE_WHERE_NEAR if near else 1.0)
         if self.structure.discrete:
             return self._phases(densities, share)
-        try:
-            return search(
-                self.target,
-                densities,
-                self.phase(Phase.SEARCH),
-                share=share,
-                progress=self.progress,
-            )
-        except TypeError:  # no gradient
+        if not self._differentiable():
             return None
+        return search(
+            self.target,
+            densities,
+            self.phase(Phase.SEARCH),
+            share=share,
+            progress=self.progress,
+        )
+
+    def _differentiable(self) -> bool:
+        """Whether the target has a gradient, from one point."""
+        point = first_tensor(self.target).new_zeros(1, *self.target.event_shape)
+        try:
+            self.target.value_and_grad(point)
+        except TypeError:
+            return False
+        return True
 
     def _phases(self, densities: list[Energy], share: float) -> Phases:
         """What a search for the phases of a discrete target finds. It is counted as a whole."""

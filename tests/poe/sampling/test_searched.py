@@ -61,3 +61,13 @@ def test_tails_of_a_student_t_have_their_share() -> None:
         beyond = int((draws.x.norm(dim=1) > radius).sum())
         low, high = binom.interval(1 - 1e-4, int(draws.diagnostics.ess_bulk), share)
         assert low <= beyond * draws.diagnostics.ess_bulk / 1000 <= high + 1
+
+
+def test_an_error_of_an_expert_is_not_taken_for_a_missing_gradient() -> None:
+    def picky(x: Tensor) -> Tensor:
+        if x.numel() > 64:
+            raise TypeError("too many points for me")
+        return x.square().sum(-1) / 2
+
+    with pytest.raises(TypeError, match="too many points for me"):
+        poe.sample(Raw(picky, proper=True, name="picky"), 100, seed=0)
